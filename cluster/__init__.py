@@ -1,0 +1,1 @@
+"""Ray workers and the driver that hands shards to them."""

@@ -1,0 +1,1 @@
+"""Rows, shards, parts and stores: everything about a job that needs neither torch nor ray."""

@@ -1,0 +1,92 @@
+"""Every error that a user of Overtone can meet. Knows nothing else of the project.
+
+    OvertoneError
+    ├── UserError(ValueError)        a mistake to correct; the CLI prints one line and exits with 2
+    │   ├── SpecError                the job spec: which key, which line
+    │   ├── PromptsError             the prompt table: which file, column, row
+    │   ├── SizeError                a size that the model cannot make; names the nearest that it can
+    │   ├── StoreUnsafe              the store would let two writers both win
+    │   └── FingerprintMismatch      the output folder belongs to another job; shows the difference
+    ├── StoreError                   the store said no, or could not be reached after all retries
+    │   └── StoreConflict            somebody else's object is under that name
+    ├── JobError                     the job ended early and can be resumed; the CLI exits with 3
+    │   ├── StaleDriver              a newer driver took the job over
+    │   ├── NoWorkersLeft            every worker was retired
+    │   └── TooManyRejects           more rejects than `max_reject_fraction` allows
+    ├── VerifyError                  the output is not what the job promised; the CLI exits with 4
+    └── RowError                     one row cannot be made; becomes a reject, never ends a job
+"""
+
+from __future__ import annotations
+
+
+class OvertoneError(Exception):
+    """Base of all errors raised by `jobs` and `cluster` on purpose."""
+
+
+class UserError(OvertoneError, ValueError):
+    """A mistake in what the user gave; the message says where it is and what to change."""
+
+
+class SpecError(UserError):
+    """The job spec cannot be used."""
+
+
+class PromptsError(UserError):
+    """The prompt table cannot be used."""
+
+
+class SizeError(UserError):
+    """A size that the model cannot make."""
+
+
+class StoreUnsafe(UserError):
+    """The store does not refuse a second create, so two writers could both win."""
+
+
+class FingerprintMismatch(UserError):
+    """The output folder holds another job."""
+
+
+class StoreError(OvertoneError):
+    """The store refused, or could not be reached after all retries."""
+
+
+class StoreConflict(StoreError):
+    """Another writer's object is under the name."""
+
+
+class JobError(OvertoneError):
+    """The job ended before its last shard; what is committed stays and a later run resumes."""
+
+
+class StaleDriver(JobError):
+    """A newer driver took the job over."""
+
+
+class NoWorkersLeft(JobError):
+    """Every worker was retired."""
+
+
+class TooManyRejects(JobError):
+    """More rows were rejected than the spec allows."""
+
+
+class VerifyError(OvertoneError):
+    """The output is not what the job promised."""
+
+
+class RowError(OvertoneError):
+    """One row cannot be made. Carries what the reject will say."""
+
+    def __init__(self, message: str, *, row_id: str, stage: str) -> None:
+        super().__init__(message)
+        self.row_id = row_id
+        self.stage = stage
+
+    def __reduce__(self):  # keyword-only arguments do not survive the default pickling
+        return (_row_error, (str(self), self.row_id, self.stage))
+
+
+def _row_error(message: str, row_id: str, stage: str) -> RowError:
+    return RowError(message, row_id=row_id, stage=stage)

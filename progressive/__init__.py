@@ -1,0 +1,33 @@
+"""Spectral progressive generation for any flow-matching diffusers pipeline.
+
+    import progressive
+    result = progressive.generate(pipe, prompts, height=1024, width=1024, num_steps=50, delta=0.05, seeds=[7])
+    result.images, result.latents, result.stages
+
+Importing this package loads neither torch nor diffusers; the first call does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Sampling": "progressive.settings",
+    "generate": "progressive.engine",
+    "Engine": "progressive.engine",
+    "Result": "progressive.engine",
+    "NonFiniteLatents": "progressive.engine",
+    "calibrate": "progressive.spectrum",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'progressive' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

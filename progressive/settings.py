@@ -1,0 +1,92 @@
+"""The settings of a sample: what to draw it with, never how fast. Knows no torch, no jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Mode = Literal["fullres", "dct", "dct_rewind"]
+Transform = Literal["dct", "haar", "fft"]
+Noise = Literal["coupled", "fresh"]
+
+
+class Sampling(BaseModel):
+    """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "dct_rewind"
+    """`fullres`: the plain pipeline. `dct`: coarse grids first, spectral expansion between them.
+    `dct_rewind`: the same, and the step after an expansion starts at the matching higher noise level."""
+
+    num_steps: Annotated[int, Field(ge=1)] | None = None
+    """Scheduler steps over all stages; unset: the family's usual number."""
+
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    """The pipeline's own `guidance_scale`; unset: the pipeline's default."""
+
+    true_cfg_scale: Annotated[float, Field(ge=0)] | None = None
+    """The pipeline's own `true_cfg_scale` (FLUX.1, Qwen-Image); unset: the pipeline's default."""
+
+    height: Annotated[int, Field(ge=1)] | None = None
+    """Output height in pixels; unset: the family's usual size. A row's own `height` comes first."""
+
+    width: Annotated[int, Field(ge=1)] | None = None
+    """Output width in pixels; unset: the family's usual size. A row's own `width` comes first."""
+
+    num_frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of a video; unset: the family's usual number. Refused for image families."""
+
+    levels: Annotated[int, Field(ge=0)] | None = None
+    """Number of halvings: 1 gives the ladder [0.5, 1], 2 gives [0.25, 0.5, 1]. Default 1.
+    Give at most one of `levels` and `scales`."""
+
+    scales: Literal["auto"] | tuple[float | int, ...] | None = None
+    """The ladder itself: increasing, ending at full size; fractions in (0, 1], or heights in pixels
+    (integers above 1). `auto`: the ladder with the fewest estimated FLOPs at this `delta`."""
+
+    transition_sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """The noise level at or below which each coarse stage ends, decreasing, one fewer than the
+    ladder has rungs; unset: from `delta` and the family's spectrum."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Error allowed per frequency at a transition, in (0, 1): larger stays coarse for longer and
+    saves more. Unset: the family's recommended value."""
+
+    min_scale: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Smallest scale that `scales: auto` may choose."""
+
+    max_rungs: Annotated[int, Field(ge=1)] = 5
+    """Most stages that `scales: auto` may choose, the full-size one included."""
+
+    transform: Transform = "dct"
+    """Basis of the spectral expansion. `haar` can only double a grid."""
+
+    noise: Noise = "coupled"
+    """`coupled`: all stages share one full-resolution noise field, so that the result follows the
+    full-resolution sample. `fresh`: each expansion draws its own."""
+
+    spectrum: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """(A, beta) of the latent power spectrum P(w) = A w^-beta; unset: the family's fit."""
+
+    call_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More keyword arguments for the pipeline's call, as it documents them
+    (`cfg_normalization`, `max_sequence_length`, ...)."""
+
+    @model_validator(mode="after")
+    def _one_ladder(self) -> Sampling:
+        if self.levels is not None and self.scales is not None:
+            raise ValueError("give `levels` or `scales`, not both")
+        if isinstance(self.scales, tuple):
+            if not self.scales:
+                raise ValueError("scales is empty; it must end at full size (1.0)")
+            if any(b <= a for a, b in zip(self.scales, self.scales[1:], strict=False)):
+                raise ValueError(f"scales must increase; got {list(self.scales)}")
+            if any(s <= 0 for s in self.scales):
+                raise ValueError(f"scales must be above 0; got {list(self.scales)}")
+        if self.transition_sigmas is not None and any(
+            b >= a for a, b in zip(self.transition_sigmas, self.transition_sigmas[1:], strict=False)
+        ):
+            raise ValueError(f"transition_sigmas must decrease; got {list(self.transition_sigmas)}")
+        return self
