@@ -1,0 +1,89 @@
+"""The table of faults: which action an exception's type asks for, and how a failure travels as data."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from cluster.faults import STARTING, TABLE, Action, Failure, action_for, first_line
+from jobs.errors import RowError, SizeError, SpecError, StaleDriver, StoreConflict, StoreError
+
+
+class OddError(ValueError):
+    """A type that no table lists."""
+
+
+@pytest.mark.parametrize(
+    ("error", "action"),
+    [
+        (RowError("bad", row_id="1", stage="text_encode"), Action.REJECT_ROW),
+        (SizeError("100 px"), Action.REJECT_ROW),
+        (SpecError("no such key"), Action.FAIL_JOB),
+        (StaleDriver("epoch 4"), Action.FAIL_JOB),
+        (StoreError("503"), Action.RETRY),
+        (StoreConflict("taken"), Action.RETRY),
+        (ConnectionResetError(), Action.RETRY),
+        (TimeoutError(), Action.RETRY),
+        (FileNotFoundError("gone"), Action.FAIL_JOB),
+        (MemoryError(), Action.HALVE_BATCH),
+        (RuntimeError("anything"), Action.REJECT_ROW),
+        (OddError("anything"), Action.REJECT_ROW),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), Action.REJECT_ROW),
+        (TypeError("got an unexpected keyword"), Action.FAIL_JOB),
+        (ModuleNotFoundError("no module"), Action.FAIL_JOB),
+        (SystemExit(1), Action.REPLACE_WORKER),
+        (KeyboardInterrupt(), Action.REPLACE_WORKER),
+    ],
+)
+def test_the_type_decides(error, action):
+    assert action_for(error) is action
+    assert action_for(type(error)) is action
+
+
+def test_while_a_worker_starts_no_row_is_to_blame():
+    assert action_for(ValueError("unknown scheduler"), starting=True) is Action.FAIL_JOB
+    assert action_for(RuntimeError("no device"), starting=True) is Action.REPLACE_WORKER
+    assert action_for(ConnectionError("hub"), starting=True) is Action.REPLACE_WORKER
+    assert action_for(FileNotFoundError("model_index.json"), starting=True) is Action.FAIL_JOB
+    assert not any(a is Action.REJECT_ROW for a in STARTING.values())
+
+
+def test_torch_types_match_by_name():
+    torch = pytest.importorskip("torch")
+    assert action_for(torch.OutOfMemoryError("CUDA out of memory")) is Action.HALVE_BATCH
+    assert action_for(torch.OutOfMemoryError("CUDA out of memory"), starting=True) is Action.REPLACE_WORKER
+    assert action_for(torch.AcceleratorError) is Action.REPLACE_WORKER
+
+
+def test_every_name_in_the_table_exists():
+    """A name that no class has would silently never match."""
+    import importlib
+
+    for name in [*TABLE, *STARTING]:
+        module, _, cls = name.rpartition(".")
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError:
+            assert not module.startswith(("jobs", "builtins", "progressive"))  # an optional package
+            continue
+        kind = getattr(found, cls)
+        assert f"{kind.__module__}.{kind.__qualname__}" == name
+
+
+def test_a_failure_is_plain_data():
+    try:
+        raise StoreError("PUT data/x\nfailed: 503")
+    except StoreError as error:
+        failure = Failure.of(error, "upload")
+    again = pickle.loads(pickle.dumps(failure))
+    assert again == failure
+    assert (again.action, again.error_class, again.stage) == (Action.RETRY, "StoreError", "upload")
+    assert again.message == "PUT data/x failed: 503"
+    assert "raise StoreError" in again.traceback
+
+
+def test_messages_are_one_line_and_bounded():
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert first_line(RuntimeError("a\n\tb")) == "a b"
+    assert len(first_line(RuntimeError("x" * 5000), limit=100)) == 100
