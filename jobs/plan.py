@@ -1,0 +1,218 @@
+"""The shards of a job, and the fingerprint of all that its samples depend on. Knows no rows and no store.
+
+    plan.shard(42), plan.num_shards, plan.fingerprint
+    remaining(plan, finished)                 # resume: the plan minus what is committed
+
+Shards are not stored: they follow from the files' row counts, so a plan of ten million shards is as small as
+its list of files.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import VerifyError
+from jobs.prompts import FileList
+
+_VERSION = 1
+_SHOWN_FILES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A contiguous run of rows of one input file."""
+
+    index: int
+    """From 0; the number in the part's name."""
+    file: int
+    """Index in `JobPlan.files`."""
+    first_row: int
+    """Index in the file of the shard's first row."""
+    num_rows: int
+    """Rows of the input; a row that asks for several images makes more."""
+
+
+@dataclass(frozen=True, eq=False)
+class JobPlan:
+    """Which rows make which part. Immutable: a job is planned once, and every resume must plan the same."""
+
+    files: FileList
+    """The input files in order, with as many of their rows as the job uses."""
+    shard_rows: int
+    """Rows a shard; the last of a file may have fewer, for shards never span files."""
+    samples: dict[str, Any]
+    """`JobSpec.samples()`: the settings that change samples."""
+
+    @cached_property
+    def _first_shards(self) -> np.ndarray:
+        """[files + 1] int64: index of each file's first shard; the last entry counts all shards."""
+        shards = -(-self.files.num_rows // self.shard_rows)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(shards, dtype=np.int64)])
+
+    @property
+    def num_shards(self) -> int:
+        return int(self._first_shards[-1])
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the input that the job uses."""
+        return int(self.files.num_rows.sum())
+
+    @property
+    def passthrough(self) -> pa.Schema:
+        """The columns that pass through to the output, the same for every shard, under their output names."""
+        return self.files.passthrough
+
+    def shard(self, index: int) -> Shard:
+        """O(log files). IndexError outside [0, num_shards)."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"shard {index} of {self.num_shards}")
+        file = int(np.searchsorted(self._first_shards, index, side="right")) - 1
+        first_row = (index - int(self._first_shards[file])) * self.shard_rows
+        num_rows = min(self.shard_rows, int(self.files.num_rows[file]) - first_row)
+        return Shard(index=index, file=file, first_row=first_row, num_rows=num_rows)
+
+    def shards(self) -> Iterator[Shard]:
+        """All of them, in order, made as they are asked for."""
+        for file, num_rows in enumerate(self.files.num_rows.tolist()):
+            first_shard = int(self._first_shards[file])
+            for k, first_row in enumerate(range(0, num_rows, self.shard_rows)):
+                yield Shard(first_shard + k, file, first_row, min(self.shard_rows, num_rows - first_row))
+
+    @cached_property
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What the fingerprint is made of; the files by one digest, in order."""
+        return {
+            "version": _VERSION,
+            "samples": self.samples,
+            "shards": {"rows": self.shard_rows},
+            "prompts": {
+                "files": len(self.files),
+                "rows": self.num_rows,
+                "size_bytes": int(self.files.size_bytes.sum()),
+                "digest": self.files.digest(),
+            },
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the canonical JSON of `fingerprint_parts`."""
+        return sha256(_canonical(self.fingerprint_parts)).hexdigest()
+
+    def to_parquet_bytes(self) -> bytes:
+        """One row a file, with its shards; settings, fingerprint and counts in the schema's metadata."""
+        first = self._first_shards
+        table = self.files.table.append_column("first_shard", pa.array(first[:-1]))
+        table = table.append_column("num_shards", pa.array(np.diff(first)))
+        about = {
+            "version": _VERSION,
+            "fingerprint": self.fingerprint,
+            "num_shards": self.num_shards,
+            "num_rows": self.num_rows,
+            "shard_rows": self.shard_rows,
+            "samples": self.samples,
+            "passthrough": base64.b64encode(self.passthrough.serialize().to_pybytes()).decode(),
+        }
+        sink = io.BytesIO()
+        pq.write_table(
+            table.replace_schema_metadata({"overtone": _canonical(about)}), sink, compression="zstd"
+        )
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> JobPlan:
+        """The plan of `to_parquet_bytes`. VerifyError where the bytes are not one, or not a whole one."""
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            about = json.loads(table.schema.metadata[b"overtone"])
+            if about["version"] != _VERSION:
+                raise VerifyError(
+                    f"the plan was written by another version of overtone (plan version {about['version']}, "
+                    f"this one reads {_VERSION}); go on with that version, or choose a new output folder"
+                )
+            passthrough = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(about["passthrough"])))
+            files = FileList(
+                table.drop_columns(["first_shard", "num_shards"]).replace_schema_metadata(), passthrough
+            )
+            plan = cls(files, about["shard_rows"], about["samples"])
+            if plan.fingerprint != about["fingerprint"]:
+                raise ValueError("its fingerprint is not that of its contents")
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, VerifyError):
+                raise
+            raise VerifyError(f"the job's plan (_job/plan.parquet) is damaged: {error}") from error
+        return plan
+
+
+def remaining(plan: JobPlan, finished: Collection[int]) -> np.ndarray:
+    """The shards still to make, int64, in order: the plan minus the committed ones."""
+    left = np.ones(plan.num_shards, dtype=bool)
+    if len(finished):
+        done = np.fromiter(finished, np.int64, len(finished))
+        assert done.min() >= 0, "a finished shard below 0"
+        assert done.max() < plan.num_shards, "a finished shard that the plan does not have"
+        left[done] = False
+    return np.flatnonzero(left)
+
+
+def difference(old: JobPlan, new: JobPlan) -> list[str]:
+    """Why two fingerprints differ, one sentence each, for people; empty where they do not."""
+    lines = []
+    before, after = _flat(old.samples), _flat(new.samples)
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            lines.append(f"{key} was {_shown(before.get(key))}, now {_shown(after.get(key))}")
+    if old.shard_rows != new.shard_rows:
+        lines.append(f"shards.rows was {old.shard_rows}, now {new.shard_rows}")
+    return lines + _file_differences(old.files, new.files)
+
+
+def _file_differences(old: FileList, new: FileList) -> list[str]:
+    before, after = old.identities(), new.identities()
+    lines = [f"input file {name} is no longer there" for name in before if name not in after]
+    lines += [f"input file {name} is new" for name in after if name not in before]
+    for name, was in before.items():
+        now = after.get(name, was)
+        if was != now:
+            changes = [
+                f"{what} was {a}, now {b}"
+                for what, a, b in zip(FileList.IDENTITY, was, now, strict=True)
+                if a != b
+            ]
+            lines.append(f"input file {name} changed: {'; '.join(changes)}")
+    if len(lines) > _SHOWN_FILES:
+        lines = [
+            *lines[:_SHOWN_FILES],
+            f"and {len(lines) - _SHOWN_FILES:,} more such differences of input files",
+        ]
+    return lines
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if isinstance(value, dict) and value:
+        return {
+            k: v
+            for name, inner in value.items()
+            for k, v in _flat(inner, f"{key}.{name}" if key else name).items()
+        }
+    return {key: value}
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
