@@ -6,6 +6,11 @@ while sigma > t_w (`t_w`), so a grid that cannot carry it loses nothing. A stage
 w <= s * min(H, W) / 2 and ends at the first step whose sigma is at or below t_w of that frequency.
 An expansion by a side ratio r keeps orthonormal coefficients, which the finer grid expects r times larger:
 multiplying by kappa puts the latent at the higher noise level sigma~ of the finer grid (`rewind`).
+
+Mode `dct_rewind` is that method as published: a coarse stage walks the full schedule's own noise levels, so
+each expansion falls back to sigma~ and the next step is a long one. Mode `dct_matched` walks each stage at
+the levels with the full schedule's signal-to-noise ratios (`matched`): the coarse latent then *is* the low
+band of the full-resolution trajectory, step by step, and an expansion lands on the schedule itself.
 """
 
 from __future__ import annotations
@@ -76,8 +81,8 @@ class Stage:
     last: int
     tokens: int
     sigmas: tuple[float, ...]
-    """Noise levels that the stage's steps go through, last - first + 1 of them. The first is `sigma_start`,
-    above the full schedule's value where the stage starts with a rewind."""
+    """Noise levels that the stage's steps go through, last - first + 1 of them: the full schedule's, but for
+    the first after a rewind (mode `dct_rewind`), or all of them matched to the grid (`dct_matched`)."""
 
     @property
     def sigma_start(self) -> float:
@@ -88,6 +93,10 @@ class Stage:
     def sigma_end(self) -> float:
         """Noise level that the stage ends at, before the next expansion."""
         return self.sigmas[-1]
+
+    @property
+    def grid(self) -> Grid:
+        return self.height, self.width
 
     @property
     def steps(self) -> int:
@@ -138,9 +147,15 @@ class SamplingPlan:
     def kappa(self, index: int) -> float:
         """Factor on the latent at the expansion from stage `index` to the next; 1 in mode `dct`."""
         here, there = self.stages[index], self.stages[index + 1]
-        if self.mode != "dct_rewind":
-            return 1.0
-        return rewind(here.sigma_end, side_ratio((here.height, here.width), (there.height, there.width)))[0]
+        return 1.0 if self.mode == "dct" else rewind(here.sigma_end, side_ratio(here.grid, there.grid))[0]
+
+    def fill(self, index: int) -> Spectrum | None:
+        """Signal spectrum, on the grid of stage `index` + 1, that the noise filled in at the expansion there
+        makes room for; None: white noise of the stage's noise level, as published."""
+        if self.mode != "dct_matched":
+            return None
+        ratio = side_ratio(self.stages[index + 1].grid, self.stages[-1].grid)
+        return Spectrum(self.spectrum.amplitude / ratio**2, self.spectrum.beta)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, derived figures included."""
@@ -190,6 +205,16 @@ def rewind(sigma: float, ratio: float) -> tuple[float, float]:
         raise ValueError(f"side ratio is {ratio}; an expansion has a ratio of at least 1")
     kappa = ratio / (1 + (ratio - 1) * sigma)
     return kappa, kappa * sigma
+
+
+def matched(sigma: float, ratio: float) -> float:
+    """Noise level on a grid `ratio` times coarser with the low band's signal-to-noise ratio at `sigma`.
+
+    sigma / (r - (r - 1) sigma) <= sigma: the inverse of `rewind`'s sigma~, and the timestep shift between
+    resolutions of Esser et al. 2024, equation 23. In these levels an Euler step on the coarse grid, times
+    kappa, is the full-resolution Euler step on the coefficients that both grids have.
+    """
+    return sigma / (ratio - (ratio - 1) * sigma)
 
 
 def side_ratio(coarse: Grid, fine: Grid) -> float:
@@ -455,7 +480,9 @@ def plan_sampling(
             continue
         levels = list(sigmas[first : rung.end + 1])
         if stages and sampling.mode == "dct_rewind":
-            levels[0] = rewind(levels[0], side_ratio((stages[-1].height, stages[-1].width), rung.grid))[1]
+            levels[0] = rewind(levels[0], side_ratio(stages[-1].grid, rung.grid))[1]
+        if sampling.mode == "dct_matched":
+            levels = [matched(level, side_ratio(rung.grid, full)) for level in levels]
         tokens = round(rung.grid[0] * rung.grid[1] * tokens_per_cell)
         stages.append(Stage(*rung.grid, frames, first, rung.end, tokens, tuple(levels)))
         scales.append(rung.scale)

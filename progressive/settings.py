@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Mode = Literal["fullres", "dct", "dct_rewind"]
+Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
 
@@ -18,7 +18,9 @@ class Sampling(BaseModel):
 
     mode: Mode = "dct_rewind"
     """`fullres`: the plain pipeline. `dct`: coarse grids first, spectral expansion between them.
-    `dct_rewind`: the same, and the step after an expansion starts at the matching higher noise level."""
+    `dct_rewind`: the same, and the step after an expansion starts at the matching higher noise level.
+    `dct_matched`: every stage runs at the noise levels whose signal-to-noise ratio is the full schedule's,
+    so that an expansion lands on the full schedule, and the noise it adds follows the spectrum."""
 
     num_steps: Annotated[int, Field(ge=1)] | None = None
     """Scheduler steps over all stages; unset: the family's usual number."""

@@ -1,4 +1,4 @@
-"""Change a latent's grid in the frequency domain. Knows no schedule, no model and no random numbers.
+"""Change a latent's grid in the frequency domain. Knows no steps, no model and no random numbers.
 
 A transform is a family of orthonormal real bases, one for each side length, whose functions are ordered by
 frequency; the first m functions of the basis for n cells mean the same as the basis for m cells. So a
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progressive.schedule import Spectrum
 from progressive.settings import Transform
 
 
@@ -29,6 +30,12 @@ def dct_basis(size: int, device: torch.device | str = "cpu", dtype: torch.dtype 
     Row k is cos(pi k (j + 1/2) / size) over cells j, scaled to norm 1: k / 2 cycles over the side.
     """
     return _tensor(_dct(size), device, dtype)
+
+
+@lru_cache(maxsize=512)
+def fft_basis(size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Real Fourier matrix [size, size], used like `dct_basis`; rows 2k - 1, 2k: k cycles over the side."""
+    return _tensor(_fft(size), device, dtype)
 
 
 def _dct(size: int) -> np.ndarray:
@@ -112,12 +119,18 @@ def expand(
     kappa: float = 1.0,
     transform: Transform = "dct",
     patch: int = 1,
+    fill: Spectrum | None = None,
 ) -> Tensor:
     """Latents at noise level `sigma` on a finer grid: kappa * (low: the latents, high: sigma * noise).
 
     latents [B, C, h, w] or [B, C, T, h, w]; noise the same with any grid from height x width upward, of
     which the corner is used, so that all stages can share one full-resolution noise. Returns float32
     [B, C, (T,) height, width] on the latents' device. `patch` as in `corner`: channels are C * p * p.
+
+    With `fill`, the signal's spectrum on the finer grid, the noise filled in also stands for the signal that
+    a trajectory would have there by now: at s = kappa * sigma a coefficient is scaled to the standard
+    deviation sqrt((1 - s)^2 P(w) + s^2) instead of s. That is the exact solution of the flow where the data
+    are Gaussian, and its first order in the signal where they are not and noise dominates.
     """
     latents = unpatchify(latents.float(), patch)
     noise = unpatchify(noise.to(latents.device, torch.float32), patch)
@@ -125,6 +138,8 @@ def expand(
     if noise.shape[-2:] != target:
         rows, columns = _pair(transform, noise.shape[-2:], target, latents.device)
         noise = rows.T @ noise @ columns
+    if fill is not None:
+        noise = _shaped(noise, fill, kappa * sigma, transform, latents.shape[-2:])
     rows, columns = _pair(transform, target, latents.shape[-2:], latents.device)
     # basis(n).T @ corner(...) @ basis(n) in four products: the noise's own low corner makes way.
     low = latents - sigma * (rows.T @ noise @ columns)  # [B, C, (T,) h, w]
@@ -139,6 +154,28 @@ def _pair(
 ) -> tuple[Tensor, Tensor]:
     rows = widening(transform, fine[0], coarse[0], device)
     return rows, widening(transform, fine[1], coarse[1], device)
+
+
+def _shaped(noise: Tensor, fill: Spectrum, sigma: float, transform: Transform, coarse: torch.Size) -> Tensor:
+    """Noise [..., H, W] with each coefficient scaled by sqrt(1 + ((1 - sigma) / sigma)^2 P(w))."""
+    grid = (noise.shape[-2], noise.shape[-1])
+    w = frequencies("dct" if transform == "haar" else transform, grid)  # [H, W]
+    gain = np.sqrt(1 + ((1 - sigma) / sigma) ** 2 * fill.amplitude * np.maximum(w, 0.5) ** -fill.beta)
+    if transform == "haar":  # an octave is all that this basis tells apart: its mean power
+        above = np.ones(grid, bool)
+        above[: coarse[0], : coarse[1]] = False
+        return noise * float(np.sqrt(np.mean(gain[above] ** 2))) if above.any() else noise
+    basis = dct_basis if transform == "dct" else fft_basis
+    rows, columns = basis(grid[0], noise.device), basis(grid[1], noise.device)
+    scale = torch.from_numpy(gain).to(noise.device, torch.float32)
+    return rows.T @ (scale * (rows @ noise @ columns.T)) @ columns
+
+
+def frequencies(transform: Transform, grid: tuple[int, int]) -> np.ndarray:
+    """Radial frequency of each coefficient in cycles over the grid's shorter side, float64 [H, W]."""
+    index = [np.arange(side) / 2 if transform == "dct" else (np.arange(side) + 1) // 2 for side in grid]
+    rows, columns = (cycles * min(grid) / side for cycles, side in zip(index, grid, strict=True))
+    return np.hypot(rows[:, None], columns[None, :])
 
 
 def unpatchify(latents: Tensor, patch: int) -> Tensor:
