@@ -316,7 +316,7 @@ def ladder_scales(sampling: Sampling, full: Grid, multiple: int, height_px: int)
     given = sampling.scales
     assert not isinstance(given, str)
     if given[-1] > 1:  # heights in pixels
-        if given[-1] != height_px or any(isinstance(s, float) and s < 1 for s in given):
+        if given[-1] != height_px or any(s != int(s) for s in given):
             raise ValueError(
                 f"scales is {list(given)}; heights in pixels must be whole numbers and end at the output's "
                 f"height, {height_px} (use fractions ending at 1.0 for outputs of several sizes)"

@@ -14,7 +14,7 @@ Noise = Literal["coupled", "fresh"]
 class Sampling(BaseModel):
     """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     mode: Mode = "dct_rewind"
     """`fullres`: the plain pipeline. `dct`: coarse grids first, spectral expansion between them.

@@ -1,0 +1,651 @@
+"""Samples from any flow-matching diffusers pipeline, coarse grids first. Knows no jobs and no files.
+
+The pipeline is called once a stage through its own public call, with its scheduler replaced by a view of
+the stage's steps (`progressive.staged`), and between calls the latent is expanded (`progressive.spectral`).
+So `fullres` is the pipeline itself, and guidance, adapters, step caches and attention backends are the
+library's.
+
+    engine = Engine(pipe)
+    plan = engine.plan(Sampling(delta=0.05))
+    encoded = engine.encode(prompts, [None] * len(prompts), sampling)
+    latents, reports = engine.denoise(plan, encoded, seeds, sampling)
+    images = engine.decode(plan, latents)
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from progressive import checkpoints, layouts, noise, spectral
+from progressive.families import Family
+from progressive.pipelines import load, resolve
+from progressive.schedule import SamplingPlan, Stage, grid_for, latent_frames, plan_sampling
+from progressive.settings import Sampling
+from progressive.staged import Schedule, StageScheduler, Trajectory, check_flow_matching, swapped
+
+__all__ = ["Encoded", "Engine", "NonFiniteLatents", "Result", "StageReport", "generate", "load"]
+logger = logging.getLogger(__name__)
+
+Text = dict[str, Any]
+"""One prompt as the pipeline's call takes it, without the batch axis: {"prompt_embeds": [tokens, D], ...},
+or {"prompt": str} for families whose text is not encoded ahead."""
+
+OnStep = Callable[[int, int], None]
+"""Called after each transformer step with (steps done, steps in all)."""
+
+_ENCODE_TOGETHER = 8  # prompts in one pass of the text encoders: bounds their memory, not the results
+_FROM_ENGINE = {
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "generator",
+    "latents",
+    "output_type",
+    "return_dict",
+    "guidance_scale",
+    "true_cfg_scale",
+}
+
+
+class NonFiniteLatents(ValueError):
+    """Rows of a batch whose latents are NaN or infinite at the end of a stage."""
+
+    def __init__(self, rows: Sequence[int], stage: int) -> None:
+        super().__init__(
+            f"latents of batch rows {list(rows)} are NaN or infinite after stage {stage}; "
+            "a wider dtype (bfloat16 or float32), or other guidance, usually helps"
+        )
+        self.rows = list(rows)
+        """Indices in the batch."""
+        self.stage = stage
+        """Index in the plan's stages."""
+
+    def __reduce__(self) -> tuple[type[NonFiniteLatents], tuple[list[int], int]]:
+        return type(self), (self.rows, self.stage)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage of one batch, or the expansion before it, took."""
+
+    kind: Literal["denoise", "expand"]
+    height: int
+    """Latent rows; of the finer grid for an expansion."""
+    width: int
+    frames: int
+    """Latent frames; 1 for images."""
+    tokens: int
+    """Image tokens of one row."""
+    steps: int
+    """Transformer steps; 0 for an expansion."""
+    seconds: float
+    """For the whole batch, with the device idle at both ends."""
+    sigma_start: float
+    sigma_end: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded prompts, one a row. Rows with the same text share tensors."""
+
+    positive: tuple[Text, ...]
+    negative: tuple[Text | None, ...]
+    """None where guidance runs no negative prompt."""
+
+    def __post_init__(self) -> None:
+        if len(self.positive) != len(self.negative):
+            raise ValueError(f"{len(self.positive)} prompts but {len(self.negative)} negative ones")
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Encoded:
+        if isinstance(rows, slice):
+            return Encoded(self.positive[rows], self.negative[rows])
+        return Encoded(tuple(self.positive[i] for i in rows), tuple(self.negative[i] for i in rows))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Encoded]) -> Encoded:
+        """One after the other."""
+        return cls(
+            tuple(text for part in parts for text in part.positive),
+            tuple(text for part in parts for text in part.negative),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` made, in the order of the prompts."""
+
+    images: list[Any]
+    """PIL images; videos as uint8 [frames, height, width, 3]. Empty with `decode=False`."""
+    latents: Tensor
+    """[B, C, H, W] or [B, C, T, H, W] on the full grid, as the model knows them (not as the VAE does)."""
+    stages: list[StageReport]
+    """In order; of every batch, one after the other."""
+    plan: SamplingPlan
+    seeds: list[int]
+
+
+class Engine:
+    """One pipeline, ready to make samples. Not for use by several threads at once."""
+
+    def __init__(self, pipe: Any, family: Family | str | None = None) -> None:
+        """`family`: a key of `FAMILIES`, an entry of your own, or unset: known from the pipeline's class.
+
+        ValueError if the pipeline is not flow-matching; RuntimeError if it splits sequences over devices.
+        """
+        name = type(pipe).__name__
+        check_flow_matching(name, getattr(pipe, "scheduler", None))
+        self.pipe = pipe
+        self.family = resolve(pipe, family)
+        self._call_defaults = {
+            key: parameter.default for key, parameter in inspect.signature(pipe.__call__).parameters.items()
+        }
+        self._schedules: dict[tuple[Any, ...], Schedule] = {}
+        self._owner_of_schedules: Any = None
+        self._told: set[str] = set()
+        self._check_parallel()
+        if getattr(pipe, "_all_hooks", None):
+            warnings.warn(
+                "the pipeline offloads its parts to main memory: moving weights takes the same time at every "
+                "grid, which dilutes the saving of coarse stages",
+                stacklevel=2,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer runs."""
+        return self.pipe._execution_device
+
+    @property
+    def _transformer(self) -> Any:
+        return getattr(self.pipe, "transformer", None) or getattr(self.pipe, "transformer_2", None)
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a latent."""
+        return self._transformer.config.in_channels // self.family.channels_per_latent
+
+    # ------------------------------------------------------------------------------------------- plan
+
+    def plan(
+        self,
+        sampling: Sampling,
+        *,
+        height_px: int | None = None,
+        width_px: int | None = None,
+        num_frames: int | None = None,
+    ) -> SamplingPlan:
+        """The stages of one sample, from the pipeline's own schedule. A size given here comes before
+        `sampling`'s, which comes before the family's. ValueError for what cannot be made."""
+        height_px = height_px or sampling.height or self.family.default_height
+        width_px = width_px or sampling.width or self.family.default_width
+        num_frames = num_frames or sampling.num_frames or self.family.default_frames
+        grid_for(self.family, height_px, width_px)  # before the pipeline rounds what it cannot make
+        latent_frames(self.family, num_frames)
+        schedule = self._schedule(self._steps(sampling), height_px, width_px, num_frames, sampling)
+        return plan_sampling(
+            sampling,
+            self.family,
+            schedule.sigmas,
+            height_px=height_px,
+            width_px=width_px,
+            num_frames=num_frames,
+        )
+
+    def _steps(self, sampling: Sampling) -> int:
+        if sampling.num_steps is not None:
+            return sampling.num_steps
+        source = str(self.pipe.config.get("_name_or_path") or "")
+        published = checkpoints.PUBLISHED.get(source)
+        return (published and published.default_steps) or self.family.default_steps
+
+    def _schedule(
+        self, num_steps: int, height_px: int, width_px: int, num_frames: int | None, sampling: Sampling
+    ) -> Schedule:
+        """The pipeline's full-resolution schedule, as the pipeline itself sets it up."""
+        scheduler = self.pipe.scheduler
+        if scheduler is not self._owner_of_schedules:
+            check_flow_matching(type(self.pipe).__name__, scheduler)
+            self._schedules, self._owner_of_schedules = {}, scheduler
+        call = self._arguments(sampling)
+        key = (num_steps, height_px, width_px, num_frames, self.device, repr(sorted(call.items())))
+        if key not in self._schedules:
+            grid = grid_for(self.family, height_px, width_px)
+            frames = latent_frames(self.family, num_frames)
+            latents = torch.zeros(1, *layouts.shape(self.family, self.channels, frames, *grid))
+            arguments = call | self._blank() | self._size(grid, num_frames, num_steps)
+            arguments["latents"] = layouts.pack(self.family, latents.to(self.device))
+            self._schedules[key] = Schedule.of(self.pipe, **arguments)
+        return self._schedules[key]
+
+    # ------------------------------------------------------------------------- arguments of the call
+
+    def _arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """What `sampling` passes on to the pipeline's call. ValueError for what the call does not take."""
+        fields = {
+            name: value
+            for name in ("guidance_scale", "true_cfg_scale")
+            if (value := getattr(sampling, name)) is not None
+        }
+        own = {name for name in sampling.call_kwargs if name in _FROM_ENGINE or "prompt" in name}
+        if own:
+            raise ValueError(
+                f"call_kwargs names {', '.join(sorted(own))}, which the engine sets itself; "
+                "use the fields of the sampling settings, or leave it out"
+            )
+        call = self.family.call | sampling.call_kwargs | fields
+        unknown = sorted(set(call) - set(self._call_defaults) - set(self.family.call))
+        if unknown:
+            known = sorted(n for n in self._call_defaults if n not in _FROM_ENGINE and "prompt" not in n)
+            raise ValueError(
+                f"{type(self.pipe).__name__} takes no argument {', '.join(unknown)}; it takes "
+                + ", ".join(known)
+            )
+        if "guidance_scale" in fields:  # one value takes the place of values by step
+            call |= dict.fromkeys(self.family.per_step)
+        return {name: value for name, value in call.items() if name in self._call_defaults}
+
+    def _blank(self) -> dict[str, Any]:
+        """Text arguments of one row without text or guidance, for calls that never reach the transformer."""
+        if self.family.text is None:
+            blank: dict[str, Any] = {"prompt": [""]}
+        else:
+            like = torch.zeros(1, 1, device=self.device, dtype=self._transformer.dtype)
+            text = {name: like[0] if "pooled" in name else like for name in self.family.text if name}
+            text.pop("prompt_embeds_mask", None)
+            blank = self._collate([text])
+        if self.family.guidance and self.family.guidance[0] in self._call_defaults:
+            blank[self.family.guidance[0]] = self.family.guidance[1]
+        return blank
+
+    def _size(self, grid: tuple[int, int], num_frames: int | None, num_steps: int) -> dict[str, Any]:
+        size: dict[str, Any] = {
+            "height": grid[0] * self.family.cell_px,
+            "width": grid[1] * self.family.cell_px,
+            "num_inference_steps": num_steps,
+            "output_type": "latent",
+            "return_dict": False,
+        }
+        if "num_frames" in self._call_defaults:
+            size["num_frames"] = num_frames
+        return size
+
+    def _guided(self, sampling: Sampling) -> bool:
+        """Whether the pipeline runs a negative prompt beside each prompt: up to the settings alone, so that
+        a row never depends on its batch."""
+        takes_negative = {"negative_prompt", "negative_prompt_embeds"} & set(self._call_defaults)
+        if not (self.family.guidance and takes_negative) or self.pipe.config.get("is_distilled"):
+            return False
+        name, threshold = self.family.guidance
+        scale = self._arguments(sampling).get(name, self._call_defaults.get(name))
+        return scale is not None and scale > threshold
+
+    # ----------------------------------------------------------------------------------------- encode
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str | None], sampling: Sampling) -> Encoded:
+        """Prompts through the pipeline's text encoders, each distinct text once.
+
+        Where guidance runs a negative prompt, None means the empty one, as in the pipelines' own examples.
+        """
+        if len(negatives) != len(prompts):
+            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one each")
+        if self._guided(sampling):
+            wanted = [negative or "" for negative in negatives]
+        else:
+            wanted = []
+            if any(negatives):
+                self._tell("negative prompts have no effect: these settings run no negative prompt")
+        encoded = self._encode(prompts, sampling, {})
+        # As the pipelines do, not in one batch with the prompts: that may change an embedding's last bits.
+        negative = self._encode(wanted, sampling, dict(zip(prompts, encoded, strict=True)))
+        return Encoded(tuple(encoded), tuple(negative) or (None,) * len(prompts))
+
+    def _encode(self, texts: Sequence[str], sampling: Sampling, known: Mapping[str, Text]) -> list[Text]:
+        """Each distinct text once, and none of those that are `known`."""
+        if self.family.text is None:
+            return [{"prompt": text} for text in texts]
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        encoded = {**known, **dict(zip(new, self._encode_all(new, sampling), strict=True))}
+        return [encoded[text] for text in texts]
+
+    def _encode_all(self, texts: list[str], sampling: Sampling) -> list[Text]:
+        call = self._arguments(sampling)
+        parameters = inspect.signature(self.pipe.encode_prompt).parameters
+        arguments: dict[str, Any] = {
+            name: call.get(name, self._call_defaults[name])  # the call's default, not encode_prompt's own
+            for name in parameters
+            if name in self._call_defaults and "prompt" not in name
+        }
+        arguments |= {name: None for name, p in parameters.items() if p.default is p.empty}
+        arguments |= {"device": self.device}
+        if "do_classifier_free_guidance" in parameters:
+            arguments["do_classifier_free_guidance"] = False  # negatives are encoded like any other text
+        if "lora_scale" in parameters:
+            arguments["lora_scale"] = (call.get("joint_attention_kwargs") or {}).get("scale")
+        assert self.family.text is not None
+        rows: list[Text] = []
+        for start in range(0, len(texts), _ENCODE_TOGETHER):
+            some = texts[start : start + _ENCODE_TOGETHER]
+            # A list of its own: some pipelines write their chat template into it.
+            values = self.pipe.encode_prompt(**(arguments | {"prompt": list(some)}))
+            values = values if isinstance(values, tuple) else (values,)
+            named = {n: v for n, v in zip(self.family.text, values, strict=False) if n and v is not None}
+            rows += [self._row(named, i) for i in range(len(some))]
+        return rows
+
+    def _row(self, named: Mapping[str, Any], index: int) -> Text:
+        row = {name: value[index] for name, value in named.items()}
+        if self.family.ragged == "pad":
+            mask = row.pop("prompt_embeds_mask", None)
+            if mask is not None:
+                row["prompt_embeds"] = row["prompt_embeds"][: int(mask.sum())]  # [tokens, D]
+        return row
+
+    def _collate(self, texts: Sequence[Text], prefix: str = "") -> dict[str, Any]:
+        """Rows of text as arguments of one call."""
+        arguments: dict[str, Any] = {}
+        for name in texts[0]:
+            values = [text[name] for text in texts]
+            if name == "prompt" or self.family.ragged == "list":
+                arguments[prefix + name] = values
+            elif self.family.ragged == "pad" and name == "prompt_embeds":
+                mask = [value.new_ones(len(value), dtype=torch.long) for value in values]
+                arguments[prefix + "prompt_embeds_mask"] = _padded(mask)
+                arguments[prefix + name] = _padded(values)
+            else:
+                arguments[prefix + name] = torch.stack(values)
+        return arguments
+
+    # ---------------------------------------------------------------------------------------- denoise
+
+    def denoise(
+        self,
+        plan: SamplingPlan,
+        encoded: Encoded,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        on_step: OnStep | None = None,
+    ) -> tuple[Tensor, list[StageReport]]:
+        """A batch from noise to latents on the full grid, [B, C, H, W] or [B, C, T, H, W], in the dtype of
+        the pipeline's own latents.
+
+        `encoded` and `plan` must be made with the same `sampling`. Raises NonFiniteLatents at the end of the
+        stage in which a row went wrong; whatever the pipeline raises goes through.
+        """
+        if len(seeds) != len(encoded):
+            raise ValueError(f"{len(seeds)} seeds for {len(encoded)} prompts; give one seed each")
+        if not len(encoded):
+            raise ValueError("nothing to denoise: the batch has no rows")
+        self._check_parallel()
+        schedule = self._schedule(plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling)
+        generators = [noise.row_generator(seed) for seed in seeds]
+        trajectory = Trajectory(schedule, plan, generators)
+        text = self._text(encoded, sampling)
+        full = plan.stages[-1]
+        base = self._noise(seeds, noise.BASE, full.frames, full.grid)  # on the full grid, for all stages
+        reports: list[StageReport] = []
+        latents = base
+        for index, stage in enumerate(plan.stages):
+            before = plan.stages[index - 1] if index else None
+            start = self._now()
+            if before is None and stage.grid != full.grid:
+                latents = self._corner(plan, stage.grid, base)
+            elif before is not None and stage.grid != before.grid:
+                latents = self._expand(plan, index, latents, base, seeds)
+                sigmas = before.sigma_end, stage.sigma_start
+                reports.append(_report("expand", stage, 0, self._now() - start, sigmas))
+                start = self._now()
+            if stage.steps:
+                scheduler = trajectory.stage(index)
+                latents = self._run(plan, index, scheduler, latents, text, generators, sampling, on_step)
+            bad = ~torch.isfinite(latents).flatten(1).all(dim=1)  # [B]
+            if bad.any():
+                raise NonFiniteLatents(bad.nonzero().flatten().tolist(), index)
+            sigmas = stage.sigma_start, stage.sigma_end
+            reports.append(_report("denoise", stage, stage.steps, self._now() - start, sigmas))
+        return latents, reports
+
+    def _text(self, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
+        arguments = self._collate(encoded.positive)
+        if self._guided(sampling):
+            negative = [text for text in encoded.negative if text is not None]
+            if len(negative) != len(encoded):
+                raise ValueError("guidance needs negative prompts: encode with the same sampling settings")
+            arguments |= self._collate(negative, "negative_")
+        return arguments
+
+    def _noise(self, seeds: Sequence[int], purpose: str, frames: int, grid: tuple[int, int]) -> Tensor:
+        one = layouts.shape(self.family, self.channels, frames, *grid)
+        return noise.batch_noise(seeds, purpose, one).to(self.device)
+
+    def _corner(self, plan: SamplingPlan, grid: tuple[int, int], base: Tensor) -> Tensor:
+        """The noise that a coarse trajectory starts from, as white as the full grid's."""
+        with _exact(self.device):
+            return spectral.corner(base, *grid, transform=plan.transform, patch=self.family.subcells)
+
+    def _expand(
+        self, plan: SamplingPlan, index: int, latents: Tensor, base: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """Latents after stage `index` - 1 on the grid of stage `index`, float32."""
+        stage = plan.stages[index]
+        if plan.noise == "fresh":
+            base = self._noise(seeds, noise.expansion(index - 1), stage.frames, stage.grid)
+        with _exact(self.device):
+            return spectral.expand(
+                latents,
+                base,
+                plan.stages[index - 1].sigma_end,
+                *stage.grid,
+                kappa=plan.kappa(index - 1),
+                transform=plan.transform,
+                patch=self.family.subcells,
+                fill=plan.fill(index - 1),
+            )
+
+    def _run(
+        self,
+        plan: SamplingPlan,
+        index: int,
+        scheduler: StageScheduler,
+        latents: Tensor,
+        text: dict[str, Any],
+        generators: list[torch.Generator],
+        sampling: Sampling,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """One stage: the pipeline's own call on the stage's grid and steps."""
+        stage = plan.stages[index]
+        call = self._arguments(sampling)
+        for name in self.family.per_step:
+            values = call.get(name, self._call_defaults[name])
+            if values is not None:
+                call[name] = list(values)[stage.first : stage.last]
+        before = sum(s.steps for s in plan.stages[:index])
+        theirs = call.pop("callback_on_step_end", None)
+        if theirs is not None or on_step is not None:
+            call["callback_on_step_end"] = _callback(theirs, on_step, scheduler, before, plan.steps)
+        if "generator" in self._call_defaults:
+            call["generator"] = generators
+        self._reset_caches(stage.steps)
+        with swapped(self.pipe, scheduler):
+            self.pipe(
+                # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
+                latents=layouts.pack(self.family, latents),
+                **self._size(stage.grid, plan.num_frames, stage.steps),
+                **text,
+                **call,
+            )
+        # Not the call's result: FLUX.2 hands that out converted for its VAE, which cannot be undone exactly.
+        assert scheduler.latents is not None
+        return layouts.unpack(self.family, scheduler.latents, *stage.grid)
+
+    def _reset_caches(self, num_steps: int) -> None:
+        """Step caches remember activations of the stage before, on another grid, or of a call that failed."""
+        for component in self.pipe.components.values():
+            if getattr(component, "is_cache_enabled", False):
+                component._reset_stateful_cache()
+            # cache-dit on the transformer alone; on a pipeline it starts afresh with every call.
+            if getattr(getattr(component, "_context_manager", None), "persistent_context", False):
+                import cache_dit
+
+                cache_dit.refresh_context(component, num_inference_steps=num_steps, verbose=False)
+
+    def _check_parallel(self) -> None:
+        for name, component in self.pipe.components.items():
+            config = getattr(component, "_parallel_config", None)
+            if getattr(config, "context_parallel_config", None) is not None:
+                raise RuntimeError(
+                    f"{name} has context or sequence parallelism enabled, which cannot split a grid that "
+                    "changes size; use more workers instead, each with a whole model"
+                )
+
+    def _now(self) -> float:
+        """Seconds, with the device's queue empty."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s: %s", self.family.name, message)
+
+    # ----------------------------------------------------------------------------------------- decode
+
+    def decode(self, plan: SamplingPlan, latents: Tensor) -> list[Any]:
+        """Latents as `denoise` gives them, as PIL images, or uint8 [frames, height, width, 3] for video.
+
+        By the pipeline itself, called with no step left to do; row by row, which bounds the VAE's memory.
+        """
+        video = self.family.default_frames is not None
+        arguments = self._arguments(Sampling()) | self._blank()
+        arguments |= self._size(plan.stages[-1].grid, plan.num_frames, 1)
+        arguments["output_type"] = "np" if video else "pil"
+        for name in self.family.per_step:
+            arguments[name] = list(self._call_defaults[name])[:1]
+        if getattr(self._transformer.config, "guidance_embeds", False):
+            arguments.setdefault("guidance_scale", 1.0)
+        made: list[Any] = []
+        for row in latents:
+            scheduler = StageScheduler(self.pipe.scheduler, 0, 0)  # no step left
+            with swapped(self.pipe, scheduler):
+                (output,) = self.pipe(latents=layouts.pack(self.family, row[None]), **arguments)
+            made.append(_uint8(output[0]) if video else output[0])
+        return made
+
+
+def _report(
+    kind: Literal["denoise", "expand"], stage: Stage, steps: int, seconds: float, sigmas: tuple[float, float]
+) -> StageReport:
+    return StageReport(kind, *stage.grid, stage.frames, stage.tokens, steps, seconds, *sigmas)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """[B, longest, ...], zeros at the end."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _uint8(video: Any) -> np.ndarray:
+    """[T, H, W, 3] in [0, 1] as uint8."""
+    return (np.asarray(video) * 255).round().astype(np.uint8)
+
+
+def _callback(
+    theirs: Any, on_step: OnStep | None, scheduler: StageScheduler, before: int, total: int
+) -> Callable[..., dict[str, Any]]:
+    def call(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if theirs is not None:
+            values = theirs(pipe, step, timestep, values)
+            scheduler.latents = values.get("latents", scheduler.latents)
+        if on_step is not None:
+            on_step(before + step + 1, total)
+        return values
+
+    return call
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Matrix products in full float32, whatever the caller allows: TF32 keeps 10 bits, autocast 8."""
+    before = torch.get_float32_matmul_precision()
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if before == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def generate(
+    pipe: Any,
+    prompts: str | Sequence[str],
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    num_steps: int | None = None,
+    seeds: int | Sequence[int] | None = None,
+    negative_prompts: str | Sequence[str | None] | None = None,
+    on_step: OnStep | None = None,
+    batch_size: int | None = None,
+    decode: bool = True,
+    family: Family | str | None = None,
+    **sampling: Any,
+) -> Result:
+    """Images, or videos, for `prompts`: the whole library in one call.
+
+    Sizes in pixels. `seeds`: one for each prompt, or one for all; unset: drawn, and told in the result. A row
+    is a function of its prompt and seed, whatever its batch. `on_step(done, total)` counts the transformer
+    steps of one batch. More keywords are the fields of `progressive.Sampling`: mode, delta, levels, scales,
+    guidance_scale, true_cfg_scale, call_kwargs, ... ValueError that names what is wrong with them.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts is empty; give at least one")
+    if seeds is None:
+        seeds = [secrets.randbits(63) for _ in prompts]
+    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed each, or one for all")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if negative_prompts is None or isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
+    settings = Sampling(height=height, width=width, num_frames=num_frames, num_steps=num_steps, **sampling)
+    engine = Engine(pipe, family)
+    plan = engine.plan(settings)
+    encoded = engine.encode(prompts, list(negative_prompts), settings)
+    images: list[Image.Image | np.ndarray] = []
+    latents: list[Tensor] = []
+    stages: list[StageReport] = []
+    for start in range(0, len(prompts), batch_size or len(prompts)):
+        rows = slice(start, start + (batch_size or len(prompts)))
+        some, reports = engine.denoise(plan, encoded[rows], seeds[rows], settings, on_step=on_step)
+        latents.append(some)
+        stages += reports
+        if decode:
+            images += engine.decode(plan, some)
+    return Result(images, torch.cat(latents), stages, plan, seeds)

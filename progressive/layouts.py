@@ -1,0 +1,50 @@
+"""Latents between the engine's layout and the pipelines'. Knows shapes, no numbers and no steps.
+
+The engine's: [B, C, H, W], or [B, C, T, H, W] for video; with subcells s > 1 the channel is
+c * s * s + row * s + column.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from progressive.families import Family
+
+
+def shape(family: Family, channels: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+    """One row's latent in the engine's layout, without the batch axis; lengths in cells."""
+    if family.default_frames is None:
+        return channels, height, width
+    return channels, frames, height, width
+
+
+def pack(family: Family, latents: Tensor) -> Tensor:
+    """Latents as the pipeline's `latents` argument takes them."""
+    if family.layout in ("grid", "grid_to_tokens"):
+        return latents
+    batch, channels, height, width = latents.shape
+    if family.layout == "tokens2x2":
+        cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, H / 2, W / 2, C, 2, 2]
+        return cells.reshape(batch, height // 2 * (width // 2), channels * 4)
+    if family.layout == "subcell_tokens":
+        block = family.subcells**2
+        latents = latents.reshape(batch, channels // block, block, height, width)
+        latents = latents.transpose(1, 2).reshape(batch, channels, height, width)
+    return latents.flatten(2).transpose(1, 2)  # [B, H * W, C]
+
+
+def unpack(family: Family, latents: Tensor, height: int, width: int) -> Tensor:
+    """Latents as the last scheduler step gives them, in the engine's layout on a grid of height x width."""
+    if family.layout == "grid":
+        return latents
+    batch, _, channels = latents.shape
+    if family.layout == "tokens2x2":
+        cells = latents.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+        cells = cells.permute(0, 3, 1, 4, 2, 5)  # [B, C, H / 2, 2, W / 2, 2]
+        return cells.reshape(batch, channels // 4, height, width)
+    latents = latents.transpose(1, 2)  # [B, C, H * W]
+    if family.layout == "subcell_tokens":
+        block = family.subcells**2
+        latents = latents.reshape(batch, block, channels // block, height * width).transpose(1, 2)
+    return latents.reshape(batch, channels, height, width)

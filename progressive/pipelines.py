@@ -1,0 +1,130 @@
+"""Pipelines loaded and recognised: which family entry each runs on. Makes no samples."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+
+from progressive.families import FAMILIES, Family, family_name
+
+_TINY = Path(__file__).parent / "tiny" / "model"
+
+
+def load(
+    model_id: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    loras: Sequence[Any] = (),
+    offload: Literal["none", "model"] = "none",
+    family: str | None = None,
+) -> Any:
+    """A pipeline ready for `Engine`: "tiny" (embedded), a hub name or a folder in diffusers format.
+
+    Only safetensors weights are read. `device` unset: CUDA if there is any, else the CPU. `dtype` unset or
+    "auto": bfloat16 on GPUs that have it, else float32 (always float32 for "tiny"). `loras`: objects or
+    mappings with `id`, `weight_name`, `revision`, `scale`. `family`: see `Engine`.
+    """
+    if family not in (None, "auto") and family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tiny = str(model_id) == "tiny"
+    if dtype in (None, "auto"):
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if bf16 and not tiny else torch.float32
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    pipe = DiffusionPipeline.from_pretrained(
+        _TINY if tiny else model_id,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **({"revision": revision} if revision else {}),
+    )
+    scales: dict[str, float] = {}
+    for number, lora in enumerate(loras):
+        field = lora.get if isinstance(lora, Mapping) else lambda key, of=lora: getattr(of, key, None)
+        extra = {key: field(key) for key in ("weight_name", "revision") if field(key)}
+        name = f"lora_{number}"
+        pipe.load_lora_weights(str(field("id")), adapter_name=name, **extra)
+        scale: Any = field("scale")
+        scales[name] = 1.0 if scale is None else float(scale)
+    if scales:
+        pipe.set_adapters(list(scales), list(scales.values()))
+    if family not in (None, "auto"):
+        pipe._overtone_family = family
+    pipe.set_progress_bar_config(disable=True)
+    if offload == "model" and device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    return pipe.to(device)
+
+
+def resolve(pipe: Any, family: Family | str | None) -> Family:
+    """The entry to run `pipe` on: the one given, or the one known from the pipeline; ValueError if none."""
+    if isinstance(family, Family):
+        return family
+    if family in (None, "auto"):
+        family = getattr(pipe, "_overtone_family", None) or _recognise(pipe)
+        if family == "generic":
+            warnings.warn(
+                f"{type(pipe).__name__} is not a family known here; it runs on the generic entry, with "
+                "FLUX.1's spectrum (see `progressive.calibrate`) and text encoded at every stage",
+                stacklevel=3,
+            )
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
+    return _generic(pipe) if family == "generic" else FAMILIES[family]
+
+
+def _recognise(pipe: Any) -> str:
+    # A pipeline of its own that derives from a known one is called like it.
+    names = (family_name(c.__name__, pipe.config) for c in type(pipe).__mro__)
+    name = next((n for n in names if n != "generic"), "generic")
+    source = pipe.config.get("_name_or_path")
+    if name == "flux1" and source:
+        # The embedded model, or one that its training script has written elsewhere.
+        folder = Path(str(source))
+        if folder.resolve() == _TINY.resolve() or (folder / "spectrum.json").is_file():
+            return "tiny"
+    return name
+
+
+def _generic(pipe: Any) -> Family:
+    """An entry for a pipeline that is not known, from what diffusers pipelines have in common."""
+    defaults = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items()}
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None or "latents" not in defaults:
+        raise ValueError(
+            f"{type(pipe).__name__} cannot run in stages: it needs a transformer and takes no latents"
+        )
+    packed = hasattr(pipe, "_pack_latents")
+    size = getattr(transformer.config, "patch_size", None) or 2
+    patch = 2 if packed else int(size if isinstance(size, int) else size[-1])
+    cell_px = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8
+    per_latent = getattr(pipe, "vae_scale_factor_temporal", None) or 4
+    guidance = ("true_cfg_scale", 1.0) if "true_cfg_scale" in defaults else ("guidance_scale", 1.0)
+    return replace(
+        FAMILIES["generic"],
+        pipelines=(type(pipe).__name__,),
+        cell_px=int(cell_px),
+        grid_multiple=patch,
+        patch=patch,
+        layout="tokens2x2" if packed else "grid",
+        channels_per_latent=4 if packed else 1,
+        default_height=defaults.get("height") or 1024,
+        default_width=defaults.get("width") or 1024,
+        default_steps=defaults.get("num_inference_steps") or 50,
+        default_frames=defaults.get("num_frames"),
+        frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
+        guidance=guidance if "negative_prompt" in defaults else None,
+    )
