@@ -1,20 +1,20 @@
 """Every error that a user of Overtone can meet. Knows nothing else of the project.
 
-    OvertoneError
-    ├── UserError(ValueError)        a mistake to correct; the CLI prints one line and exits with 2
-    │   ├── SpecError                the job spec: which key, which line
-    │   ├── PromptsError             the prompt table: which file, column, row
-    │   ├── SizeError                a size that the model cannot make; names the nearest that it can
-    │   ├── StoreUnsafe              the store would let two writers both win
-    │   └── FingerprintMismatch      the output folder belongs to another job; shows the difference
-    ├── StoreError                   the store said no, or could not be reached after all retries
-    │   └── StoreConflict            somebody else's object is under that name
-    ├── JobError                     the job ended early and can be resumed; the CLI exits with 3
-    │   ├── StaleDriver              a newer driver took the job over
-    │   ├── NoWorkersLeft            every worker was retired
-    │   └── TooManyRejects           more rejects than `max_reject_fraction` allows
-    ├── VerifyError                  the output is not what the job promised; the CLI exits with 4
-    └── RowError                     one row cannot be made; becomes a reject, never ends a job
+OvertoneError
+├── UserError(ValueError)        a mistake to correct; the CLI prints one line and exits with 2
+│   ├── SpecError                the job spec: which key, which line
+│   ├── PromptsError             the prompt table: which file, column, row
+│   ├── SizeError                a size that the model cannot make; names the nearest that it can
+│   ├── StoreUnsafe              the store would let two writers both win
+│   └── FingerprintMismatch      the output folder belongs to another job; shows the difference
+├── StoreError                   the store said no, or could not be reached after all retries
+│   └── StoreConflict            somebody else's object is under that name
+├── JobError                     the job ended early and can be resumed; the CLI exits with 3
+│   ├── StaleDriver              a newer driver took the job over
+│   ├── NoWorkersLeft            every worker was retired
+│   └── TooManyRejects           more rejects than `max_reject_fraction` allows
+├── VerifyError                  the output is not what the job promised; the CLI exits with 4
+└── RowError                     one row cannot be made; becomes a reject, never ends a job
 """
 
 from __future__ import annotations

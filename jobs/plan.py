@@ -1,5 +1,6 @@
 """The shards of a job, and the fingerprint of all that its samples depend on. Knows no rows and no store.
 
+    plan = make_plan(spec)
     plan.shard(42), plan.num_shards, plan.fingerprint
     remaining(plan, finished)                 # resume: the plan minus what is committed
 
@@ -22,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import VerifyError
-from jobs.prompts import FileList
+from jobs.errors import PromptsError, VerifyError
+from jobs.prompts import FileList, list_files
+from jobs.spec import JobSpec
 
+MAX_SHARDS = 100_000_000
 _VERSION = 1
 _SHOWN_FILES = 10
 
@@ -153,6 +156,21 @@ class JobPlan:
                 raise
             raise VerifyError(f"the job's plan (_job/plan.parquet) is damaged: {error}") from error
         return plan
+
+
+def make_plan(spec: JobSpec) -> JobPlan:
+    """The plan of a job, from the footers of its input files. PromptsError where they cannot be used.
+
+    That no two rows have one row_id takes a pass over the rows: `jobs.prompts.check_row_ids`.
+    """
+    files, shard_rows = list_files(spec), spec.shards.rows
+    plan = JobPlan(files, shard_rows, spec.samples())
+    if plan.num_shards > MAX_SHARDS:
+        raise PromptsError(
+            f"{plan.num_rows:,} rows in shards of {shard_rows:,} are {plan.num_shards:,} shards, at most "
+            f"{MAX_SHARDS:,} are possible; set shards.rows to a larger number"
+        )
+    return plan
 
 
 def remaining(plan: JobPlan, finished: Collection[int]) -> np.ndarray:

@@ -7,9 +7,14 @@ spec.to_json()      # canonical; never holds credentials
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,9 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
 
+from jobs.errors import SpecError
+from jobs.spec_reference import reference_markdown
+from jobs.spec_yaml import Document, parse
 from progressive.settings import Sampling
 
 COLUMNS = ("prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images")
@@ -112,22 +121,11 @@ class Model(_Section):
     family: Text = "auto"
     """How the pipeline's latents are laid out. `auto`: known from the pipeline's class."""
 
-    compile: Literal["off", "blocks", "max"] = "off"
-    """`blocks`: compile the transformer's repeated blocks once a stage grid. `max`: the same, with a
-    longer search for fast kernels. Speed only."""
-
-    compile_cache_dir: Place | None = None
-    """Folder for compiled kernels, shared by the workers of a node; unset: one of each worker's own."""
-
     offload: Literal["none", "model"] = "none"
     """`model`: keep each part of the pipeline in main memory while it is not in use. Speed only."""
 
     loras: tuple[Lora, ...] = ()
     """Adapters, in the order in which they are loaded."""
-
-    cache: Text | None = None
-    """Step cache of the transformer, by name; it reuses activations between steps and changes samples a
-    little. Unset: none."""
 
 
 class Prompts(_Section):
@@ -148,6 +146,9 @@ class Prompts(_Section):
         Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"], Text
     ] = Field(default_factory=dict)
     """Which column of the table holds what, where the names differ: `{prompt: caption}`."""
+
+    keep: tuple[Text, ...] | None = None
+    """The other columns of the table that pass through to the output; unset: all of them."""
 
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first rows of the table, in file order; unset: all."""
@@ -322,6 +323,14 @@ def _shorthand(key: str) -> Any:
 
 
 _SHORT = {"model": "id", "prompts": "path", "workers": "count", "output": "path", "shards": "rows"}
+_MAX_SPEC_BYTES = 4 * 1024**2
+_RIVALS = {
+    "workers.count": ("workers.min", "workers.max"),
+    "workers.min": ("workers.count",),
+    "workers.max": ("workers.count",),
+    "sampling.levels": ("sampling.scales",),
+    "sampling.scales": ("sampling.levels",),
+}
 
 
 class JobSpec(_Section):
@@ -365,9 +374,180 @@ class JobSpec(_Section):
         everything = self.model_dump(mode="json")
         model, output = everything["model"], everything["output"]
         return {
-            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "loras", "cache")},
+            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "loras")},
             "columns": everything["prompts"]["columns"],
+            "keep": everything["prompts"]["keep"],
             "sampling": everything["sampling"],
             "output": {key: output[key] for key in ("format", "image", "video", "latents")},
             "seed": self.seed,
         }
+
+    def to_json(self) -> str:
+        """Canonical: one spec has one text. Holds no credentials, for the spec has no place for any."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> JobSpec:
+        """The spec of `to_json`. SpecError where it is not one, or another version's."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise SpecError(
+                "the job's spec (_job/spec.json) is damaged, or of another version of overtone: "
+                f"{f'{key}: ' if key else ''}{first['msg']}"
+            ) from None
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in a YAML file, with `key=value` overrides on top.
+
+    Relative paths of prompts and models are relative to the file, in overrides to the current folder; that of
+    the output is always relative to the current folder. SpecError names the key and the line.
+    """
+    path = Path(path).expanduser()
+    document = parse(_text_of(path), str(path))
+    for override in overrides:
+        document.set(override, short=_SHORT, rivals=_RIVALS)
+    data = {key: value for key, value in document.data.items() if value is not None}
+    data.setdefault("name", _name_of(path))
+    try:
+        spec = JobSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("\n".join(_messages(error, document))) from None
+    return _placed(spec, document, path.absolute().parent)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_SPEC_BYTES + 1)
+        if len(data) > _MAX_SPEC_BYTES:
+            raise SpecError(f"{path} is no spec: it has more than {_MAX_SPEC_BYTES:,} bytes")
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"there is no spec {path}") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is no spec: it is not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:63] or "job"
+
+
+def _placed(spec: JobSpec, document: Document, folder: Path) -> JobSpec:
+    """The same spec with absolute paths, so that it means the same on every machine with the same files."""
+    here = Path.cwd()
+
+    def base(*key: str) -> Path:
+        return here if document.where(key).startswith("--set") else folder
+
+    def model_path(text: str, base: Path) -> str:
+        local = text.startswith(("/", "./", "../", "~")) or text in (".", "..")
+        return _absolute(text, base) if local else text
+
+    model, base_model = spec.model, base("model", "id")
+    changed: dict[str, Any] = {
+        "id": model_path(model.id, base_model),
+        "loras": tuple(
+            lora.model_copy(update={"id": model_path(lora.id, base("model", "loras"))})
+            for lora in model.loras
+        ),
+    }
+    prompts = tuple(_absolute(text, base("prompts", "path")) for text in spec.prompts.path)
+    return spec.model_copy(
+        update={
+            "model": model.model_copy(update=changed),
+            "prompts": spec.prompts.model_copy(update={"path": prompts}),
+            "output": spec.output.model_copy(update={"path": _absolute(spec.output.path, here)}),
+        }
+    )
+
+
+def _absolute(text: str, base: Path) -> str:
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    if is_url(text):
+        return text
+    tail = "/" if text.endswith("/") and text != "/" else ""
+    return str(Path(os.path.normpath(base / Path(text).expanduser()))) + tail
+
+
+def _messages(error: ValidationError, document: Document) -> list[str]:
+    """`job.yaml:7: sampling.deltaa: unknown key; did you mean delta?`, a line for each key that is wrong."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for problem in error.errors(include_url=False):
+        path = document.known(problem["loc"])
+        shown = ".".join(map(str, path))
+        message = _message(problem, path, document)
+        if problem["type"] == "missing":
+            shown = ".".join(str(key) for key in problem["loc"])
+        messages = found.setdefault((document.where(path), shown), [])
+        if message not in messages:
+            messages.append(message)
+    return [
+        f"{where}: {f'{shown}: ' if shown else ''}{', or '.join(messages)}"
+        for (where, shown), messages in found.items()
+    ]
+
+
+def _message(problem: Any, path: tuple[str | int, ...], document: Document) -> str:
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key{_suggestion(path)}"
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(problem["ctx"]["error"])  # ours: it says all, and keeps credentials to itself
+        case "model_type" | "dict_type":
+            return "must be a section of `key: value` lines"
+    text = problem["msg"].removeprefix("Input ")
+    value = problem["input"]
+    if isinstance(value, str | int | float | bool | None):
+        text += f"; got {_cut(value)}"
+    return text
+
+
+def _cut(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _suggestion(path: tuple[str | int, ...]) -> str:
+    """`; did you mean delta?`: the nearest key of the same section, else where the key belongs."""
+    *section, key = path
+    fields = _fields(JobSpec, [part for part in section if isinstance(part, str)])
+    for name in JobSpec.model_fields:
+        if key in _fields(JobSpec, [name]):
+            return f"; did you mean {name}.{key}?"
+    near = get_close_matches(str(key), fields, 1, 0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known are {', '.join(fields)}"
+
+
+def _fields(model: type[BaseModel], section: Sequence[str]) -> list[str]:
+    for name in section:
+        info = model.model_fields.get(name)
+        inner = info.annotation if info else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def spec_schema() -> dict[str, Any]:
+    """The JSON Schema of a spec, with descriptions, units and defaults, for editors and other programs."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **JobSpec.model_json_schema(),
+        "title": "Overtone job",
+    }
+
+
+def spec_reference_markdown() -> str:
+    """A table for each section of the spec: key, values, default, meaning."""
+    return reference_markdown(JobSpec)

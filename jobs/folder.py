@@ -1,0 +1,156 @@
+"""A job's folder, its only state: plan, parts, epochs, quarantine. Knows no workers.
+
+_job/plan.parquet              which job this is; whoever creates it first decides
+_job/spec.json                 how it was asked for
+_job/epochs/000002.json        one a driver: the newest is the live one
+_job/quarantine/00042-ab12.json  one a row that kills workers
+data/train-00042-of-00128.parquet  the commit of shard 42
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from uuid import uuid4
+
+from jobs.errors import FingerprintMismatch, UserError, VerifyError
+from jobs.parts import part_format, part_index, read_footer, timings_name, write_derived
+from jobs.plan import JobPlan, difference
+from jobs.spec import JobSpec
+from jobs.store import NoSuchObject, Store
+
+SPEC = "_job/spec.json"
+PLAN = "_job/plan.parquet"
+EPOCHS = "_job/epochs/"
+QUARANTINE = "_job/quarantine/"
+_EPOCH = re.compile(r"_job/epochs/(\d{6,})\.json")
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A row that kills workers: it is rejected without being run."""
+
+    shard: int
+    row_id: str
+    error_class: str
+    message: str
+    deaths: int
+    """Workers that died with the row alone in their hands."""
+
+
+class JobFolder:
+    """The folder behind a store. Every method asks the store; nothing is kept but the number of shards."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._num_shards: int | None = None
+
+    def exists(self) -> bool:
+        """Whether a job was begun here."""
+        return self.store.head(PLAN) is not None
+
+    def open(self, spec: JobSpec, plan: JobPlan) -> bool:
+        """Make this folder the job's, or find that it is. True: an earlier run has begun it (resumed).
+
+        FingerprintMismatch, which shows what differs, where it is another job's; nothing is written then.
+        """
+        created = self.store.create(
+            PLAN, plan.to_parquet_bytes(), attempt=uuid4().hex, content_type="application/vnd.apache.parquet"
+        )
+        if not created:
+            self._same(self._plan(), plan)
+        self._num_shards = plan.num_shards
+        # After the plan, which decides, also where an earlier run ended between the two.
+        self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
+        return not created
+
+    def load(self) -> tuple[JobSpec, JobPlan]:
+        """The job as it was begun. UserError where the folder holds none, or its spec is damaged."""
+        plan = self._plan()
+        self._num_shards = plan.num_shards
+        try:
+            text = self.store.read(SPEC)
+        except NoSuchObject:
+            raise UserError(
+                f"the job in {self.store.url} was begun but its spec was not written; run it again to go on"
+            ) from None
+        return JobSpec.from_json(text), plan
+
+    def finished(self) -> set[int]:
+        """The shards that are committed, by their names alone."""
+        num_shards = self._known_shards()
+        found = (part_index(num_shards, info.key) for info in self.store.list("data/"))
+        return {index for index in found if index is not None}
+
+    def take_epoch(self, owner: str) -> int:
+        """Become the job's one live driver: older ones stop when they see it. `owner` is for people."""
+        about = json.dumps({"owner": owner, "taken": datetime.now(UTC).isoformat(timespec="seconds")})
+        epoch = self.newest_epoch()
+        while True:
+            epoch += 1
+            if self.store.create(f"{EPOCHS}{epoch:06d}.json", about.encode(), attempt=uuid4().hex):
+                return epoch
+
+    def newest_epoch(self) -> int:
+        """The number of the newest driver; 0 where there was none."""
+        matches = (_EPOCH.fullmatch(info.key) for info in self.store.list(EPOCHS))
+        return max((int(match[1]) for match in matches if match), default=0)
+
+    def add_quarantine(self, shard: int, row_id: str, error_class: str, message: str, deaths: int) -> None:
+        """Remember, for later runs too, that a row kills workers. For the same row, the newest counts."""
+        row = QuarantinedRow(shard, row_id, error_class, message, deaths)
+        name = blake2b(row_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        self.store.put(f"{QUARANTINE}{shard:05d}-{name}.json", json.dumps(asdict(row)).encode())
+
+    def quarantined(self) -> dict[int, list[QuarantinedRow]]:
+        """The rows not to run, by shard."""
+        found: dict[int, list[QuarantinedRow]] = {}
+        for info in self.store.list(QUARANTINE):
+            try:
+                row = QuarantinedRow(**json.loads(self.store.read(info.key)))
+            except (ValueError, TypeError) as error:
+                raise VerifyError(f"{self.store.where(info.key)} is damaged: {error}") from error
+            found.setdefault(row.shard, []).append(row)
+        return found
+
+    def repair_derived(self) -> int:
+        """Write the timings and rejects of parts whose writer died in between; returns how many parts those
+        were.
+
+        By names alone, but for the parts that need it. Timings are written last, so where they are, all is.
+        """
+        num_shards = self._known_shards()
+        written = {info.key for info in self.store.list("timings/")}
+        repaired = 0
+        for info in list(self.store.list("data/")):
+            index = part_index(num_shards, info.key)
+            if index is not None and timings_name(num_shards, index) not in written:
+                with self.store.open(info.key) as file:
+                    write_derived(self.store, read_footer(file, part_format(info.key)))
+                repaired += 1
+        return repaired
+
+    def _known_shards(self) -> int:
+        if self._num_shards is None:
+            self._num_shards = self._plan().num_shards
+        return self._num_shards
+
+    def _plan(self) -> JobPlan:
+        try:
+            return JobPlan.from_bytes(self.store.read(PLAN))
+        except NoSuchObject:
+            raise UserError(
+                f"{self.store.url} holds no job; give the folder or s3:// URL that a job's `output` names"
+            ) from None
+
+    def _same(self, old: JobPlan, new: JobPlan) -> None:
+        if old.fingerprint == new.fingerprint:
+            return
+        lines = difference(old, new) or ["the order of the input files changed"]
+        raise FingerprintMismatch(
+            f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
+            "Undo that to go on with the job, or choose a new `output`"
+        )

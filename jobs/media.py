@@ -1,0 +1,144 @@
+"""Pictures and videos as bytes of a file format. Knows the output settings, nothing of rows or parts."""
+
+from __future__ import annotations
+
+import io
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from jobs.errors import UserError
+from jobs.spec import Output
+
+Kind = Literal["image", "video"]
+
+_PNG_LEVEL = 4  # zlib's; 6 takes twice as long for a few percent
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_NAME_CHARACTERS = 80
+_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+def encode_media(media: Image.Image | np.ndarray, output: Output) -> bytes:
+    """A picture as png, jpeg or webp, or a video (uint8 [frames, height, width, 3]) as MP4 with H.264.
+
+    Safe to call from several threads; the codecs let other threads run. ValueError for anything else, or a
+    video without frames; UserError where the video codec is not installed.
+    """
+    if isinstance(media, np.ndarray) and media.ndim == 4:
+        return _encode_video(media, output)
+    if not isinstance(media, Image.Image):
+        raise ValueError(
+            f"neither a picture nor a video: {type(media).__name__} {getattr(media, 'shape', '')}"
+        )
+    settings: dict[str, Any]
+    image, codec = output.image, output.image.codec
+    if codec == "png":
+        settings = {"compress_level": _PNG_LEVEL}
+    elif codec == "jpeg":
+        settings = {"quality": image.quality, "subsampling": 0}
+    else:
+        settings = {"lossless": True} if image.lossless else {"quality": image.quality}
+    out = io.BytesIO()
+    media.convert("RGB").save(out, codec, **settings)
+    return out.getvalue()
+
+
+def media_kind(data: bytes) -> Kind:
+    """What a file is, by its first bytes."""
+    return "video" if data[4:8] == b"ftyp" else "image"
+
+
+def media_extension(output: Output, kind: Kind = "image") -> str:
+    """The ending of a file's name, without a dot."""
+    return "mp4" if kind == "video" else _EXTENSIONS[output.image.codec]
+
+
+def media_name(row_id: str, extension: str) -> str:
+    """A plain file name for a row: its row_id where that is safe as one anywhere, else cut down and hashed.
+
+    Letters, digits, `-` and `_` only, so it is never a path, hidden, reserved or a pattern.
+    """
+    if 0 < len(row_id) <= _NAME_CHARACTERS and set(row_id) <= _SAFE:
+        return f"{row_id}.{extension}"
+    readable = "".join(c if c in _SAFE else "_" for c in row_id[: _NAME_CHARACTERS // 2])
+    digest = blake2b(row_id.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+    return f"{readable}-{digest}.{extension}"
+
+
+def check_media(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of a file, decoded to its last byte. ValueError where it is broken."""
+    if media_kind(data) == "video":
+        return _check_video(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a whole picture: {error}") from None
+
+
+def still(data: bytes) -> Image.Image:
+    """The picture in a file, or the first frame of its video, in RGB. ValueError where there is none."""
+    if media_kind(data) == "image":
+        try:
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"not a whole picture: {error}") from None
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            return next(container.decode(video=0)).to_image()
+    except (av.FFmpegError, IndexError, StopIteration) as error:
+        raise ValueError(f"not a whole video: {error}") from None
+
+
+def _encode_video(frames: np.ndarray, output: Output) -> bytes:
+    if frames.dtype != np.uint8 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"a video is uint8 [frames, height, width, 3], not {frames.dtype} {frames.shape}")
+    av = _av()
+    _, height, width, _ = frames.shape
+    with TemporaryDirectory(prefix="overtone-") as folder:
+        path = Path(folder) / "video.mp4"
+        # With the index at the front a player can begin at once; moving it there needs a real file.
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            options = {"crf": str(output.video.crf)}
+            stream = container.add_stream("libx264", rate=output.video.fps, options=options)
+            stream.height, stream.width = height, width
+            # Half-size colour planes, which every player knows, need even sides.
+            stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
+            for frame in frames:  # [H, W, 3]
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        return path.read_bytes()
+
+
+def _check_video(data: bytes) -> tuple[int, int]:
+    av = _av()
+    size: tuple[int, int] | None = None
+    frames = promised = 0
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            promised = container.streams.video[0].frames
+            for frame in container.decode(video=0):
+                size = frame.height, frame.width
+                frames += 1
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise ValueError(f"not a whole video: {error}") from None
+    if size is None:
+        raise ValueError("a video without frames")
+    if promised and frames != promised:
+        raise ValueError(f"not a whole video: {frames} frames instead of {promised}")
+    return size
+
+
+def _av() -> Any:
+    try:
+        import av  # an extra: only jobs that make videos need it
+    except ImportError as error:
+        raise UserError("videos need PyAV: pip install 'overtone[video]'") from error
+    return av

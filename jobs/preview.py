@@ -1,0 +1,101 @@
+"""What a job would do, from the spec and Parquet footers alone: shards, stages, token-steps, saving.
+Loads neither torch nor ray; knows nothing of how long anything takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import SizeError, SpecError
+from jobs.plan import JobPlan, make_plan
+from jobs.spec import JobSpec
+from progressive.checkpoints import Checkpoint, describe
+from progressive.families import FAMILIES
+from progressive.schedule import SamplingPlan, plan_sampling
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A job before it runs: `job` is its shards, `sampling` the stages of a row at the job's own size."""
+
+    spec: JobSpec
+    job: JobPlan
+    checkpoint: Checkpoint
+    sampling: SamplingPlan
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `text`, as data."""
+        return {
+            "name": self.spec.name,
+            "model": self.spec.model.id,
+            "family": self.checkpoint.family,
+            "fingerprint": self.job.fingerprint,
+            "files": len(self.job.files),
+            "rows": self.job.num_rows,
+            "shards": self.job.num_shards,
+            "sampling": self.sampling.as_dict(),
+            "job_token_steps": self.job.num_rows * self.sampling.token_steps,
+        }
+
+    def text(self) -> str:
+        """A dozen lines for a terminal."""
+        plan = self.sampling
+        lines = [
+            f"{self.spec.name}: {_count(self.job.num_rows, 'row')} in {_count(self.job.num_shards, 'shard')} "
+            f"from {_count(len(self.job.files), 'file')}",
+            f"model {self.spec.model.id} ({self.checkpoint.family}), {plan.width_px}x{plan.height_px} px"
+            + (f", {plan.num_frames} frames" if plan.num_frames else "")
+            + f", {plan.mode}, delta {plan.delta:g}, {plan.num_steps} steps",
+            "",
+            f"{'stage':>5}  {'grid':>9}  {'tokens':>8}  {'steps':>5}  {'sigma from':>10}  {'to':>6}",
+        ]
+        lines += [
+            f"{i:>5}  {f'{stage.height}x{stage.width}':>9}  {stage.tokens:>8,}  "
+            f"{stage.last - stage.first:>5}  "
+            f"{stage.sigma_start:>10.4f}  {stage.sigma_end:>6.4f}"
+            for i, stage in enumerate(plan.stages)
+        ]
+        lines += [
+            "",
+            f"token-steps a row: {plan.token_steps:,} of {plan.fullres_token_steps:,} at full resolution; "
+            f"predicted saving {plan.saving:.2f}x",
+        ]
+        return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def checkpoint_of(spec: JobSpec) -> Checkpoint:
+    """The model's published or stored settings; SpecError when they cannot be known offline."""
+    try:
+        return describe(spec.model.id)
+    except ValueError as error:
+        raise SpecError(f"model.id: {error}") from error
+
+
+def sampling_plan(
+    spec: JobSpec, checkpoint: Checkpoint, *, height_px: int | None = None, width_px: int | None = None
+) -> SamplingPlan:
+    """The stages of one row, at the job's own size unless a row's is given; SizeError where it cannot be."""
+    family = FAMILIES[checkpoint.family]
+    sampling = spec.sampling
+    height_px = height_px or sampling.height or family.default_height
+    width_px = width_px or sampling.width or family.default_width
+    try:
+        sigmas = checkpoint.sigmas(
+            sampling.num_steps or checkpoint.default_steps or family.default_steps,
+            height_px,
+            width_px,
+            sampling.num_frames or family.default_frames,
+        )
+        return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px)
+    except ValueError as error:
+        raise SizeError(f"sampling: {error}") from error
+
+
+def preview(spec: JobSpec) -> Preview:
+    """Plan a job without starting it. UserError for a spec, prompt table or size that cannot be used."""
+    checkpoint = checkpoint_of(spec)
+    return Preview(spec, make_plan(spec), checkpoint, sampling_plan(spec, checkpoint))

@@ -1,0 +1,230 @@
+"""The plan: shards that partition the rows, a fingerprint of what matters, a size that rows do not change."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.errors import PromptsError, VerifyError
+from jobs.plan import MAX_SHARDS, JobPlan, Shard, difference, make_plan, remaining
+from jobs.prompts import FileList, InputFile
+from jobs.spec import JobSpec
+
+SAMPLES = {"seed": 0, "sampling": {"delta": 0.1, "scales": [0.5, 1.0]}}
+
+
+def file(i: int, num_rows: int, **other) -> InputFile:
+    settings = {
+        "path": f"/in/{i:05d}.parquet",
+        "relpath": f"{i:05d}.parquet",
+        "format": "parquet",
+        "size_bytes": 1000 + i,
+        "etag": f"e{i}",
+        "footer_digest": f"d{i}",
+        "num_rows": num_rows,
+        "file_rows": num_rows,
+        "num_row_groups": 1,
+        "blocks": (),
+        "passthrough": pa.schema([]),
+        "columns": (("prompt", "caption"),),
+    }
+    return InputFile(**(settings | other))
+
+
+def plan(
+    *num_rows: int, shard_rows: int = 4, samples=SAMPLES, passthrough: pa.Schema | None = None
+) -> JobPlan:
+    files = (file(i, n) for i, n in enumerate(num_rows))
+    return JobPlan(FileList.of(files, passthrough or pa.schema([])), shard_rows, samples)
+
+
+def job(path, **settings) -> JobSpec:
+    return JobSpec(model="tiny", prompts=str(path), output="/out", **settings)
+
+
+QUICK = settings(max_examples=50, deadline=None)
+ROWS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
+
+
+@QUICK
+@given(ROWS, st.integers(1, 50))
+def test_shards_partition_the_rows(num_rows, shard_rows):
+    made = plan(*num_rows, shard_rows=shard_rows)
+    shards = list(made.shards())
+    assert [shard.index for shard in shards] == list(range(made.num_shards))
+    rows = [(s.file, row) for s in shards for row in range(s.first_row, s.first_row + s.num_rows)]
+    assert rows == [(i, row) for i, n in enumerate(num_rows) for row in range(n)]
+    assert all(1 <= shard.num_rows <= shard_rows for shard in shards)
+    assert made.num_rows == sum(num_rows)
+    assert [made.shard(shard.index) for shard in shards] == shards
+
+
+@QUICK
+@given(ROWS, st.sets(st.integers(0, 100)))
+def test_what_remains_is_the_plan_minus_what_is_finished(num_rows, finished):
+    made = plan(*num_rows)
+    done = {index for index in finished if index < made.num_shards}
+    left = remaining(made, done)
+    assert sorted([*left.tolist(), *done]) == list(range(made.num_shards))
+    assert left.tolist() == sorted(left.tolist())
+
+
+@pytest.mark.parametrize("index", [-1, 3, 10**12])
+def test_a_shard_that_is_not_there(index):
+    with pytest.raises(IndexError, match=f"shard {index} of 3"):
+        plan(4, 8).shard(index)
+
+
+def test_make_plan_reads_the_row_counts(tmp_path):
+    for name, rows in (("a", 5), ("b", 0), ("c", 9)):
+        table = pa.table(
+            {"prompt": pa.array(["x"] * rows, pa.string()), "tag": pa.array([1] * rows, pa.int8())}
+        )
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+    made = make_plan(job(tmp_path, shards=4))
+    assert list(made.shards()) == [
+        Shard(0, 0, 0, 4),
+        Shard(1, 0, 4, 1),
+        Shard(2, 2, 0, 4),
+        Shard(3, 2, 4, 4),
+        Shard(4, 2, 8, 1),
+    ]
+    assert made.passthrough == pa.schema([("tag", pa.int8())])
+    assert [f.num_row_groups for f in made.files] == [2, 1, 3]
+    assert made.samples == job(tmp_path).samples()
+
+
+def test_an_empty_table_is_nothing_to_do(tmp_path):
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(PromptsError, match=r"a\.parquet has no rows; there is nothing to make"):
+        make_plan(job(tmp_path))
+
+
+def test_more_shards_than_part_names_can_number(tmp_path):
+    rows = 1_000_000
+    pq.write_table(pa.table({"prompt": ["x"] * rows}), tmp_path / "000.parquet")
+    for i in range(1, MAX_SHARDS // rows + 1):
+        os.link(tmp_path / "000.parquet", tmp_path / f"{i:03d}.parquet")
+    with pytest.raises(PromptsError, match=r"101,000,000 shards, .* set shards.rows to a larger number"):
+        make_plan(job(tmp_path, shards=1))
+    assert make_plan(job(tmp_path, shards=2)).num_shards == 50_500_000
+
+
+# The fingerprint
+
+
+def test_workers_and_places_are_not_in_the_fingerprint(tmp_path):
+    pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / "a.parquet")
+    one = make_plan(job(tmp_path))
+    assert make_plan(job(tmp_path, workers=9, name="other")).fingerprint == one.fingerprint
+    assert make_plan(job(tmp_path / "a.parquet")).fingerprint == one.fingerprint
+    assert difference(one, make_plan(job(tmp_path, workers=9))) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"seed": 3}, "seed was 0, now 3"),
+        ({"sampling": {"delta": 0.2}}, "sampling.delta was unset, now 0.2"),
+        ({"shards": 5}, "shards.rows was 256, now 5"),
+        ({"model": "other/model"}, 'model.id was "tiny", now "other/model"'),
+    ],
+)
+def test_what_changes_samples_changes_the_fingerprint_and_is_named(tmp_path, settings, line):
+    pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / "a.parquet")
+    one, two = make_plan(job(tmp_path)), make_plan(JobSpec(**(job(tmp_path).model_dump() | settings)))
+    assert one.fingerprint != two.fingerprint
+    assert difference(one, two) == [line]
+
+
+def test_changed_files_change_the_fingerprint_and_are_named(tmp_path):
+    for name in "abc":
+        pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / f"{name}.parquet")
+    one = make_plan(job(tmp_path))
+    pq.write_table(pa.table({"prompt": ["x", "y"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").unlink()
+    pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / "d.parquet")
+    two = make_plan(job(tmp_path))
+    assert one.fingerprint != two.fingerprint
+    lines = difference(one, two)
+    assert lines[:2] == ["input file b.parquet is no longer there", "input file d.parquet is new"]
+    assert lines[2].startswith("input file a.parquet changed: size in bytes was ")
+    assert "number of rows used was 1, now 2" in lines[2]
+
+
+def test_one_byte_in_a_prompt_is_noticed(tmp_path):
+    plans = []
+    for word in ("cat", "cot"):
+        pq.write_table(
+            pa.table({"prompt": [word]}), tmp_path / "a.parquet", compression="none", write_statistics=False
+        )
+        plans.append(make_plan(job(tmp_path)))
+    cat, cot = (made.files[0] for made in plans)
+    assert cat.footer_digest == cot.footer_digest
+    assert plans[0].fingerprint != plans[1].fingerprint
+
+
+def test_of_many_differences_ten_are_shown():
+    lines = difference(plan(*[1] * 30), plan(*[2] * 30))
+    assert len(lines) == 11
+    assert lines[-1] == "and 20 more such differences of input files"
+
+
+# On disk, and in numbers
+
+
+@QUICK
+@given(ROWS, st.integers(1, 9))
+def test_a_plan_comes_back_from_parquet(num_rows, shard_rows):
+    passthrough = pa.schema([("a.b", pa.list_(pa.int8())), ("t", pa.timestamp("ns", "UTC"))], {b"k": b"v"})
+    made = plan(*num_rows, shard_rows=shard_rows, passthrough=passthrough)
+    again = JobPlan.from_bytes(made.to_parquet_bytes())
+    assert again.fingerprint == made.fingerprint
+    assert list(again.shards()) == list(made.shards())
+    assert list(again.files) == list(made.files)
+    assert again.passthrough.equals(passthrough, check_metadata=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", "cut", "other", "edited"])
+def test_a_damaged_plan_is_a_verify_error(damage):
+    data = plan(5, 5).to_parquet_bytes()
+    if damage == "cut":
+        data = data[:-20]
+    elif damage == "other":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"x": [1]}), sink)
+        data = sink.getvalue().to_pybytes()
+    elif damage == "edited":
+        table = pq.read_table(pa.BufferReader(data))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.set_column(3, "size_bytes", pa.array([9, 9])), sink)
+        data = sink.getvalue().to_pybytes()
+    else:
+        data = damage
+    with pytest.raises(VerifyError, match="the job's plan"):
+        JobPlan.from_bytes(data)
+
+
+def test_a_plan_of_ten_million_shards_is_as_small_as_its_files():
+    files = 2000
+    gc.collect()
+    tracemalloc.start()
+    before_arrow = pa.total_allocated_bytes()
+    made = plan(*[5000 * 256] * files, shard_rows=256)
+    assert made.num_shards == 10_000_000
+    assert made.shard(9_999_999) == Shard(9_999_999, files - 1, 4999 * 256, 256)
+    assert len(made.fingerprint) == 64
+    stored = made.to_parquet_bytes()
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before_arrow
+    tracemalloc.stop()
+    assert held < 1000 * files  # bytes; 0.1 a shard
+    assert len(stored) < 200 * files
+    print(f"{held / files:.0f} bytes a file in memory, {len(stored) / files:.0f} on disk")

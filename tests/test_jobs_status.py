@@ -1,0 +1,177 @@
+"""Status tells from the folder alone how far a job is; progress tells it while it runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import pytest
+from PIL import Image
+from small_jobs import finish, prompt_table, small_job, small_part
+
+from jobs.errors import UserError
+from jobs.folder import JobFolder
+from jobs.parts import commit_part
+from jobs.progress import Progress, Snapshot, duration
+from jobs.sheet import contact_sheet, first_pictures
+from jobs.status import status
+from jobs.store import open_store
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of five shards of four rows."""
+    prompts = [None if i == 6 else f"a picture of {i}" for i in range(20)]
+    spec, plan = small_job(tmp_path, prompt_table(20, prompt=prompts))
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    return spec, plan, store
+
+
+def commit_at(job, index: int, time_s: float, **settings) -> None:
+    spec, plan, store = job
+    part = small_part(spec, plan, index, **settings)
+    assert commit_part(store, part)
+    os.utime(f"{store.url}/{part.key}", (time_s, time_s))
+
+
+def test_a_job_that_just_began(job):
+    found = status(job[2].url, now=NOW)
+    assert (found.rows_total, found.rows_done, found.rows_left, found.shards_done) == (20, 0, 20, 0)
+    assert (found.rows_per_second, found.eta_s, found.last_part_s, found.epoch) == (None, None, None, 0)
+    assert "0 of 20 rows done, 0 rejected, 20 left (0%)" in found.text()
+    assert "no part yet" in found.text()
+
+
+def test_a_job_in_the_middle(job):
+    folder = JobFolder(job[2])
+    folder.take_epoch("a")
+    folder.add_quarantine(1, "../row/7", "WorkerDied", "", 2)
+    commit_at(job, 0, NOW - 50, worker="w0")
+    commit_at(job, 1, NOW - 30, worker="w1", bad=["../row/7"])
+    commit_at(job, 3, NOW - 10, worker="w1")
+    found = status(job[2].url, now=NOW)
+    assert (found.rows_done, found.rows_rejected, found.rows_left) == (10, 2, 8)
+    assert (found.shards_done, found.shards_total, found.finished) == (3, 5, False)
+    assert (found.epoch, found.rows_quarantined) == (1, 1)
+    assert found.rows_per_second == pytest.approx(8 / 40)
+    assert found.eta_s == pytest.approx(40)
+    assert found.last_part_s == pytest.approx(10)
+    assert found.seconds_by_stage["denoise"] == pytest.approx(5 * 0.5)
+    assert set(found.seconds_by_stage) == {
+        *("read", "text_encode", "denoise", "expand", "part_write", "upload"),
+    }
+    workers = [(worker.worker, worker.parts, worker.rows) for worker in found.workers]
+    assert workers == [("w0", 1, 4), ("w1", 2, 6)]
+    assert "0.2 rows/s, ETA 40s; last part 10s ago" in found.text()
+    assert json.loads(json.dumps(found.as_dict()))["workers"][1]["rows"] == 6
+
+
+def test_a_job_that_stands_still_has_no_eta(job):
+    commit_at(job, 0, NOW - 9000)
+    commit_at(job, 1, NOW - 8990)
+    found = status(job[2].url, now=NOW)
+    assert found.rows_per_second == pytest.approx(0.4)
+    assert found.eta_s is None
+    assert "nothing has been written for a while" in found.text()
+
+
+def test_a_finished_job(job):
+    spec, plan, store = job
+    finish(store, spec, plan)
+    found = status(store.url)
+    assert found.finished
+    assert (found.rows_done, found.rows_rejected, found.rows_left, found.eta_s) == (19, 1, 0, None)
+    assert "19 of 20 rows done, 1 rejected, 0 left (100%)" in found.text()
+    assert "\nfinished\n" in found.text()
+    assert found.size_bytes == sum(info.size_bytes for info in store.list("data/"))
+
+
+def test_no_job_no_status(tmp_path):
+    with pytest.raises(UserError, match="holds no job"):
+        status(str(tmp_path))
+
+
+def test_a_contact_sheet_shows_the_first_pictures(job):
+    spec, plan, store = job
+    assert list(first_pictures(store, 3)) == []
+    finish(store, spec, plan)
+    pictures = list(first_pictures(store, 5))
+    assert [prompt for prompt, _ in pictures] == [f"a picture of {i}" for i in range(5)]
+    sheet = Image.open(io.BytesIO(contact_sheet(pictures, columns=3, cell_px=16)))
+    assert sheet.width == 3 * (16 + 8) + 8
+    drawn = sheet.crop((8, 8, 24, 24))
+    assert drawn.tobytes() == pictures[0][1].tobytes()
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])
+
+
+# Progress
+
+
+def snapshot(done: int, *, note: str | None = None, rejected: int = 0, retries: int = 0) -> Snapshot:
+    return Snapshot(100, done, rejected, 10, done // 10, 2, 1, retries, note)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_a_line_now_and_then():
+    clock, log = Clock(), io.StringIO()
+    with Progress(stream=log, clock=clock) as progress:
+        for second in range(31):
+            clock.now = second
+            progress(snapshot(second, note="a worker died" if second == 15 else None))
+        progress(snapshot(33, rejected=2, retries=1))
+    assert log.getvalue().splitlines() == [
+        "0 of 100 rows (0%), 2 workers (+1 starting)",
+        "10 of 100 rows (10%), 1 rows/s, ETA 1m 30s, 2 workers (+1 starting)",
+        "a worker died",
+        "20 of 100 rows (20%), 1 rows/s, ETA 1m 20s, 2 workers (+1 starting)",
+        "30 of 100 rows (30%), 1 rows/s, ETA 1m 10s, 2 workers (+1 starting)",
+        "35 of 100 rows (35%), 1.17 rows/s, ETA 56s, 2 workers (+1 starting), 2 rejected, 1 retries",
+    ]
+
+
+def test_the_rate_is_of_the_last_minutes():
+    clock, log = Clock(), io.StringIO()
+    with Progress(stream=log, clock=clock) as progress:
+        for minute in range(11):
+            clock.now = 60 * minute
+            progress(snapshot(0 if minute < 6 else (minute - 5) * 12))
+    assert "0.2 rows/s, ETA 3m 20s" in log.getvalue().splitlines()[-1]
+
+
+def test_quiet_is_quiet():
+    log = io.StringIO()
+    with Progress(enabled=False, stream=log) as progress:
+        progress(snapshot(1, note="x"))
+    assert log.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    with Progress(stream=terminal) as progress:
+        progress(snapshot(40))
+        progress(snapshot(60, note="a worker [died]"))
+    assert "60/100" in terminal.getvalue()
+    assert "a worker [died]" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (7800, "2h 10m"), (273_600, "3d 4h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
