@@ -1,0 +1,1033 @@
+"""Which worker does which shard next: a pure state machine. Knows no Ray, no files and no clock.
+
+    dispatcher = Dispatcher(num_shards=plan.num_shards, num_rows=plan.num_rows, done=finished, rules=Rules())
+    actions = dispatcher.begin(now)
+    actions = dispatcher.handle(WorkerReady(worker=0, node="a"), now)      # what happened in, what to do out
+    actions = dispatcher.tick(now)                                          # let time pass
+
+A shard is *fresh* (never given out: no object at all, so ten million cost ten megabytes), *reserved* for a
+worker (its reading may begin), *running*, *committing* (generated; its upload overlaps the worker's next
+shard), *waiting* for another attempt, *failed*, or *done*. One dict holds all but the fresh and the done.
+
+Blame. A worker names the rows it has in flight. When it dies they become suspects, and the next attempt runs
+suspects first and alone; after two such deaths, or one with nothing in flight, a shard runs every row alone.
+A row that was alone in flight at `row_deaths` deaths, on different nodes where there are several, is
+quarantined: later attempts skip it and it ends as a reject. A death with nothing in flight is charged to the
+shard; `max_attempts` charges fail it, which ends the job at its end, not the other shards. Preemption and
+lost nodes are charged to nobody.
+
+A slot is a worker's place: its successive processes. A slot whose processes fail `worker_failures` times
+without making a row in between is retired and its node avoided, and what it charged to rows and shards is
+taken back: the machine was to blame. A quarantine is therefore only announced (to be kept for good) once one
+of the slots that witnessed it has shown that it can make rows, or two witnessed it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cluster.faults import Action, Failure
+
+SCAN = 64
+"""How many waiting shards or copy candidates one search looks at, at most."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The numbers of a job's dispatch."""
+
+    min_workers: int = 1
+    """Workers kept until the end, even without work."""
+    max_workers: int = 1
+    """Workers asked for while there is work for them."""
+    max_attempts: int = 3
+    """Attempts of a shard that failed for a reason that is not a row's, after which it has failed."""
+    row_deaths: int = 2
+    """Deaths of a worker with a row alone in flight, after which the row is quarantined."""
+    worker_failures: int = 3
+    """Failures of a worker's place without a row made in between, after which it is retired."""
+    max_reject_fraction: float = 0.5
+    """Rejects over rows, in [0, 1], above which the job stops early."""
+    silence_s: float | None = None
+    """Seconds without an event from a running shard after which its worker is killed; None: never."""
+    backoff_s: float = 1.0
+    """Pause before the second attempt of what failed; doubles each time."""
+    backoff_max_s: float = 60.0
+    """Longest such pause."""
+    copies: bool = True
+    """Idle workers at the end take a second copy of a shard that takes long; the first commit wins."""
+    copy_after: float = 1.5
+    """How long a shard runs before it may be copied, in mean shard durations."""
+    idle_s: float = 20.0
+    """Seconds without work after which a worker above `min_workers` is given back."""
+    failed_streak: int = 3
+    """Shards that failed in a row, with no commit in between, after which the job ends."""
+
+
+# What happens. Rows are named by row_id.
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """A worker has its model and waits; `node` is where it lives."""
+
+    worker: int
+    node: str
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """A worker's process is gone. `error_class` and `message` say how, for the reject that may come of it."""
+
+    worker: int
+    message: str
+    error_class: str = "WorkerDied"
+    preempted: bool = False
+    """The machine was taken away, announced or not: nobody is to blame."""
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """A worker could not start."""
+
+    worker: int
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class WorkerDraining:
+    """A worker's machine is about to be taken away."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class ShardAlive:
+    """A running shard shows that it goes on, between two batches."""
+
+    worker: int
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class RowsStarted:
+    """Rows are in flight on the device from now on."""
+
+    worker: int
+    shard: int
+    attempt: int
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowsDone:
+    """Rows in flight are made (or rejected by themselves)."""
+
+    worker: int
+    shard: int
+    attempt: int
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardGenerated:
+    """All rows of a shard are made; its commit goes on in the background and the worker is free."""
+
+    worker: int
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ShardCommitted:
+    """The shard's part exists under its final name, by this attempt or by another that was first."""
+
+    worker: int
+    shard: int
+    attempt: int
+    rows: int
+    rejects: int
+    reasons: tuple[tuple[str, int], ...] = ()
+    """Rejects by error class."""
+
+
+@dataclass(frozen=True)
+class ShardReturned:
+    """A worker gave a shard back unfinished because it was asked to."""
+
+    worker: int
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ShardFailed:
+    """An attempt ended with an exception."""
+
+    worker: int
+    shard: int
+    attempt: int
+    failure: Failure
+
+
+Event = (
+    WorkerReady
+    | WorkerDied
+    | WorkerFailed
+    | WorkerDraining
+    | ShardAlive
+    | RowsStarted
+    | RowsDone
+    | ShardGenerated
+    | ShardCommitted
+    | ShardReturned
+    | ShardFailed
+)
+
+
+# What to do.
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that kills workers: later attempts skip it, and it ends as a reject."""
+
+    shard: int
+    row_id: str
+    error_class: str
+    message: str
+    deaths: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One attempt at one shard."""
+
+    shard: int
+    attempt: int
+    """Counts the attempts at this shard in this run, from 1."""
+    suspects: tuple[str, ...] = ()
+    """Rows to run first, each alone."""
+    isolate: bool = False
+    """Run every row alone."""
+    quarantined: tuple[Quarantined, ...] = ()
+    """Rows to reject without running them."""
+    next_shard: int | None = None
+    """The shard this worker will most likely get next: its reading may begin, and this one's commit may go on
+    while that one runs. None: finish the commit first."""
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    """Start a worker, if possible not on the nodes in `avoid`."""
+
+    worker: int
+    slot: int
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class StopWorker:
+    """Let a worker go: kill its process at once, or let it leave by itself."""
+
+    worker: int
+    kill: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Give a worker a shard."""
+
+    worker: int
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Ask a worker to give its running shard back: nobody needs it any more, or its machine goes."""
+
+    worker: int
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Flush:
+    """Wait for a worker's commits in the background; there is no further shard to carry them."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Keep this quarantine for later runs of the job."""
+
+    row: Quarantined
+
+
+@dataclass(frozen=True)
+class RetireSlot:
+    """For the record: a worker's place is given up; `node` is None if no process of it ever was ready."""
+
+    slot: int
+    node: str | None
+    failures: int
+    message: str
+
+
+@dataclass(frozen=True)
+class FailShard:
+    """For the record: a shard is given up for this run."""
+
+    shard: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """For the record: a shard will be tried again."""
+
+    shard: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every shard is done or has failed; `failed` names the latter with their last error."""
+
+    failed: tuple[FailShard, ...] = ()
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Stop the job: going on makes no sense. `kind` is "failure", "no_workers", "rejects" or "shards"."""
+
+    kind: str
+    message: str
+    failure: Failure | None = None
+
+
+Do = (
+    StartWorker
+    | StopWorker
+    | Assign
+    | Cancel
+    | Flush
+    | Quarantine
+    | RetireSlot
+    | FailShard
+    | Retry
+    | Done
+    | Abort
+)
+
+
+@dataclass(frozen=True)
+class _Death:
+    """Something that went wrong with a shard, and where. `rows`: what was in flight; () charges the shard."""
+
+    slot: int
+    node: str | None
+    rows: tuple[str, ...]
+    error_class: str
+    message: str
+    died: bool = False
+    """The process is gone, whatever it was at."""
+
+
+@dataclass
+class _Run:
+    shard: int
+    attempt: int
+    worker: int
+    started: float
+    heard: float
+    isolated: bool
+    rows: tuple[str, ...] = ()  # in flight
+    cancelled: bool = False
+
+
+@dataclass
+class _Shard:
+    index: int
+    attempts: int = 0
+    runs: list[_Run] = field(default_factory=list)  # at most two: the second is a copy
+    reserved_by: int | None = None
+    deaths: list[_Death] = field(default_factory=list)
+    suspects: dict[str, None] = field(default_factory=dict)
+    losses: int = 0  # commits lost with a worker that died on another shard
+    quarantined: dict[str, Quarantined] = field(default_factory=dict)
+    unproved: dict[str, set[int]] = field(default_factory=dict)  # quarantined row -> slots that witnessed it
+    failed: bool = False
+
+    @property
+    def isolate(self) -> bool:
+        # What dies at once takes the word of what it was at with it: then one row at a time, slowly.
+        unnamed = any(death.died and not death.rows for death in self.deaths)
+        return unnamed or sum(len(death.rows) > 1 for death in self.deaths) >= 2
+
+    @property
+    def charged(self) -> int:
+        return sum(not death.rows for death in self.deaths)
+
+    def deaths_of(self, row: str) -> list[_Death]:
+        return [death for death in self.deaths if death.rows == (row,)]
+
+
+@dataclass
+class _Worker:
+    id: int
+    slot: int
+    idle_since: float
+    node: str | None = None  # None: still starting
+    run: _Run | None = None
+    reserved: int | None = None
+    committing: dict[int, _Run] = field(default_factory=dict)
+    flushing: bool = False
+    draining: bool = False
+
+
+@dataclass
+class _Slot:
+    id: int
+    worker: int | None = None
+    node: str | None = None
+    not_before: float = 0.0
+    proved: bool = False  # some process of it made a row
+    failures: list[frozenset[str]] = field(default_factory=list)  # rows in flight, since the last row made
+    refunded: bool = False
+    retired: bool = False
+
+
+class Dispatcher:
+    """The state of a job's dispatch. Not thread-safe; every call returns what to do now, in order.
+
+    Args:
+        num_shards: shards of the plan.
+        num_rows: rows of the plan, for `max_reject_fraction`.
+        done: shards that are committed already.
+        rules: the job's numbers.
+        quarantine: rows known to kill, by shard.
+        rows_of: rows of a shard, for counting the rows of failed shards against `max_reject_fraction`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_shards: int,
+        num_rows: int,
+        done: Iterable[int] = (),
+        rules: Rules | None = None,
+        quarantine: Mapping[int, Sequence[Quarantined]] | None = None,
+        rows_of: Callable[[int], int] = lambda shard: 0,
+    ) -> None:
+        self.rules = rules or Rules()
+        self.num_shards = num_shards
+        self.num_rows = num_rows
+        self.ended = False
+        self._rows_of = rows_of
+        self._known = dict(quarantine or {})
+        self._is_done = bytearray(num_shards)
+        for index in done:
+            self._is_done[index] = 1
+        self._left = self._fresh = self._is_done.count(0)
+        self._cursor = 0
+        self._shards: dict[int, _Shard] = {}
+        self._waiting: list[tuple[float, int, int]] = []  # heap of (not before, sequence, shard)
+        self._sequence = 0
+        self._workers: dict[int, _Worker] = {}
+        self._next_worker = 0
+        self._starting = 0
+        self._slots: list[_Slot] = []
+        self._open = 0  # slots neither retired nor closed
+        self._vacant: dict[int, None] = {}  # open slots without a worker
+        self._closed: list[int] = []
+        self._loose: dict[int, None] = {}  # workers without a shard that still commit, or drain
+        self._idle: dict[int, None] = {}  # ready workers without a running shard, in order
+        self._reserved: dict[int, int] = {}  # shard -> worker
+        self._single: dict[int, None] = {}  # shards with one run, roughly oldest first
+        self._unproved: set[int] = set()  # shards with quarantines that are not announced yet
+        self._mean_s: float | None = None
+        self._failed: list[FailShard] = []
+        self._streak = 0
+        self._rows_seen = 0
+        self._rejects = 0
+        self._condemned = 0  # quarantined rows of shards that are not committed
+        self._retirements: list[RetireSlot] = []
+        self._actions: list[Do] = []
+
+    # Numbers for whoever watches.
+
+    @property
+    def left(self) -> int:
+        """Shards that are neither done nor failed."""
+        return self._left
+
+    @property
+    def tracked(self) -> int:
+        """Shards that have an object: reserved, running, committing, waiting or failed."""
+        return len(self._shards)
+
+    @property
+    def waiting(self) -> int:
+        """Shards that wait for another attempt."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Workers with a shard running."""
+        return sum(worker.run is not None for worker in self._workers.values())
+
+    @property
+    def ready(self) -> int:
+        """Workers that have their model."""
+        return sum(worker.node is not None for worker in self._workers.values())
+
+    @property
+    def starting(self) -> int:
+        """Workers asked for that are not ready."""
+        return self._starting
+
+    # The three entry points.
+
+    def begin(self, now: float) -> list[Do]:
+        """Start: ask for workers, or say at once that nothing is left."""
+        return self._act(now)
+
+    def tick(self, now: float) -> list[Do]:
+        """Let time pass: timeouts, pauses that end, copies, workers given back. To be called every second."""
+        if not self.ended:
+            self._silences(now)
+            self._give_back(now)
+        return self._act(now, copies=self.rules.copies)
+
+    def handle(self, event: Event, now: float) -> list[Do]:
+        """Take in one event. Events of workers that are gone and of shards not theirs are ignored."""
+        worker = self._workers.get(event.worker)
+        if self.ended or worker is None:
+            return []
+        match event:
+            case WorkerReady():
+                self._ready(worker, event.node, now)
+            case WorkerDied():
+                self._died(worker, event, now)
+            case WorkerFailed():
+                self._start_failed(worker, event.failure, now)
+            case WorkerDraining():
+                self._drain(worker)
+            case _:
+                run = self._run_of(worker, event.shard, event.attempt)
+                if run is not None:
+                    run.heard = now
+                    self._shard_event(worker, run, event, now)
+        return self._act(now)
+
+    # Events.
+
+    def _ready(self, worker: _Worker, node: str, now: float) -> None:
+        self._starting -= worker.node is None
+        worker.node = node
+        worker.idle_since = now
+        self._slots[worker.slot].node = node
+        if not worker.draining:
+            self._idle[worker.id] = None
+
+    def _shard_event(self, worker: _Worker, run: _Run, event: Event, now: float) -> None:
+        shard = self._shards.get(run.shard)  # None: committed by another run meanwhile
+        match event:
+            case RowsStarted():
+                run.rows = event.rows
+            case RowsDone():
+                done = set(event.rows)
+                run.rows = tuple(row for row in run.rows if row not in done)
+                self._made_rows(worker)
+                if shard is not None:
+                    for row in event.rows:
+                        shard.suspects.pop(row, None)
+            case ShardGenerated():
+                if worker.run is run:
+                    run.rows = ()
+                    worker.committing[run.shard] = run
+                    self._free(worker, now)
+            case ShardCommitted():
+                self._made_rows(worker)
+                self._committed(worker, run, event, now)
+            case ShardReturned():
+                self._end_run(worker, run, now)
+                if shard is not None and not shard.runs:
+                    self._wait(shard, now)
+            case ShardFailed():
+                self._shard_failed(worker, run, event.failure, now)
+
+    def _committed(self, worker: _Worker, run: _Run, event: ShardCommitted, now: float) -> None:
+        self._end_run(worker, run, now)
+        shard = self._shards.pop(run.shard, None)
+        if shard is None:
+            return  # a copy was first
+        self._is_done[run.shard] = 1
+        self._unproved.discard(run.shard)
+        self._single.pop(run.shard, None)
+        for other in shard.runs:
+            self._cancel(other)
+        self._left -= 1
+        self._streak = 0
+        self._rows_seen += event.rows
+        self._rejects += event.rejects
+        self._condemned -= len(shard.quarantined)
+        if not run.isolated:
+            took = now - run.started
+            self._mean_s = took if self._mean_s is None else 0.9 * self._mean_s + 0.1 * took
+
+    def _shard_failed(self, worker: _Worker, run: _Run, failure: Failure, now: float) -> None:
+        shard = self._shards.get(run.shard)
+        text = f"{failure.stage}: {failure.error_class}: {failure.message}"
+        if shard is None:  # nobody needs it any more, whatever it met
+            self._end_run(worker, run, now)
+        elif failure.action is Action.FAIL_JOB:
+            self._abort("failure", text, failure)
+        elif failure.action is Action.REPLACE_WORKER:
+            self._actions.append(StopWorker(worker.id, kill=True, reason=text))
+            self._died(worker, WorkerDied(worker.id, text, failure.error_class), now)
+        else:
+            slot = self._slots[worker.slot]
+            self._end_run(worker, run, now)
+            shard.deaths.append(_Death(slot.id, worker.node, (), failure.error_class, text))
+            slot.failures.append(frozenset())
+            self._again(shard, text, now)
+            self._judge(slot, text, now)
+
+    def _start_failed(self, worker: _Worker, failure: Failure, now: float) -> None:
+        text = f"{failure.stage}: {failure.error_class}: {failure.message}"
+        if failure.action is Action.FAIL_JOB:
+            self._abort("failure", text, failure)
+            return
+        slot = self._slots[worker.slot]
+        self._remove(worker, now)
+        slot.failures.append(frozenset())
+        self._judge(slot, text, now)
+
+    def _drain(self, worker: _Worker) -> None:
+        worker.draining = True
+        self._loose[worker.id] = None
+        self._idle.pop(worker.id, None)
+        self._release(worker)
+        if worker.run is not None:
+            self._cancel(worker.run)
+
+    def _died(self, worker: _Worker, event: WorkerDied, now: float) -> None:
+        slot, run = self._slots[worker.slot], worker.run
+        self._remove(worker, now)
+        shard = self._shards.get(run.shard) if run is not None else None
+        preempted = event.preempted or worker.draining
+        starting = worker.node is None
+        if run is not None and shard is not None:
+            if not preempted:
+                slot.failures.append(frozenset(run.rows))
+                where = (slot.id, worker.node, run.rows)
+                self._blame(shard, _Death(*where, event.error_class, event.message, died=True))
+            self._again(shard, event.message, now, at_once=preempted or bool(run.rows))
+        elif starting and not preempted:
+            slot.failures.append(frozenset())
+        if not preempted:
+            self._judge(slot, event.message, now)
+
+    # Blame.
+
+    def _blame(self, shard: _Shard, death: _Death) -> None:
+        shard.deaths.append(death)
+        for row in death.rows:
+            if row not in shard.quarantined:
+                shard.suspects[row] = None
+        if len(death.rows) != 1:
+            return
+        [row] = death.rows
+        deaths = shard.deaths_of(row)
+        nodes = {d.node for d in deaths}
+        wanted = min(self.rules.row_deaths, len(nodes | {w.node for w in self._workers.values() if w.node}))
+        if len(deaths) < self.rules.row_deaths:
+            return
+        if len(nodes) < wanted and len(deaths) < 3 * self.rules.row_deaths:
+            return
+        slots = {d.slot for d in deaths}
+        shard.suspects.pop(row, None)
+        shard.quarantined[row] = Quarantined(shard.index, row, death.error_class, death.message, len(deaths))
+        self._condemned += 1
+        if len(slots) > 1 or any(self._slots[slot].proved for slot in slots):
+            self._actions.append(Quarantine(shard.quarantined[row]))
+        else:
+            shard.unproved[row] = slots
+            self._unproved.add(shard.index)
+        for slot in map(self._slots.__getitem__, slots):
+            # The row explains these failures; but a slot that never made a row is believed only once.
+            if slot.proved or not slot.refunded:
+                slot.refunded = True
+                slot.failures = [rows for rows in slot.failures if row not in rows]
+
+    def _acquit(self, shard: _Shard, row: str) -> None:
+        """Take back a quarantine that only doubtful slots witnessed."""
+        del shard.unproved[row]
+        del shard.quarantined[row]
+        self._condemned -= 1
+        shard.suspects[row] = None
+        if not shard.unproved:
+            self._unproved.discard(shard.index)
+
+    def _made_rows(self, worker: _Worker) -> None:
+        slot = self._slots[worker.slot]
+        slot.failures.clear()
+        slot.refunded = False
+        if slot.proved:
+            return
+        slot.proved = True
+        for shard in [self._shards[index] for index in self._unproved]:
+            for row in [row for row, slots in shard.unproved.items() if slot.id in slots]:
+                del shard.unproved[row]
+                self._actions.append(Quarantine(shard.quarantined[row]))
+            if not shard.unproved:
+                self._unproved.discard(shard.index)
+
+    def _judge(self, slot: _Slot, message: str, now: float) -> None:
+        """After a failure: when the slot's next process starts, or whether it gets none."""
+        slot.not_before = now + self._pause(len(slot.failures))
+        if len(slot.failures) < self.rules.worker_failures or slot.retired:
+            return
+        common = frozenset.intersection(*slot.failures)
+        if any(row in shard.suspects for shard in self._shards.values() for row in common):
+            return  # one row explains them all, and is about to be decided
+        self._retire(slot, message, now)
+
+    def _retire(self, slot: _Slot, message: str, now: float) -> None:
+        slot.retired = True
+        self._open -= 1
+        self._vacant.pop(slot.id, None)
+        if slot.worker is not None:
+            worker = self._workers[slot.worker]
+            self._actions.append(StopWorker(worker.id, kill=True, reason=message))
+            self._remove(worker, now)
+        retirement = RetireSlot(slot.id, slot.node, len(slot.failures), message)
+        self._retirements.append(retirement)
+        self._actions.append(retirement)
+        for shard in self._shards.values():
+            shard.deaths = [death for death in shard.deaths if death.slot != slot.id]
+            for row in [row for row, slots in shard.unproved.items() if slot.id in slots]:
+                self._acquit(shard, row)
+
+    # Shards.
+
+    def _again(self, shard: _Shard, message: str, now: float, *, at_once: bool = False) -> None:
+        """Another attempt, or the end of the shard if it had all of them."""
+        if shard.runs:
+            return
+        if shard.charged < self.rules.max_attempts:
+            self._actions.append(Retry(shard.index, message))
+            self._wait(shard, now if at_once else now + self._pause(shard.charged))
+            return
+        shard.failed = True
+        failed = FailShard(shard.index, message)
+        self._failed.append(failed)
+        self._actions.append(failed)
+        self._left -= 1
+        self._streak += 1
+        self._rows_seen += self._rows_of(shard.index)
+        self._rejects += self._rows_of(shard.index)
+        self._condemned -= len(shard.quarantined)
+
+    def _pause(self, failures: int) -> float:
+        if failures < 1:
+            return 0.0
+        return min(self.rules.backoff_s * 2.0 ** min(failures - 1, 32), self.rules.backoff_max_s)
+
+    def _wait(self, shard: _Shard, not_before: float) -> None:
+        self._sequence += 1
+        heapq.heappush(self._waiting, (not_before, self._sequence, shard.index))
+
+    def _end_run(self, worker: _Worker, run: _Run, now: float) -> None:
+        """Take a run off its worker and its shard."""
+        if worker.run is run:
+            self._free(worker, now)
+        worker.committing.pop(run.shard, None)
+        if not worker.committing:
+            worker.flushing = False
+        self._detach(run)
+
+    def _detach(self, run: _Run) -> None:
+        shard = self._shards.get(run.shard)
+        if shard is None or run not in shard.runs:
+            return
+        shard.runs.remove(run)
+        self._single.pop(run.shard, None)
+        if shard.runs:
+            self._single[run.shard] = None
+
+    def _free(self, worker: _Worker, now: float) -> None:
+        worker.run = None
+        worker.idle_since = now
+        if worker.committing or worker.draining:
+            self._loose[worker.id] = None
+        if not worker.draining:
+            self._idle[worker.id] = None
+
+    def _release(self, worker: _Worker) -> None:
+        """Take a worker's reserved shard back."""
+        if worker.reserved is not None:
+            shard = self._shards[worker.reserved]
+            del self._reserved[shard.index]
+            worker.reserved = shard.reserved_by = None
+            self._wait(shard, 0.0)
+
+    def _remove(self, worker: _Worker, now: float) -> None:
+        """A worker that is gone: its commits in the background are lost, its running shard is the caller's"""
+        self._release(worker)
+        if worker.run is not None:
+            self._detach(worker.run)
+        for run in worker.committing.values():
+            self._detach(run)
+            shard = self._shards.get(run.shard)
+            if shard is not None:
+                shard.losses += 1
+                if not shard.runs:
+                    self._wait(shard, now)
+        worker.committing = {}
+        del self._workers[worker.id]
+        self._idle.pop(worker.id, None)
+        self._loose.pop(worker.id, None)
+        self._starting -= worker.node is None
+        slot = self._slots[worker.slot]
+        slot.worker = None
+        slot.not_before = now
+        if not slot.retired:
+            self._vacant[slot.id] = None
+
+    def _cancel(self, run: _Run) -> None:
+        worker = self._workers.get(run.worker)
+        if worker is not None and worker.run is run and not run.cancelled:
+            run.cancelled = True
+            self._actions.append(Cancel(run.worker, run.shard, run.attempt))
+
+    def _run_of(self, worker: _Worker, shard: int, attempt: int) -> _Run | None:
+        for run in (worker.run, worker.committing.get(shard)):
+            if run is not None and run.shard == shard and run.attempt == attempt:
+                return run
+        return None
+
+    # What follows from the state.
+
+    def _act(self, now: float, *, copies: bool = False) -> list[Do]:
+        """Everything that the state asks for, given out once."""
+        if not self.ended:
+            self._limits()
+        if not self.ended:
+            self._fill(now, copies)
+            self._settle(now)
+            self._staff(now)
+            self._finish()
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _limits(self) -> None:
+        if self._streak >= self.rules.failed_streak and self._left:
+            last = self._failed[-1].message
+            self._abort("shards", f"{self._streak} shards in a row failed, the last one with: {last}")
+            return
+        rejects, limit = self._rejects + self._condemned, self.rules.max_reject_fraction
+        # A fraction of a few rows says little: at least 100, or all there are.
+        seen = max(self._rows_seen + self._condemned, min(100, self.num_rows))
+        if rejects > limit * min(seen, self.num_rows):
+            self._abort("rejects", f"{rejects} of the first {seen} rows cannot be made")
+
+    def _fill(self, now: float, copies: bool) -> None:
+        """Give idle workers something to do."""
+        if not self._idle or not (copies or self._work_now(now)):
+            return
+        for worker in [self._workers[index] for index in self._idle]:
+            shard = self._next(worker, now)
+            if shard is None and copies:
+                shard = self._copy_for(worker, now)
+            if shard is not None:
+                self._assign(worker, shard, now)
+            elif not (copies or self._work_now(now)):
+                return
+
+    def _work_now(self, now: float) -> bool:
+        return bool(self._fresh or self._reserved or (self._waiting and self._waiting[0][0] <= now))
+
+    def _next(self, worker: _Worker, now: float) -> _Shard | None:
+        shard = self._pop_waiting(worker, now)
+        if shard is not None:
+            return shard
+        if worker.reserved is None and not self._fresh and self._reserved:
+            index, other = self._reserved.popitem()  # the last one reserved: its owner has the most to do
+            self._workers[other].reserved = None
+            self._shards[index].reserved_by = None
+            return self._shards[index]
+        if worker.reserved is not None:
+            shard = self._shards[worker.reserved]
+            del self._reserved[shard.index]
+            worker.reserved = shard.reserved_by = None
+            return shard
+        return self._take_fresh() if self._fresh else None
+
+    def _pop_waiting(self, worker: _Worker, now: float) -> _Shard | None:
+        passed: list[tuple[float, int, int]] = []
+        found = None
+        while self._waiting and self._waiting[0][0] <= now and len(passed) < SCAN:
+            entry = heapq.heappop(self._waiting)
+            shard = self._shards[entry[2]]
+            if self._suits(shard, worker):
+                found = shard
+                break
+            passed.append(entry)
+        for entry in passed:
+            heapq.heappush(self._waiting, entry)
+        return found
+
+    def _suits(self, shard: _Shard, worker: _Worker) -> bool:
+        """Not where it died before, while there is a worker elsewhere that will be free some time."""
+        if not shard.deaths:
+            return True
+        nodes = {death.node for death in shard.deaths}
+        slots = {death.slot for death in shard.deaths}
+        if worker.node not in nodes:
+            return True
+        others = [w for w in self._workers.values() if w.node is not None and not w.draining]
+        if any(other.node not in nodes for other in others):
+            return False
+        return worker.slot not in slots or all(other.slot in slots for other in others)
+
+    def _take_fresh(self) -> _Shard:
+        index = self._is_done.find(0, self._cursor)
+        self._cursor = index + 1
+        self._fresh -= 1
+        shard = self._shards[index] = _Shard(index)
+        for known in self._known.pop(index, ()):
+            shard.quarantined[known.row_id] = known
+            self._condemned += 1
+        return shard
+
+    def _copy_for(self, worker: _Worker, now: float) -> _Shard | None:
+        if self._mean_s is None:
+            return None
+        for seen, index in enumerate(self._single):
+            shard = self._shards[index]
+            run = shard.runs[0]
+            late = now - run.started > self.rules.copy_after * self._mean_s
+            if late and not run.isolated and run.worker != worker.id and not shard.suspects:
+                return shard
+            if seen >= SCAN:
+                break
+        return None
+
+    def _assign(self, worker: _Worker, shard: _Shard, now: float) -> None:
+        for row in [row for row, slots in shard.unproved.items() if worker.slot not in slots]:
+            self._acquit(shard, row)  # another witness is to be had
+        isolated = bool(shard.suspects) or shard.isolate
+        shard.attempts += 1
+        run = _Run(shard.index, shard.attempts, worker.id, now, now, isolated)
+        shard.runs.append(run)
+        self._single.pop(shard.index, None)
+        if len(shard.runs) == 1:
+            self._single[shard.index] = None
+        del self._idle[worker.id]
+        worker.run = run
+        if worker.reserved is None and self._fresh > len(self._workers) and not isolated:
+            ahead = self._take_fresh()
+            worker.reserved, ahead.reserved_by = ahead.index, worker.id
+            self._reserved[ahead.index] = worker.id
+        alone = isolated or shard.losses > 0
+        assignment = Assignment(
+            shard=shard.index,
+            attempt=run.attempt,
+            suspects=tuple(shard.suspects),
+            isolate=shard.isolate,
+            quarantined=tuple(shard.quarantined.values()),
+            next_shard=None if alone else worker.reserved,
+        )
+        self._actions.append(Assign(worker.id, assignment))
+
+    def _settle(self, now: float) -> None:
+        """Workers without a shard: wait for their commits, and let those go whose machine goes."""
+        for worker in [self._workers[index] for index in self._loose]:
+            if worker.run is None and worker.committing and not worker.flushing:
+                worker.flushing = True
+                self._actions.append(Flush(worker.id))
+            if worker.run is None and worker.draining and not worker.committing:
+                kill = worker.node is None
+                self._actions.append(StopWorker(worker.id, kill=kill, reason="its machine is going away"))
+                self._remove(worker, now)
+            elif not worker.draining and (worker.run is not None or not worker.committing):
+                del self._loose[worker.id]
+
+    def _staff(self, now: float) -> None:
+        """Start workers for the shards that nobody has."""
+        wanted = min(self.rules.max_workers, self._left)
+        while self._open < wanted and self._closed and self._unassigned:
+            self._open += 1
+            self._vacant[self._closed.pop()] = None
+        while self._open < wanted and len(self._slots) < self.rules.max_workers:
+            self._open += 1
+            self._vacant[len(self._slots)] = None
+            self._slots.append(_Slot(len(self._slots)))
+        missing = self._unassigned - self._starting - len(self._idle)
+        if missing <= 0 or not self._vacant:
+            return
+        avoid = frozenset(slot.node for slot in self._slots if slot.retired and slot.node is not None)
+        for slot in [self._slots[index] for index in self._vacant]:
+            if missing > 0 and slot.not_before <= now:
+                missing -= 1
+                del self._vacant[slot.id]
+                worker = _Worker(self._next_worker, slot.id, idle_since=now)
+                self._next_worker += 1
+                self._starting += 1
+                self._workers[worker.id] = worker
+                slot.worker = worker.id
+                self._actions.append(StartWorker(worker.id, slot.id, avoid))
+
+    @property
+    def _unassigned(self) -> int:
+        return self._fresh + len(self._waiting) + len(self._reserved)
+
+    def _give_back(self, now: float) -> None:
+        if self._unassigned:
+            return
+        keep = self.rules.min_workers
+        for worker in list(self._workers.values()):
+            if len(self._workers) <= keep:
+                return
+            if worker.run is None and not worker.committing and now - worker.idle_since > self.rules.idle_s:
+                reason = "no more work" if worker.node else "no more work before it was ready"
+                self._actions.append(StopWorker(worker.id, kill=worker.node is None, reason=reason))
+                self._remove(worker, now)
+                del self._vacant[worker.slot]
+                self._closed.append(worker.slot)
+                self._open -= 1
+
+    def _finish(self) -> None:
+        if self._left == 0:
+            self.ended = True
+            self._actions.append(Done(tuple(self._failed)))
+        elif not self._open and not self._closed:
+            last = self._retirements[-1]
+            self._abort(
+                "no_workers",
+                f"every worker was retired after {self.rules.worker_failures} failures without a row made in "
+                f"between; the last one with: {last.message}",
+            )
+
+    def _abort(self, kind: str, message: str, failure: Failure | None = None) -> None:
+        self.ended = True
+        self._actions.append(Abort(kind, message, failure))
+
+    def _silences(self, now: float) -> None:
+        limit = self.rules.silence_s
+        if limit is None:
+            return
+        for worker in list(self._workers.values()):
+            run = worker.run or next(iter(worker.committing.values()), None)
+            if run is not None and now - run.heard > limit:
+                text = f"no sign of life for {limit:g} s, killed"
+                self._actions.append(StopWorker(worker.id, kill=True, reason=text))
+                self._died(worker, WorkerDied(worker.id, text, "RowTimeout"), now)

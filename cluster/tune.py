@@ -1,0 +1,386 @@
+"""`overtone tune`: the fastest setting at an acceptable loss, measured on a job's own prompts and hardware.
+
+Runs `fullres` and a sweep of settings over the same few rows with the same seeds in one process, and
+compares pictures. Starts no Ray: one engine, the one that a worker would hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cluster.estimate import one_step_each, split
+from cluster.runner import Engine
+from jobs.errors import PromptsError
+from jobs.plan import make_plan
+from jobs.prompts import read_shard
+from jobs.rows import Row
+from jobs.spec import JobSpec
+from progressive import quality
+from progressive.settings import Sampling
+
+DELTAS = (0.01, 0.05, 0.10, 0.20)
+FULLRES = "fullres"
+Judge = Callable[[Image.Image, str], tuple[int, int]]
+"""(objects drawn right, objects asked for) of a picture and its prompt."""
+_SHOWN_ROWS = 6  # pictures side by side in the report
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One candidate: a name for people, the group that shares a mark in the plot, and what it means."""
+
+    name: str
+    group: str
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one setting gave. Distances are to the `fullres` pictures of the same rows; means over rows."""
+
+    name: str
+    group: str
+    sampling: dict[str, Any]
+    split: str
+    """Steps @ latent grid of each stage, at the job's own size."""
+    seconds_per_row: float
+    """Denoising and expansions, without text encoding and decoding, which no setting changes."""
+    saving: float
+    predicted_saving: float
+    """Full-resolution token-steps over the setting's."""
+    psnr_db: float
+    ssim: float
+    perceptual_distance: float
+    high_frequency_ratio: float
+    judge_percent: float | None
+    """Objects drawn right, percent; None where nothing can judge the model's pictures."""
+    loss: float
+    """Points of quality lost against `fullres`: see `Tuning.loss_metric`."""
+    pareto: bool = False
+    """No other setting is as fast and as close, and better in one of the two."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The whole comparison. `choice` is the fastest outcome whose loss is at most `max_drop`."""
+
+    model: str
+    device: str
+    rows: int
+    num_steps: int
+    loss_metric: str
+    max_drop: float
+    outcomes: tuple[Outcome, ...]
+    choice: Outcome
+    pictures: dict[str, list[Image.Image]] = field(repr=False, default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as data, without the pictures."""
+        return {
+            "model": self.model,
+            "device": self.device,
+            "rows": self.rows,
+            "num_steps": self.num_steps,
+            "loss_metric": self.loss_metric,
+            "max_drop": self.max_drop,
+            "choice": self.choice.name,
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+    def fragment(self) -> str:
+        """The choice as YAML that can be pasted over a spec's `sampling` section."""
+        return yaml.safe_dump({"sampling": self.choice.sampling}, sort_keys=False)
+
+    def markdown(self) -> str:
+        """The table as GitHub Markdown."""
+        judged = self.outcomes[0].judge_percent is not None
+        head = ["setting", "steps @ grid", *(["objects right"] if judged else [])]
+        head += ["PSNR to fullres", "SSIM", "perceptual distance", "fine detail", "saving", "predicted"]
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for outcome in self.outcomes:
+            cells = [outcome.name, outcome.split]
+            if judged:
+                cells.append(f"{outcome.judge_percent:.1f} %")
+            same = outcome.name == "fullres"
+            cells += [
+                "-" if same else f"{outcome.psnr_db:.1f} dB",
+                "-" if same else f"{outcome.ssim:.3f}",
+                "-" if same else f"{outcome.perceptual_distance:.3f}",
+                f"{outcome.high_frequency_ratio:.2f}",
+                f"{outcome.saving:.2f}x",
+                f"{outcome.predicted_saving:.2f}x",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        """The table for a terminal, and what was chosen."""
+        chosen = self.choice
+        return (
+            f"{self.markdown()}\n\nchosen: {chosen.name}, {chosen.saving:.2f}x as fast as fullres, loss "
+            f"{chosen.loss:.2f} of at most {self.max_drop:g} ({self.loss_metric})"
+        )
+
+    def html(self) -> str:
+        """One self-contained page: the table, quality against speed, and the pictures side by side."""
+        source = files("cluster").joinpath("templates/tune.html").read_text()
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        return environment.from_string(source).render(
+            tuning=self, plot=_plot(self), fragment=self.fragment(), data_uri=_data_uri
+        )
+
+
+def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
+    """The candidates: `fullres` first; at each delta one level and the automatic ladder, in the modes
+    `dct_rewind` and `dct_matched`, with coupled noise; and one level with fresh noise for comparison."""
+    ladders: dict[str, dict[str, Any]] = {
+        "one level": {"levels": 1, "scales": None},
+        "auto ladder": {"levels": None, "scales": "auto"},
+    }
+    kinds: dict[str, dict[str, Any]] = {
+        "": {"mode": "dct_rewind", "noise": "coupled"},
+        "matched": {"mode": "dct_matched", "noise": "coupled"},
+        "fresh noise": {"mode": "dct_rewind", "noise": "fresh"},
+    }
+
+    def setting(name: str, group: str, **changes: Any) -> Setting:
+        plain = base.model_dump() | {"transition_sigmas": None} | changes
+        return Setting(name, group, Sampling.model_validate(plain))
+
+    found = [setting(FULLRES, FULLRES, mode="fullres", levels=None, scales=None)]
+    for kind, how in kinds.items():
+        for ladder, grids in ladders.items():
+            if kind == "fresh noise" and ladder != "one level":
+                continue
+            group = f"{ladder}, {kind}" if kind else ladder
+            for delta in deltas:
+                name = ", ".join(part for part in (ladder, f"delta {delta:g}", kind) if part)
+                found.append(setting(name, group, delta=delta, **how, **grids))
+    return found
+
+
+def sample_rows(spec: JobSpec, count: int) -> list[Row]:
+    """Up to `count` good rows, spread evenly over the prompt table. PromptsError where there is none."""
+    plan = make_plan(spec)
+    step = max(1, plan.num_shards // count)
+    per_shard = -(-count // -(-plan.num_shards // step))  # rows over the shards that are looked at
+    rows: list[Row] = []
+    for index in range(0, plan.num_shards, step):
+        shard = plan.shard(index)
+        rows += read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows).rows[:per_shard]
+        if len(rows) >= count:
+            break
+    if not rows:
+        raise PromptsError("none of the prompt table's rows that were looked at can be made")
+    return rows[:count]
+
+
+def tiny_judge(spec: JobSpec, rows: Sequence[Row]) -> Judge | None:
+    """The picture world's own judge, where the job's model is the embedded one and draws captions of that
+    world at its size; None elsewhere."""
+    sizes = {(row.height or spec.sampling.height, row.width or spec.sampling.width) for row in rows}
+    if spec.model.id != "tiny" or not sizes <= {(None, None), (256, 256), (256, None), (None, 256)}:
+        return None
+    from progressive.tiny import judge, world
+
+    try:
+        for row in rows:
+            world.parse(row.prompt)
+    except ValueError:
+        return None
+    return judge.judge
+
+
+def tune(
+    spec: JobSpec,
+    engine: Engine,
+    *,
+    rows: int | Sequence[Row] = 16,
+    batch_size: int = 8,
+    max_drop: float = 1.0,
+    settings: Sequence[Setting] | None = None,
+    judge: Judge | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Tuning:
+    """Run the sweep.
+
+    Every setting sees the same rows, seeds and batches; one step on each of its grids is run first and thrown
+    away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage points,
+    without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is what the others are
+    compared to. UserError for prompts that cannot be used, ValueError for sizes.
+    """
+    chosen = sample_rows(spec, rows) if isinstance(rows, int) else list(rows)
+    candidates = list(settings or sweep(spec.sampling))
+    encoded = engine.encode(
+        [row.prompt for row in chosen], [row.negative_prompt for row in chosen], spec.sampling
+    )
+    batches = _batches(chosen, batch_size)
+    reference: list[Any] = []
+    outcomes: list[Outcome] = []
+    shown: dict[str, list[Image.Image]] = {}
+    full_seconds = full_judged = 0.0
+    for number, setting in enumerate(candidates):
+        on_progress(setting.name, number, len(candidates))
+        media, seconds, saving = _make(engine, setting.sampling, chosen, encoded, batches)
+        if not reference:
+            reference, full_seconds = media, seconds
+        measured = _distances(media, reference)
+        judged = None if judge is None else _judged(judge, media, chosen)
+        if judged is None:
+            loss = 100 * measured["perceptual_distance"]
+        else:
+            full_judged = judged if number == 0 else full_judged
+            loss = full_judged - judged
+        outcomes.append(
+            Outcome(
+                name=setting.name,
+                group=setting.group,
+                sampling=setting.sampling.model_dump(mode="json", exclude_defaults=True),
+                split=split(engine.plan(setting.sampling)),
+                seconds_per_row=seconds / len(chosen),
+                saving=full_seconds / seconds,
+                predicted_saving=saving,
+                judge_percent=judged,
+                loss=loss,
+                **measured,
+            )
+        )
+        shown[setting.name] = [_still(medium) for medium in media[:_SHOWN_ROWS]]
+    outcomes = mark_pareto(outcomes)
+    choice = max((o for o in outcomes if o.loss <= max_drop), key=lambda o: o.saving, default=outcomes[0])
+    cuda = str(engine.device).startswith("cuda")
+    return Tuning(
+        model=spec.model.id,
+        device=torch.cuda.get_device_name(engine.device) if cuda else "CPU",
+        rows=len(chosen),
+        num_steps=engine.plan(candidates[0].sampling).num_steps,
+        loss_metric="judge, percentage points" if judge is not None else "100 x perceptual distance",
+        max_drop=max_drop,
+        outcomes=tuple(outcomes),
+        choice=choice,
+        pictures=shown,
+        prompts=tuple(row.prompt for row in chosen[:_SHOWN_ROWS]),
+    )
+
+
+_Batch = tuple[list[int], int | None, int | None]
+"""Indices of rows of one size, and the size: height and width in pixels, None for the job's own."""
+
+
+def _batches(rows: Sequence[Row], batch_size: int) -> list[_Batch]:
+    sizes: dict[tuple[int | None, int | None], list[int]] = {}
+    for index, row in enumerate(rows):
+        sizes.setdefault((row.height, row.width), []).append(index)
+    return [
+        (indices[i : i + batch_size], *size)
+        for size, indices in sizes.items()
+        for i in range(0, len(indices), batch_size)
+    ]
+
+
+def _make(
+    engine: Engine, sampling: Sampling, rows: Sequence[Row], encoded: Any, batches: Sequence[_Batch]
+) -> tuple[list[Any], float, float]:
+    """(pictures or videos in the order of the rows, seconds of all denoising, token-step saving)."""
+    media: list[Any] = [None] * len(rows)
+    seconds, full, own = 0.0, 0, 0
+    warm: set[Any] = set()
+    for indices, height_px, width_px in batches:
+        plan = engine.plan(sampling, height_px=height_px, width_px=width_px)
+        seeds = [rows[i].seed for i in indices]
+        if (height_px, width_px) not in warm:
+            warm.add((height_px, width_px))
+            engine.denoise(one_step_each(plan), encoded[indices], seeds, sampling)
+        latents, reports = engine.denoise(plan, encoded[indices], seeds, sampling)
+        seconds += sum(report.seconds for report in reports)
+        full += plan.fullres_token_steps * len(indices)
+        own += plan.token_steps * len(indices)
+        for index, medium in zip(indices, engine.decode(plan, latents), strict=True):
+            media[index] = medium
+    return media, seconds, full / own
+
+
+def _judged(judge: Judge, media: Sequence[Any], rows: Sequence[Row]) -> float:
+    """Objects drawn right, percent."""
+    scores = [judge(medium, row.prompt) for medium, row in zip(media, rows, strict=True)]
+    return 100 * sum(right for right, _ in scores) / sum(asked for _, asked in scores)
+
+
+def _distances(media: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any]:
+    """Means of all distances over rows, one row at a time so that sizes may differ."""
+    measures: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "psnr_db": quality.psnr,
+        "ssim": quality.ssim,
+        "perceptual_distance": quality.perceptual_distance,
+        "high_frequency_ratio": quality.high_frequency_ratio,
+    }
+    values: dict[str, list[float]] = {name: [] for name in measures}
+    for made, wanted in zip(media, reference, strict=True):
+        a, b = quality.as_tensor([made]), quality.as_tensor([wanted])
+        for name, measure in measures.items():
+            values[name].append(float(measure(a, b).mean()))
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
+def mark_pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Mark those that no other beats in both saving and loss."""
+    return [
+        replace(
+            o,
+            pareto=not any(
+                p.saving >= o.saving and p.loss <= o.loss and (p.saving, p.loss) != (o.saving, o.loss)
+                for p in outcomes
+            ),
+        )
+        for o in outcomes
+    ]
+
+
+def _still(media: Any) -> Image.Image:
+    """A picture, or the middle frame of a video."""
+    return media if isinstance(media, Image.Image) else Image.fromarray(media[len(media) // 2])
+
+
+def _data_uri(picture: Image.Image, width_px: int = 192) -> str:
+    out = io.BytesIO()
+    height_px = round(picture.height * width_px / picture.width)
+    picture.convert("RGB").resize((width_px, height_px)).save(out, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _plot(tuning: Tuning) -> str:
+    """Loss against saving as inline SVG, the Pareto front joined up."""
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in tuning.outcomes:
+        groups.setdefault(outcome.group, []).append(outcome)
+    for number, (label, group) in enumerate(groups.items()):
+        marker = "Dos^vP*X"[number % 8]
+        axes.scatter([o.saving for o in group], [o.loss for o in group], label=label, marker=marker, s=45)
+    front = sorted((o for o in tuning.outcomes if o.pareto), key=lambda o: o.saving)
+    axes.plot([o.saving for o in front], [o.loss for o in front], color="0.6", zorder=0, label="Pareto front")
+    axes.axhline(tuning.max_drop, color="0.75", linestyle=":", label="max drop")
+    axes.annotate(
+        "chosen", (tuning.choice.saving, tuning.choice.loss), xytext=(8, 8), textcoords="offset points"
+    )
+    axes.set_xlabel("saving over fullres (measured)")
+    axes.set_ylabel(f"loss ({tuning.loss_metric})")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight")
+    return out.getvalue()[out.getvalue().index("<svg") :]

@@ -1,0 +1,114 @@
+"""The Ray actor: one process, one resident engine, one runner. Knows nothing of other workers.
+
+A plain actor: all calls run on its main thread, one after the other, so thread-local state of torch holds,
+and SIGTERM (a machine that is about to go) is seen between two batches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.dispatch import Assignment, Event, RowsStarted
+from cluster.faults import Failure
+from cluster.runner import Engine, Runner
+from jobs.plan import JobPlan
+from jobs.spec import JobSpec
+from jobs.store import Store
+
+CAREFUL_S = 0.05
+"""Pause before a row that is under suspicion, for its name to be on its way before it kills the process."""
+
+EngineFactory = Callable[[JobSpec], Engine]
+"""Makes a worker's engine, in the worker. Must pickle."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker that has its engine."""
+
+    node: str
+    """Ray's id of the machine."""
+    device: str
+    pid: int
+
+
+def load_engine(spec: JobSpec) -> Engine:
+    """The spec's model, resident on this process's device."""
+    import torch  # here and not above: an engine that a caller brings may do without
+
+    from progressive.engine import Engine as PipelineEngine
+    from progressive.engine import load
+
+    torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
+    model = spec.model
+    family = None if model.family == "auto" else model.family
+    pipe = load(
+        model.id,
+        dtype=None if model.dtype == "auto" else model.dtype,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        loras=model.loras,
+        offload=model.offload,
+        family=family,
+    )
+    return PipelineEngine(pipe, family)
+
+
+class Worker:
+    """What runs in an actor's process. Made by `cluster.fleet` alone."""
+
+    def __init__(self, worker: int, epoch: int) -> None:
+        self._worker, self._epoch = worker, epoch
+        self._runner: Runner | None = None
+        self._draining = False
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def load(
+        self, spec: JobSpec, plan: JobPlan, store: Store, engine_factory: EngineFactory
+    ) -> Ready | Failure:
+        """Load the model; a failure comes back as data."""
+        try:
+            engine = engine_factory(spec)
+            engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
+        except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
+            return Failure.of(error, "start", starting=True)
+        node = ray.get_runtime_context().get_node_id()
+        self._runner = Runner(spec, plan, store, engine, worker=self._worker, node=node, epoch=self._epoch)
+        self._runner.draining = self._draining
+        return Ready(node, str(engine.device), os.getpid())
+
+    def attempt(self, assignment: Assignment) -> Iterator[Event]:
+        """`Runner.attempt`, until the driver cancels the call."""
+        assert self._runner is not None
+        careful = assignment.isolate or bool(assignment.suspects)
+        for event in self._runner.attempt(assignment, ray.get_runtime_context().is_canceled):
+            yield event
+            if careful and isinstance(event, RowsStarted):
+                time.sleep(CAREFUL_S)
+
+    def flush(self) -> Iterator[Event]:
+        """`Runner.flush`."""
+        assert self._runner is not None
+        yield from self._runner.flush()
+
+    def recall(self) -> list[Event]:
+        """`Runner.recall`."""
+        assert self._runner is not None
+        return self._runner.recall()
+
+    def __ray_shutdown__(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def _terminate(self, *_: Any) -> None:
+        self._draining = True
+        if self._runner is not None:
+            self._runner.draining = True

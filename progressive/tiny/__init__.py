@@ -1,0 +1,22 @@
+"""The embedded model: a small FLUX.1-like pipeline that draws the picture world. Loading this loads no torch.
+
+`path()` is a folder in diffusers format; `DiffusionPipeline.from_pretrained(path())` needs no network.
+README.md beside this file is the model card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["MAX_SEQUENCE_LENGTH", "path"]
+
+MAX_SEQUENCE_LENGTH = 32
+"""Text tokens that the model was trained with: give it to the pipeline's call as `max_sequence_length`."""
+
+
+def path() -> Path:
+    """Folder of the model. FileNotFoundError if this installation came without it."""
+    folder = Path(__file__).parent / "model"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"{folder} has no model; make it with `python -m progressive.tiny.train`")
+    return folder

@@ -1,0 +1,216 @@
+"""Reads a picture of the picture world and says what is in it. A fixed program: no network, no randomness.
+
+Whatever is neither tone of the background is a thing. Each connected piece gets the palette colour nearest
+to its inside and the shape whose exact drawing, at the piece's own area and centre, overlaps it best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from progressive.tiny import world
+from progressive.tiny.world import Asked, Kind
+
+_BACKGROUND_DISTANCE = 45.0
+"""RGB distance from the line between a background's tones at which a pixel belongs to a thing."""
+_COLOUR_DISTANCE = 60.0
+"""Largest RGB distance from a palette colour that still is that colour."""
+_LEAST_AREA = 300
+"""Pixels; the smallest thing of the world has about 1,000."""
+_LEAST_OVERLAP = 0.75
+"""Intersection over union with a shape's exact drawing below which a piece is no shape."""
+_SIZE_LIMIT = float(np.sqrt(world.SIZES["small"] * world.SIZES["large"]))
+"""Radius between small and large, pixels."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A thing found in a picture. `kind` is None where colour or shape is none of the world's."""
+
+    kind: Kind | None
+    x: float
+    """Centre, pixels from the left edge."""
+    y: float
+    """Centre, pixels from the top edge."""
+    radius: float
+    overlap: float
+    """Intersection over union with the exact shape, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    things: tuple[Seen, ...]
+    """Largest first."""
+    background: str
+    texture: str
+
+
+def judge(picture: Image.Image, prompt: str) -> tuple[int, int]:
+    """(things right, things asked). Size, colour, shape and place must be right; extra things are ignored.
+
+    ValueError if the picture is not 256x256 or the prompt is no caption of the world.
+    """
+    asked = world.parse(prompt)
+    return _num_right(read(picture).things, asked), len(asked.kinds)
+
+
+def _num_right(seen: tuple[Seen, ...], asked: Asked) -> int:
+    if asked.relation is None:
+        return int(any(thing.kind == asked.kinds[0] for thing in seen))
+    first, second = ([thing for thing in seen if thing.kind == kind] for kind in asked.kinds)
+    if any(_holds(asked.relation, (a.x, a.y), (b.x, b.y)) for a in first for b in second):
+        return 2
+    middle = (world.SIDE_PX / 2, world.SIDE_PX / 2)  # one is missing or astray: each by its own side
+    right = any(_holds(asked.relation, (a.x, a.y), middle) for a in first)
+    return right + any(_holds(asked.relation, middle, (b.x, b.y)) for b in second)
+
+
+def _holds(relation: str, a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Is a in this relation to b, more so than in a relation across it?"""
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    across = dy if relation in ("left of", "right of") else dx
+    return along > abs(across)
+
+
+def read(picture: Image.Image) -> Reading:
+    """All that a picture shows. ValueError if it is not 256x256."""
+    side = world.SIDE_PX
+    if picture.size != (side, side):
+        raise ValueError(f"picture is {picture.size[0]}x{picture.size[1]} px; the judge reads {side}x{side}")
+    smooth = picture.convert("RGB").filter(ImageFilter.MedianFilter(3))
+    rgb = np.asarray(smooth, np.float32)  # [H, W, 3]
+    background = _background(rgb)
+    distance, shade = _ground(rgb, background)
+    ground = distance <= _BACKGROUND_DISTANCE
+    things = [_thing(rgb, piece) for piece in _pieces(_open(~ground)) for piece in _by_colour(rgb, piece)]
+    things.sort(key=lambda thing: (-thing.radius, thing.x, thing.y))
+    return Reading(tuple(things), background, _texture(shade > 0.5, ground))
+
+
+# ----------------------------------------------------------------------------------------- background
+
+
+def _ground(rgb: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the line between a background's tones, and place on it (0 first, 1 second): [H, W] each."""
+    tone = np.array(world.BACKGROUNDS[background], np.float32)
+    step = (world.SHADE - 1) * tone
+    place = np.clip((rgb - tone) @ step / (step @ step), 0, 1)
+    return np.linalg.norm(rgb - tone - place[..., None] * step, axis=-1), place
+
+
+def _background(rgb: np.ndarray) -> str:
+    """The background that the most pixels are near to; of equals, the one nearer to the picture."""
+    distances = {name: _ground(rgb, name)[0] for name in world.BACKGROUNDS}
+    nearest = np.min(list(distances.values()), axis=0)
+    near = {name: np.sum((d == nearest) & (d < _BACKGROUND_DISTANCE)) for name, d in distances.items()}
+    return max(near, key=lambda name: (near[name], -float(distances[name].mean())))
+
+
+def _texture(shade: np.ndarray, ground: np.ndarray) -> str:
+    """From where the second tone is on background pixels, [H, W] bool: nowhere, in whole rows, in squares."""
+    if not 0.2 < shade[ground].mean() < 0.8:
+        return "plain"
+    counts = np.maximum(ground.sum(1), 1)
+    rows = (shade & ground).sum(1) / counts  # share of the second tone in each row
+    return "striped" if np.average(np.abs(rows - 0.5), weights=counts) > 0.3 else "checkered"
+
+
+# --------------------------------------------------------------------------------------------- pieces
+
+
+def _shifts(mask: np.ndarray) -> list[np.ndarray]:
+    """A mask and its eight neighbours, beyond the border as at it."""
+    padded = np.pad(mask, 1, mode="edge")
+    height, width = mask.shape
+    return [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+
+
+def _erode(mask: np.ndarray) -> np.ndarray:
+    return np.logical_and.reduce(_shifts(mask))
+
+
+def _open(mask: np.ndarray) -> np.ndarray:
+    """Without what is at most two pixels thin: edges between tones and colours, noise."""
+    return np.logical_or.reduce(_shifts(_erode(mask)))
+
+
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """Connected pieces (4 neighbours) of at least `_LEAST_AREA` pixels, as masks, top to bottom."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:  # the least label flows along whole runs, rows and columns in turn
+        flowed = _flow(_flow(labels).T).T
+        if np.array_equal(flowed, labels):
+            break
+        labels = flowed
+    names, areas = np.unique(labels[mask], return_counts=True)
+    return [labels == name for name, area in zip(names, areas, strict=True) if area >= _LEAST_AREA]
+
+
+def _flow(labels: np.ndarray) -> np.ndarray:
+    """Each run of labels along a row gets its least one."""
+    flat = np.pad(labels, ((0, 0), (0, 1))).ravel()  # a zero ends each row
+    starts = np.flatnonzero((flat > 0) & (np.concatenate([[0], flat[:-1]]) == 0))
+    if len(starts) == 0:
+        return labels
+    run = np.cumsum(np.isin(np.arange(len(flat)), starts, assume_unique=True)) - 1
+    least = np.full(len(starts), np.iinfo(labels.dtype).max, labels.dtype)
+    np.minimum.at(least, run[flat > 0], flat[flat > 0])
+    flat[flat > 0] = least[run[flat > 0]]
+    return flat.reshape(labels.shape[0], -1)[:, :-1]
+
+
+def _by_colour(rgb: np.ndarray, piece: np.ndarray) -> list[np.ndarray]:
+    """The piece, or its parts where two things of different colours touch."""
+    palette = np.array(list(world.COLOURS.values()), np.float32)
+    nearest = np.full(piece.shape, -1)
+    nearest[piece] = np.linalg.norm(rgb[piece][:, None] - palette, axis=-1).argmin(-1)
+    core = _erode(_erode(piece))
+    shares = np.bincount(nearest[core], minlength=len(palette)) / max(core.sum(), 1)
+    if np.sum(shares > 0.2) < 2:
+        return [piece]
+    colours = np.flatnonzero(shares > 0.2)
+    return [part for colour in colours for part in _pieces(_open(nearest == colour))]
+
+
+# -------------------------------------------------------------------------------------------- things
+
+
+def _thing(rgb: np.ndarray, piece: np.ndarray) -> Seen:
+    core = _erode(_erode(piece))
+    inside = np.median(rgb[core if core.any() else piece], axis=0)
+    distances = {name: float(np.linalg.norm(inside - np.array(c))) for name, c in world.COLOURS.items()}
+    colour = min(distances, key=lambda name: distances[name])
+    fits = [(*_fit(shape, piece), shape) for shape in world.SHAPES]
+    overlap, x, y, radius, shape = max(fits)
+    kind = None
+    if distances[colour] <= _COLOUR_DISTANCE and overlap >= _LEAST_OVERLAP:
+        kind = Kind("small" if radius < _SIZE_LIMIT else "large", colour, shape)
+    return Seen(kind, x, y, radius, overlap)
+
+
+def _fit(shape: str, piece: np.ndarray) -> tuple[float, float, float, float]:
+    """(overlap, x, y, radius) of the exact shape with the piece's area and centre of mass."""
+    rows, columns = np.nonzero(piece)
+    area_of_one, drop = _moments(shape)
+    radius = float(np.sqrt(len(rows) / area_of_one))
+    x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5 - drop * radius
+    reach = int(1.2 * radius) + 1  # no shape goes further from its centre
+    top, left = int(min(rows.min(), y - reach)), int(min(columns.min(), x - reach))
+    bottom, right = int(max(rows.max(), y + reach)) + 1, int(max(columns.max(), x + reach)) + 1
+    grid_y, grid_x = np.mgrid[top:bottom, left:right] + 0.5
+    drawn = world.signed_distance(shape, grid_x - x, grid_y - y, radius) < 0
+    common = np.sum(drawn[rows - top, columns - left])
+    return float(common / (drawn.sum() + len(rows) - common)), x, y, radius
+
+
+@lru_cache(maxsize=len(world.SHAPES))
+def _moments(shape: str) -> tuple[float, float]:
+    """Area of a shape of radius 1, and how far its centre of mass lies below its centre."""
+    y, x = (np.mgrid[:1200, :1200] - 599.5) / 500
+    inside = world.signed_distance(shape, x, y, 1.0) < 0
+    return float(inside.sum()) / 500**2, float(y[inside].mean())

@@ -1,0 +1,767 @@
+"""Trains the embedded model from nothing: `python -m progressive.tiny.train [all | export] --work .train`.
+
+Four stages, each resumable from its checkpoint in the work folder: pictures -> VAE -> latents -> transformer
+and text encoders. Learning rates fall with the clock, so a stage ends when its minutes are spent however
+busy the machine is. `export` writes the averaged weights as a diffusers folder at any moment of the last
+stage; `all` ends with it.
+
+Coarse grids: x0 of grid m is the low-frequency corner of the full latent over the side ratio, which is what
+a coarse stage must make for its expansion to be right (progressive/spectral.py, progressive/schedule.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from progressive.spectral import corner, dct_basis, frequencies
+from progressive.tiny import MAX_SEQUENCE_LENGTH, world
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that training depends on. The defaults made the weights in the repository."""
+
+    scenes: int = world.NUM_TRAINING_SCENES
+    """Training pictures, of the first seeds of `world.TRAINING_SEEDS`."""
+    latent_scenes: int = 4096
+    """How many of them the transformer is trained on, for encoding them takes time too."""
+    side_px: int = world.SIDE_PX
+    seed: int = 0
+    """Of weights and batches."""
+
+    vae_channels: tuple[int, ...] = (8, 16, 48, 48)
+    latent_channels: int = 8
+    vae_minutes: float = 12.0
+    vae_steps: int | None = None
+    """Ends the stage early; None: the clock alone."""
+    vae_lr: float = 4e-3
+    vae_warmup: int = 20
+    """Steps."""
+    crop_px: int = 64
+    """Side of a training crop; twice that in the last `large_crops` of the time, and a quarter as many."""
+    large_crops: float = 0.3
+    vae_batch: int = 16
+    gradient_weight: float = 0.5
+    kl_weight: float = 2e-4
+
+    width: int = 192
+    head_dim: int = 32
+    double_blocks: int = 2
+    single_blocks: int = 4
+    text_width: int = 128
+    text_layers: int = 2
+    pooled_width: int = 32
+    dit_minutes: float = 50.0
+    dit_steps: int | None = None
+    matrix_lr: float = 4e-3
+    """Of the hidden matrices, by Muon."""
+    other_lr: float = 2e-3
+    """Of everything else, by AdamW."""
+    warmup: int = 50
+    """Steps."""
+    unconditional: float = 0.1
+    """Share of captions replaced by the empty one."""
+    ema: float = 0.998
+    grids: tuple[int, ...] = (16, 20, 24, 28, 32)
+    """Latent cells a side; the last is the full grid."""
+    batches: tuple[int, ...] = (32, 24, 18, 14, 12)
+    """Samples of a step at each grid: about equally long steps."""
+    early: tuple[float, ...] = (0.56, 0.12, 0.16, 0.06, 0.10)
+    """Share of the steps at each grid when training begins; moves linearly to `late`."""
+    late: tuple[float, ...] = (0.24, 0.12, 0.20, 0.14, 0.30)
+    checkpoint_s: float = 120.0
+    log_steps: int = 50
+
+
+# ------------------------------------------------------------------------------------------- the model
+
+
+def build_tokenizer(begin: bool, max_length: int) -> PreTrainedTokenizerFast:
+    """One token a word; unknown words become <unk>. With `begin`, <s> comes first; </s> always ends."""
+    specials = ["<pad>", "</s>", "<unk>", "<s>"]
+    vocabulary = {word: i for i, word in enumerate([*specials, *world.vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = "<s> $A </s>" if begin else "$A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("</s>", 1), ("<s>", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        model_max_length=max_length,
+    )
+
+
+def build_vae(settings: Settings) -> Any:
+    """An `AutoencoderKL`, which type checkers do not know as a module."""
+    levels = len(settings.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=settings.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=settings.side_px,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def build_denoiser(settings: Settings) -> nn.ModuleDict:
+    """Transformer and both text encoders, named as the pipeline names them."""
+    words = 4 + len(world.vocabulary())
+    rotary = (settings.head_dim // 8, (settings.head_dim - settings.head_dim // 8) // 2)
+    transformer: Any = FluxTransformer2DModel(
+        in_channels=4 * settings.latent_channels,
+        num_layers=settings.double_blocks,
+        num_single_layers=settings.single_blocks,
+        attention_head_dim=settings.head_dim,
+        num_attention_heads=settings.width // settings.head_dim,
+        joint_attention_dim=settings.text_width,
+        pooled_projection_dim=settings.pooled_width,
+        guidance_embeds=False,
+        axes_dims_rope=(rotary[0], rotary[1], rotary[1]),
+    )
+    for name, parameter in transformer.named_parameters():
+        # Blocks begin as the identity and the first prediction is zero (Peebles and Xie 2023, adaLN-Zero).
+        if (".norm" in name and ".linear." in name) or name.startswith(("norm_out.linear", "proj_out")):
+            nn.init.zeros_(parameter)
+    text = T5Config(
+        vocab_size=words,
+        d_model=settings.text_width,
+        d_kv=settings.text_width // 4,
+        d_ff=2 * settings.text_width,
+        num_layers=settings.text_layers,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    pooled = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=settings.pooled_width,
+        intermediate_size=2 * settings.pooled_width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_SEQUENCE_LENGTH,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=3,
+    )
+    return nn.ModuleDict(
+        {
+            "transformer": transformer,
+            "text_encoder": CLIPTextModel(pooled),
+            "text_encoder_2": T5EncoderModel(text),
+        }
+    )
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=4096
+    )
+
+
+# -------------------------------------------------------------------------------------------- pictures
+
+
+def _draw(job: tuple[int, int]) -> np.ndarray:
+    seed, side_px = job
+    return world.render(world.scene(seed), side_px)
+
+
+def make_pictures(settings: Settings, work: Path) -> np.ndarray:
+    """All training pictures, uint8 [N, H, W, 3], mapped from a file that is made once."""
+    target = work / "pictures.npy"
+    if not target.exists():
+        partial = work / "pictures.partial.npy"
+        side = settings.side_px
+        shape = (settings.scenes, side, side, 3)
+        out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        jobs = [(world.TRAINING_SEEDS[i], side) for i in range(settings.scenes)]
+        if settings.scenes > 500:
+            with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+                for i, picture in enumerate(pool.imap(_draw, jobs, chunksize=32)):
+                    out[i] = picture
+        else:
+            for i, job in enumerate(jobs):
+                out[i] = _draw(job)
+        out.flush()
+        partial.replace(target)
+    return np.load(target, mmap_mode="r")
+
+
+def _to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
+    picture = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2)
+    return (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+# -------------------------------------------------------------------------------------------- stage 1
+
+
+def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np.ndarray) -> Any:
+    """The autoencoder, each latent channel brought to mean 0 and variance 1. Trained on crops near edges."""
+    torch.manual_seed(settings.seed)
+    vae = build_vae(settings).to(device, memory_format=torch.channels_last)
+    hidden = [
+        p for n, p in vae.named_parameters() if p.ndim == 4 and "conv_in" not in n and "conv_out" not in n
+    ]
+    others = [p for p in vae.parameters() if all(p is not q for q in hidden)]
+    optimizers = [
+        Muon(hidden, lr=settings.vae_lr),
+        torch.optim.AdamW(others, lr=settings.vae_lr, betas=(0.9, 0.98), weight_decay=0),
+    ]
+    clock = Clock(settings.vae_minutes, settings.vae_steps, settings.checkpoint_s)
+    file = work / "vae.pt"
+    if file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        vae.load_state_dict(state["model"])
+        if state["done"]:
+            return vae.eval()
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        clock.resume(state)
+
+    def save(done: bool) -> None:
+        state = {
+            "model": vae.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "done": done,
+            "settings": asdict(settings),
+        }
+        _save(file, state | clock.state())
+
+    rng = np.random.default_rng((settings.seed, 1, clock.step))
+    shown: dict[str, float] = {}
+    for progress in clock:
+        for optimizer in optimizers:
+            _set_lr(optimizer, settings.vae_lr, progress, clock.step, settings.vae_warmup)
+        large = progress > 1 - settings.large_crops
+        side, count = (
+            (2 * settings.crop_px, settings.vae_batch // 4)
+            if large
+            else (settings.crop_px, settings.vae_batch)
+        )
+        x = _to_tensor(_crops(pictures, settings, side, count, rng), device)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        gradient = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
+        pixel = (y - x).abs().mean()
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        loss = pixel + settings.gradient_weight * gradient + settings.kl_weight * kl
+        vae.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            values = {"l1": pixel, "psnr_db": -10 * ((y - x) / 2).square().mean().log10(), "kl": kl}
+            shown = _smooth(shown, {k: float(v) for k, v in values.items()})
+        if clock.step % settings.log_steps == 0:
+            _log(work, "vae", clock, shown)
+        if clock.checkpoint_due():
+            save(False)
+    vae.eval()
+    _normalise(vae, pictures[: min(len(pictures), 128)], device)
+    with torch.no_grad():
+        held_out = np.stack([_draw((world.HELD_OUT_SEEDS[i], settings.side_px)) for i in range(16)])
+        x = _to_tensor(held_out, device)
+        error = (vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x) / 2
+        psnr = -10 * error.square().flatten(1).mean(1).log10().mean()
+    _log(work, "vae", clock, shown | {"held_out_psnr_db": float(psnr)})
+    save(True)
+    return vae
+
+
+def _crops(
+    pictures: np.ndarray, settings: Settings, side: int, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Random crops, three of four near a thing: uint8 [count, side, side, 3]."""
+    crops = []
+    scale = settings.side_px / world.SIDE_PX
+    for i in rng.integers(len(pictures), size=count):
+        corner_px = rng.uniform(0, settings.side_px - side, 2)
+        if rng.random() < 0.75:
+            things = world.scene(world.TRAINING_SEEDS[int(i)]).things
+            thing = things[rng.integers(len(things))]
+            centre = np.array([thing.y, thing.x]) + rng.uniform(-1.1, 1.1, 2) * thing.radius
+            corner_px = centre * scale - side / 2
+        y, x = np.clip(np.rint(corner_px), 0, settings.side_px - side).astype(int)
+        crops.append(pictures[i, y : y + side, x : x + side])
+    return np.stack(crops)
+
+
+@torch.no_grad()
+def _normalise(vae: Any, pictures: np.ndarray, device: torch.device) -> None:
+    """Fold each latent channel's mean and spread over `pictures` into the 1x1 convolutions around it."""
+    means = torch.cat([m for m in _encode(vae, pictures, device)]).float()  # [N, C, h, w]
+    mean, std = means.mean((0, 2, 3)).to(device), means.std((0, 2, 3)).to(device)
+    std = std.clamp_min(0.1 * float(std.max()))  # a channel that is hardly used stays small
+    channels = len(mean)
+    before, after = vae.quant_conv, vae.post_quant_conv
+    after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)
+    after.weight *= std[None, :, None, None]
+    before.bias[:channels] = (before.bias[:channels] - mean) / std
+    before.weight[:channels] /= std[:, None, None, None]
+    before.bias[channels:] -= 2 * std.log()
+
+
+@torch.no_grad()
+def _encode(vae: Any, pictures: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+    """Means of the latents, float16 [B, C, h, w], a few pictures at a time."""
+    for i in range(0, len(pictures), 16):
+        yield vae.encode(_to_tensor(pictures[i : i + 16], device)).latent_dist.mean.half().cpu()
+
+
+def make_latents(work: Path, vae: Any, pictures: np.ndarray, device: torch.device) -> Tensor:
+    """Latents of all training pictures, float16 [N, C, h, w], from a file that is made once."""
+    target = work / "latents.pt"
+    if not target.exists():
+        _save(target, {"latents": torch.cat(list(_encode(vae, pictures, device)))})
+    return torch.load(target, weights_only=True)["latents"]
+
+
+# -------------------------------------------------------------------------------------------- stage 2
+
+
+def train_denoiser(
+    settings: Settings,
+    work: Path,
+    device: torch.device,
+    latents: Tensor,
+    until: float | None = None,
+) -> None:
+    """Transformer and text encoders together, on plain velocity loss over all grids."""
+    torch.manual_seed(settings.seed + 1)
+    denoiser = build_denoiser(settings).to(device).train()
+    parameters = dict(denoiser.named_parameters())
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizers = _optimizers(denoiser, _is_hidden_matrix, settings.matrix_lr, settings.other_lr)
+    clock = Clock(settings.dit_minutes, settings.dit_steps, settings.checkpoint_s, until)
+    file = work / "denoiser.pt"
+    if file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        denoiser.load_state_dict(state["model"])
+        average = state["average"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        clock.resume(state)
+
+    def save() -> None:
+        state = {
+            "model": denoiser.state_dict(),
+            "average": average,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "settings": asdict(settings),
+        }
+        _save(file, state | clock.state())
+
+    captions = [world.caption(world.scene(world.TRAINING_SEEDS[i])) for i in range(len(latents))]
+    words, pooled_words = (t.to(device) for t in tokenize([*captions, ""]))  # [N + 1, L] each
+    latents = latents.to(device)
+    rng = np.random.default_rng((settings.seed, 2, clock.step))
+    shown: dict[str, float] = {}
+    seen = 0
+    since = time.monotonic()
+    for progress in clock:
+        for optimizer in optimizers:
+            peak = settings.matrix_lr if isinstance(optimizer, Muon) else settings.other_lr
+            _set_lr(optimizer, peak, progress, clock.step, settings.warmup)
+        shares = (1 - progress) * np.array(settings.early) + progress * np.array(settings.late)
+        which = rng.choice(len(shares), p=shares / shares.sum())
+        grid, count = settings.grids[which], settings.batches[which]
+        rows = torch.from_numpy(rng.integers(len(latents), size=count)).to(device)
+        x0 = coarse(latents[rows].float(), grid)
+        empty = torch.from_numpy(rng.random(count) < settings.unconditional).to(device)
+        rows = torch.where(empty, len(captions), rows)
+        loss = velocity_loss(denoiser, x0, words[rows], pooled_words[rows])
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        decay = min(settings.ema, (1 + clock.step) / (10 + clock.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), list(parameters.values()), 1 - decay)
+        seen += count
+        shown = _smooth(shown, {f"loss_{grid}": float(loss.detach())})
+        if clock.step % settings.log_steps == 0:
+            rate = seen / (time.monotonic() - since)
+            _log(work, "denoiser", clock, dict(sorted(shown.items())) | {"samples_per_s": rate})
+            seen, since = 0, time.monotonic()
+        if clock.checkpoint_due():
+            save()
+    save()
+
+
+def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids of both text encoders, int64 [N, 32] each."""
+    ids = [
+        build_tokenizer(begin, MAX_SEQUENCE_LENGTH)(
+            list(captions),
+            padding="max_length",
+            max_length=MAX_SEQUENCE_LENGTH,
+            truncation=True,
+            return_tensors="pt",
+        )["input_ids"]
+        for begin in (False, True)
+    ]
+    return ids[0], ids[1]
+
+
+def coarse(x0: Tensor, grid: int) -> Tensor:
+    """What a stage on grid x grid cells must make of x0 [B, C, H, H]: [B, C, grid, grid]."""
+    return x0 if grid == x0.shape[-1] else corner(x0, grid, grid) * (grid / x0.shape[-1])
+
+
+def velocity_loss(denoiser: nn.ModuleDict, x0: Tensor, words: Tensor, pooled_words: Tensor) -> Tensor:
+    """Mean squared error of eps - x0 at logit-normal noise levels, shifted as the pipeline does."""
+    batch, channels, height, width = x0.shape
+    shift = math.exp(calculate_shift(height * width // 4))
+    u = torch.sigmoid(torch.randn(batch, device=x0.device))
+    sigma = shift * u / (1 + (shift - 1) * u)
+    noise = torch.randn_like(x0)
+    level = sigma[:, None, None, None]
+    x = (1 - level) * x0 + level * noise
+    pack = FluxPipeline._pack_latents
+    predicted = denoiser["transformer"](
+        hidden_states=pack(x, batch, channels, height, width),
+        timestep=sigma,
+        pooled_projections=denoiser["text_encoder"](pooled_words).pooler_output,
+        encoder_hidden_states=denoiser["text_encoder_2"](words)[0],
+        txt_ids=torch.zeros(words.shape[1], 3, device=x.device),
+        img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype),
+        return_dict=False,
+    )[0]
+    return (predicted - pack(noise - x0, batch, channels, height, width)).square().mean()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), for hidden matrices and kernels.
+
+    A kernel is a matrix with one row an output channel; those of one shape are handled together. The
+    update's root mean square is 0.2, about AdamW's, so both take alike learning rates (Liu et al. 2025,
+    section 2.2).
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault((len(p), p[0].numel()), []).append(p)
+            for shape, ps in shapes.items():
+                for p in ps:
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                momenta = [self.state[p]["momentum"] for p in ps]
+                grads = [p.grad for p in ps if p.grad is not None]
+                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+                nesterov = [
+                    g.lerp(m, group["momentum"]).flatten(1) for g, m in zip(grads, momenta, strict=True)
+                ]
+                update = orthogonal(torch.stack(nesterov)) * (0.2 * math.sqrt(max(shape)))
+                for p, change in zip(ps, update.unbind(), strict=True):
+                    p.add_(change.view(p.shape), alpha=-group["lr"])
+
+
+def orthogonal(matrices: Tensor, steps: int = 4) -> Tensor:
+    """Nearly the nearest orthogonal matrices, [N, a, b], by a quintic Newton-Schulz iteration."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def _optimizers(
+    module: nn.Module, is_hidden: Callable[[str, Tensor], bool], hidden_lr: float, other_lr: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for everything else."""
+    named = list(module.named_parameters())
+    return [
+        Muon([p for name, p in named if is_hidden(name, p)], lr=hidden_lr),
+        torch.optim.AdamW(
+            [p for name, p in named if not is_hidden(name, p)], lr=other_lr, betas=(0.9, 0.98), weight_decay=0
+        ),
+    ]
+
+
+def _is_hidden_kernel(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    inside = "blocks." in name or ".block." in name
+    return parameter.ndim == 2 and inside and not any(part in name for part in ("norm", "embed", "bias"))
+
+
+# ---------------------------------------------------------------------------------- clock, files, log
+
+
+class Clock:
+    """Iterates over training steps, giving the progress in [0, 1), until minutes or steps are spent.
+
+    With `until`, seconds since the epoch, the minutes are those until then.
+    """
+
+    def __init__(
+        self, minutes: float, steps: int | None, checkpoint_s: float, until: float | None = None
+    ) -> None:
+        self.budget_s, self.steps, self.checkpoint_s, self.until = 60 * minutes, steps, checkpoint_s, until
+        self.step, self.before_s = 0, 0.0
+        self._started = self._saved = time.monotonic()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.step, self.before_s = state["step"], state["elapsed_s"]
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step, "elapsed_s": self.elapsed_s}
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time of all runs together, seconds."""
+        return self.before_s + time.monotonic() - self._started
+
+    @property
+    def progress(self) -> float:
+        by_steps = self.step / self.steps if self.steps is not None else 0.0
+        return max(by_steps, self.elapsed_s / self.budget_s)
+
+    def __iter__(self) -> Iterator[float]:
+        self._started = self._saved = time.monotonic()
+        if self.until is not None:
+            self.budget_s = self.before_s + max(1.0, self.until - time.time())
+        while (progress := self.progress) < 1:
+            yield progress
+            self.step += 1
+
+    def checkpoint_due(self) -> bool:
+        due = time.monotonic() - self._saved >= self.checkpoint_s
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, peak: float, progress: float, step: int, warmup: int) -> None:
+    """Linear warm-up by steps, then cosine to zero by progress."""
+    for group in optimizer.param_groups:
+        group["lr"] = peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _smooth(shown: dict[str, float], new: dict[str, float]) -> dict[str, float]:
+    return shown | {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in new.items()}
+
+
+def _save(file: Path, state: dict[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def _log(work: Path, stage: str, clock: Clock, values: dict[str, float]) -> None:
+    line = {"stage": stage, "step": clock.step, "minutes": round(clock.elapsed_s / 60, 2)}
+    line |= {k: float(f"{v:.4g}") for k, v in values.items()}
+    with (work / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+# --------------------------------------------------------------------------------------------- export
+
+
+def export(work: Path, out: Path) -> None:
+    """Write the averaged weights as a diffusers folder, half precision on disk, with spectrum and log.
+
+    FileNotFoundError before the last stage has its first checkpoint. The old folder is replaced at the end.
+    """
+    vae_state = torch.load(work / "vae.pt", map_location="cpu", weights_only=True)
+    state = torch.load(work / "denoiser.pt", map_location="cpu", weights_only=True)
+    latents = torch.load(work / "latents.pt", weights_only=True)["latents"]
+    settings = Settings(**state["settings"])
+    vae, denoiser = build_vae(settings), build_denoiser(settings)
+    vae.load_state_dict(vae_state["model"])
+    denoiser.load_state_dict(state["model"])
+    denoiser.load_state_dict(state["average"], strict=False)  # buffers have no average
+    pipe: Any = FluxPipeline(
+        scheduler=build_scheduler(),
+        vae=vae,
+        text_encoder=denoiser["text_encoder"],
+        tokenizer=build_tokenizer(True, MAX_SEQUENCE_LENGTH),
+        text_encoder_2=denoiser["text_encoder_2"],
+        tokenizer_2=build_tokenizer(False, 512),
+        transformer=denoiser["transformer"],
+    )
+    pipe.to(dtype=torch.float16)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial, safe_serialization=True)
+    _polish(partial)
+    spectrum = fit_spectrum(latents[:1024])
+    _write_json(partial / "spectrum.json", spectrum)
+    weights = sorted(partial.rglob("*.safetensors"))
+    facts = {
+        "settings": asdict(settings),
+        "log": _log_summary(work),
+        "sha256": {f.relative_to(partial).as_posix(): _sha256(f) for f in weights},
+    }
+    _write_json(partial / "training.json", facts)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    card = out.parent / "README.md"
+    if card.exists():
+        card.write_text(_with_facts(card.read_text(), facts, spectrum))
+
+
+def _polish(folder: Path) -> None:
+    """Half precision is for the disk alone: configs say float32, and name classes that all versions have."""
+    for config in folder.rglob("config.json"):
+        values = json.loads(config.read_text())
+        for key in ("dtype", "torch_dtype"):
+            if key in values:
+                values[key] = "float32"
+        values.pop("_name_or_path", None)
+        _write_json(config, values)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = index["tokenizer_2"] = ["transformers", "PreTrainedTokenizerFast"]
+    _write_json(folder / "model_index.json", index)
+    for config in folder.rglob("tokenizer_config.json"):
+        _write_json(config, json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def fit_spectrum(latents: Tensor) -> dict[str, float]:
+    """A and beta of P(w) = A w^-beta over 1 < w < 15.5, a least-squares line through the logarithms.
+
+    P(w) is the mean square of the orthonormal DCT coefficients of latents [N, C, H, H], averaged over rings
+    half a cycle wide, w = k / 2 cycles over the side.
+    """
+    side = latents.shape[-1]
+    basis = dct_basis(side)
+    power = (basis @ latents.float() @ basis.T).square().mean((0, 1)).double().numpy()  # [H, H]
+    w = frequencies("dct", (side, side))
+    ring = np.rint(2 * w).astype(int)
+    rings = [r for r in range(3, min(31, side))]
+    middles = np.array([w[ring == r].mean() for r in rings])
+    powers = np.array([power[ring == r].mean() for r in rings])
+    slope, intercept = np.polyfit(np.log(middles), np.log(powers), 1)
+    return {"amplitude": round(float(np.exp(intercept)), 4), "beta": round(float(-slope), 4)}
+
+
+def _with_facts(card: str, facts: dict[str, Any], spectrum: dict[str, float]) -> str:
+    """The model card with the part between its markers written anew."""
+    begin, end = "<!-- export: begin -->", "<!-- export: end -->"
+    before, _, rest = card.partition(begin)
+    lines = [
+        f"Spectrum of its latents, P(w) = A w^-beta over 1 < w < 15.5: A = {spectrum['amplitude']:.4g}, "
+        f"beta = {spectrum['beta']:.4g}.",
+        "",
+        "| weights | SHA-256 |",
+        "|---|---|",
+        *(f"| {name} | `{digest}` |" for name, digest in facts["sha256"].items()),
+        "",
+        "Settings:",
+        "",
+        *(f"    {name} = {value}" for name, value in facts["settings"].items()),
+        "",
+        "Log (smoothed; a loss for each grid):",
+        "",
+        *("    " + ", ".join(f"{k} {v}" for k, v in line.items()) for line in facts["log"]),
+        "",
+    ]
+    return before + "\n".join([begin, *lines, end]) + rest.partition(end)[2]
+
+
+def _log_summary(work: Path) -> list[dict[str, Any]]:
+    """At most 12 lines of each stage's log, the last included."""
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    summary = []
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == stage]
+        picks = sorted({round(i) for i in np.linspace(0, len(own) - 1, min(12, len(own)))})
+        summary += [own[i] for i in picks]
+    return summary
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _write_json(file: Path, values: Any) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------- main
+
+
+def train(settings: Settings, work: Path, device: torch.device, until: float | None = None) -> None:
+    """All stages, from wherever the work folder stands. `until`, seconds since the epoch, ends the last."""
+    work.mkdir(parents=True, exist_ok=True)
+    pictures = make_pictures(settings, work)
+    vae = train_vae(settings, work, device, pictures)
+    latents = make_latents(work, vae, pictures[: settings.latent_scenes], device)
+    train_denoiser(settings, work, device, latents, until)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m progressive.tiny.train", description=__doc__.splitlines()[0]
+    )  # type: ignore[union-attr]
+    parser.add_argument("command", nargs="?", choices=["all", "export"], default="all")
+    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints; may be deleted after")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="diffusers folder")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--vae-minutes", type=float, default=defaults.vae_minutes)
+    parser.add_argument("--dit-minutes", type=float, default=defaults.dit_minutes)
+    parser.add_argument("--until", help="end of the last stage instead of --dit-minutes: HH:MM today")
+    given = parser.parse_args(argv)
+    if given.command == "all":
+        settings = Settings(vae_minutes=given.vae_minutes, dit_minutes=given.dit_minutes)
+        until = None
+        if given.until is not None:
+            clock = datetime.strptime(given.until, "%H:%M").time()
+            until = datetime.combine(datetime.now().date(), clock).timestamp()
+        train(settings, given.work, torch.device(given.device), until)
+    export(given.work, given.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

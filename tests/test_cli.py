@@ -1,0 +1,168 @@
+"""The `overtone` command: what it prints, how it exits, and what it does not load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+from fake_engine import FakeEngine
+
+from cluster.dispatch import Assignment
+from cluster.runner import Runner
+from jobs.cli import main
+from jobs.folder import JobFolder
+from jobs.plan import make_plan
+from jobs.spec import load_spec
+from jobs.store import open_store
+
+MODEL = "black-forest-labs/FLUX.1-dev"  # its settings are known offline; no command here loads it
+
+
+@pytest.fixture
+def spec_path(tmp_path) -> Path:
+    pq.write_table(pa.table({"prompt": [f"prompt {k}" for k in range(10)]}), tmp_path / "prompts.parquet")
+    spec = {
+        "model": MODEL,
+        "prompts": "prompts.parquet",
+        "sampling": {"height": 1024, "width": 1024, "num_steps": 20, "levels": 1},
+        "shards": 4,
+        "output": str(tmp_path / "out"),
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.fixture
+def output(spec_path) -> str:
+    """The folder of a job that is half done: 2 of 3 shards, by an engine without a model."""
+    spec = load_spec(spec_path, ["sampling.height=64", "sampling.width=64"])
+    plan, store = make_plan(spec), open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    runner = Runner(spec, plan, store, FakeEngine())
+    for shard in (0, 1):
+        list(runner.attempt(Assignment(shard, 1)))
+    runner.close()
+    return spec.output.path
+
+
+def overtone(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_plan_shows_shards_stages_and_the_saving(spec_path):
+    shown = overtone("plan", spec_path)
+    assert shown.exit_code == 0
+    assert "10 rows in 3 shards from 1 file" in shown.output
+    assert "64x64" in shown.output
+    assert "128x128" in shown.output
+    assert "predicted saving" in shown.output
+
+
+def test_plan_gives_the_same_as_data(spec_path):
+    shown = json.loads(overtone("plan", spec_path, "--json").output)
+    assert (shown["rows"], shown["shards"], shown["family"]) == (10, 3, "flux1")
+    stages = shown["sampling"]["stages"]
+    assert [(stage["height"], stage["width"]) for stage in stages] == [(64, 64), (128, 128)]
+    assert sum(stage["steps"] for stage in stages) == 20
+    assert shown["job_token_steps"] == 10 * sum(stage["tokens"] * stage["steps"] for stage in stages)
+
+
+def test_set_overrides_one_key(spec_path):
+    shown = json.loads(
+        overtone("plan", spec_path, "--json", "--set", "sampling.num_steps=8", "--set", "shards=1").output
+    )
+    assert (shown["sampling"]["num_steps"], shown["shards"]) == (8, 10)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampling.height=1000", "992"),
+        ("sampling.hight=1024", "hight"),
+        ("model=tinny", "tinny"),
+        ("prompts.columns={prompt: caption}", "caption"),
+        ("prompts=gone.parquet", "gone.parquet"),
+        ("sampling.levels=many", "levels"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(spec_path, command, override, said):
+    shown = overtone(command, spec_path, "--set", override)
+    assert shown.exit_code == 2
+    assert len(shown.output.strip().splitlines()) == 1
+    assert shown.output.startswith("overtone: ")
+    assert said in shown.output
+    assert not (spec_path.parent / "out").exists()
+
+
+def test_a_bad_spec_names_the_line(spec_path):
+    spec_path.write_text(spec_path.read_text() + "workers:\n  cuont: 2\n")
+    shown = overtone("plan", spec_path)
+    assert shown.exit_code == 2
+    assert "cuont" in shown.output
+    line = spec_path.read_text().splitlines().index("  cuont: 2") + 1
+    assert str(line) in shown.output
+
+
+def test_a_file_that_is_no_parquet(spec_path):
+    (spec_path.parent / "prompts.parquet").write_bytes(b"PAR1 not really")
+    shown = overtone("plan", spec_path)
+    assert shown.exit_code == 2
+    assert "prompts.parquet" in shown.output
+
+
+def test_status_and_verify_of_a_job_on_its_way(output):
+    shown = overtone("status", output)
+    assert shown.exit_code == 0
+    assert "8 of 10 rows done" in shown.output
+    data = json.loads(overtone("status", output, "--json").output)
+    assert (data["shards_done"], data["rows_done"], data["finished"]) == (2, 8, False)
+    checked = overtone("verify", output)
+    assert checked.exit_code == 4
+    assert "train-00002-of-00003" in checked.output
+    assert json.loads(overtone("verify", output, "--json").output)["ok"] is False
+
+
+def test_sheet_draws_the_first_pictures(output, tmp_path):
+    shown = overtone("sheet", output, "--to", tmp_path / "sheet.png", "--rows", 5)
+    assert shown.exit_code == 0
+    assert "5 pictures" in shown.output
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "sheet"])
+def test_a_folder_without_a_job(command, tmp_path):
+    shown = overtone(command, tmp_path)
+    assert shown.exit_code == 2
+    assert str(tmp_path) in shown.output
+
+
+def test_schema_is_json_schema_and_markdown():
+    schema = json.loads(overtone("schema").output)
+    assert {"model", "prompts", "sampling", "output"} <= set(schema["properties"])
+    assert "batch_size" in overtone("schema", "--markdown").output
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "verify", "sheet", "--help"])
+def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
+    argument = {"plan": str(spec_path), "--help": ""}.get(command, output)
+    arguments = [part for part in (command, argument) if part]
+    if command == "sheet":
+        arguments += ["--to", str(spec_path.parent / "sheet.png")]
+    code = (
+        "import sys\n"
+        "from jobs.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'ray', 'diffusers') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,415 @@
+"""Whole jobs on a real Ray, with an engine that has no model: to the end through every kind of failure."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import fake_engine
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_engine import Fakes
+from s3_server import KEYS, S3Server
+
+from cluster.driver import run_job
+from jobs.errors import (
+    FingerprintMismatch,
+    NoWorkersLeft,
+    PromptsError,
+    SizeError,
+    SpecError,
+    StaleDriver,
+    TooManyRejects,
+)
+from jobs.folder import JobFolder
+from jobs.spec import JobSpec
+from jobs.store import open_store
+from jobs.verify import verify
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray for all jobs here; its workers inherit the S3 server's keys. Gives its address."""
+    import ray
+    import ray.cloudpickle
+
+    before = {key: os.environ.get(key) for key in KEYS}
+    os.environ.update(KEYS)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.cloudpickle.register_pickle_by_value(fake_engine)
+    yield ray.get_runtime_context().gcs_address
+    ray.cloudpickle.unregister_pickle_by_value(fake_engine)
+    ray.shutdown()
+    for key, value in before.items():
+        os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def job(folder: Path, prompts, *, columns=None, **sections) -> JobSpec:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = {"row_id": [f"r{k:03}" for k in range(len(prompts))], "prompt": prompts, **(columns or {})}
+    if not (folder / "prompts.parquet").exists():
+        pq.write_table(pa.table(table), folder / "prompts.parquet")
+    workers = {"count": 2, "num_cpus": 0.5, "batch_size": 4, **sections.pop("workers", {})}
+    return JobSpec.model_validate(
+        {
+            "model": "tests/fake",
+            "prompts": str(folder / "prompts.parquet"),
+            "sampling": {"height": 64, "width": 64, "num_steps": 4},
+            "shards": 5,
+            "output": str(folder / "out"),
+            "workers": workers,
+            **sections,
+        }
+    )
+
+
+def plain(count):
+    return [f"prompt {k}" for k in range(count)]
+
+
+def table(output, kind="data") -> list[dict]:
+    files = sorted(Path(output, kind).glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def pictures(output) -> list[tuple]:
+    return [(row["row_id"], row["seed"], row["image"]["bytes"]) for row in table(output)]
+
+
+# To the end.
+
+
+def test_a_job_is_made_once_and_a_second_run_does_nothing(tmp_path):
+    spec = job(tmp_path, plain(20))
+    seen = []
+    summary = run_job(spec, engine_factory=Fakes(), on_event=seen.append)
+    assert summary.exit_code == 0
+    assert (summary.rows, summary.rejects, summary.shards_done) == (20, 0, 4)
+    assert [row["row_id"] for row in table(tmp_path / "out")] == [f"r{k:03}" for k in range(20)]
+    assert (seen[0].rows_done, seen[-1].rows_done, seen[-1].shards_done) == (0, 20, 4)
+    assert verify(str(tmp_path / "out")).ok
+    assert (tmp_path / "out" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = run_job(spec, engine_factory=Fakes())
+    assert again.exit_code == 0
+    assert "nothing to do" in again.text()
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
+
+def test_the_query_that_the_summary_prints_shows_the_timings(tmp_path):
+    summary = run_job(job(tmp_path, plain(5)), engine_factory=Fakes())
+    [line] = [line for line in summary.text().splitlines() if line.startswith("timings")]
+    shown = subprocess.run(
+        line.removeprefix("timings").strip(), shell=True, capture_output=True, text=True, check=True
+    )
+    for stage in ("text_encode", "denoise", "expand", "vae_decode", "image_encode", "part_write", "upload"):
+        assert f"'stage': '{stage}'" in shown.stdout
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 7), (2, 4)])
+def test_the_same_rows_and_pictures_whatever_the_workers_and_shards(tmp_path, count, rows):
+    usual = job(tmp_path / "usual", plain(16))
+    spec = job(tmp_path / "other", plain(16), workers={"count": count}, shards=rows)
+    shutil.copy2(tmp_path / "usual" / "prompts.parquet", tmp_path / "other" / "prompts.parquet")
+    run_job(usual, engine_factory=Fakes())
+    run_job(spec, engine_factory=Fakes())
+    assert pictures(tmp_path / "other" / "out") == pictures(tmp_path / "usual" / "out")
+
+
+def test_s3_gives_the_same_parts_as_a_folder(tmp_path):
+    local = job(tmp_path, plain(12))
+    run_job(local, engine_factory=Fakes())
+    with S3Server() as server:
+        url = f"s3://{server.bucket()}/run-7"
+        output = {"path": url, "endpoint_url": server.endpoint_url, "region": "us-east-1"}
+        summary = run_job(local.model_copy(update={"output": local.output.model_validate(output)}),
+                          engine_factory=Fakes())  # fmt: skip
+        assert summary.exit_code == 0
+        store = open_store(url, endpoint_url=server.endpoint_url, region="us-east-1")
+        names = sorted(info.key for info in store.list("data/"))
+        assert names == sorted(f"data/{path.name}" for path in (tmp_path / "out" / "data").iterdir())
+        for name in names:
+            there, here = (
+                pq.read_table(pa.BufferReader(store.read(name))),
+                pq.read_table(tmp_path / "out" / name),
+            )
+            timed = ["stages", "denoise_seconds"]
+            assert there.drop_columns(timed).equals(here.drop_columns(timed))
+        assert verify(url, endpoint_url=server.endpoint_url, region="us-east-1").ok
+        [line] = [line for line in summary.text().splitlines() if line.startswith("timings")]
+        shown = subprocess.run(
+            line.removeprefix("timings").strip(), shell=True, capture_output=True, text=True, check=True
+        )
+        assert "'stage': 'denoise'" in shown.stdout
+
+
+# What breaks.
+
+
+def test_two_hundred_rows_with_five_disasters(tmp_path):
+    prompts = plain(200)
+    for k, what in {13: "!exit", 57: "!raise", 98: "!hang", 131: "!oom", 177: "!nan"}.items():
+        prompts[k] = what
+    spec = job(tmp_path, prompts, shards=20, faults={"row_timeout_s": 3.0})
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 0
+    assert (summary.rows, summary.rejects) == (196, 4)
+    reasons = {row["row_id"]: row["error_class"] for row in table(tmp_path / "out", "rejects")}
+    assert reasons == {
+        "r013": "WorkerDied",
+        "r057": "RuntimeError",
+        "r098": "RowTimeout",
+        "r177": "NotFinite",
+    }
+    rejects = {row["row_id"]: row for row in table(tmp_path / "out", "rejects")}
+    assert rejects["r013"]["attempts"] == 2
+    assert rejects["r057"]["message"] == "this prompt raises"
+    assert "r131" in {row["row_id"] for row in table(tmp_path / "out")}
+    assert summary.workers_lost >= 4
+    text = summary.text()
+    assert "4 rows (1 NotFinite, 1 RowTimeout, 1 RuntimeError, 1 WorkerDied)" in text
+    assert f"{summary.workers_lost} died or were killed" in text
+    assert verify(str(tmp_path / "out")).ok
+
+
+def test_a_row_that_killed_is_remembered_by_the_next_run(tmp_path):
+    """The first run is stopped, by too many rejects, after it has found out."""
+    prompts = ["!exit", *plain(4), *["!raise"] * 10]
+    spec = job(tmp_path, prompts, faults={"max_reject_fraction": 0.5}, workers={"count": 1})
+    first = run_job(spec, engine_factory=Fakes())
+    assert isinstance(first.error, TooManyRejects)
+    assert first.exit_code == 3
+    store = open_store(spec.output.path)
+    [[kept]] = JobFolder(store).quarantined().values()
+    assert (kept.row_id, kept.deaths) == ("r000", 2)
+    again = spec.model_copy(update={"faults": spec.faults.model_copy(update={"max_reject_fraction": 1.0})})
+    second = run_job(again, engine_factory=Fakes())
+    assert second.exit_code == 0
+    assert second.workers_lost == 0
+    assert verify(spec.output.path).ok
+
+
+def test_a_bug_ends_the_job_with_its_traceback_and_what_is_done_stays(tmp_path):
+    spec = job(tmp_path, [*plain(10), "!bug"], workers={"count": 1})
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 3
+    assert 'raise TypeError("no such argument")' in summary.text()
+    assert len(table(tmp_path / "out")) == 10
+
+
+class BadStart:
+    """An engine factory that fails wherever `folder` has no file of the name of the worker's try."""
+
+    def __call__(self, spec):
+        raise RuntimeError("no such device")
+
+
+def test_workers_that_never_start_end_the_job(tmp_path):
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        summary = run_job(job(tmp_path, plain(5), faults={"worker_failures": 1}), engine_factory=BadStart())
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert isinstance(summary.error, NoWorkersLeft)
+    assert summary.exit_code == 3
+    assert "no such device" in summary.text()
+
+
+def test_a_setting_that_the_model_refuses_ends_the_job_at_once(tmp_path):
+    spec = job(tmp_path, plain(5), sampling={"height": 100, "width": 64})
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 3
+    assert "96x64" in summary.text()
+
+
+def test_a_lost_copy_of_a_shard_does_no_harm(tmp_path):
+    """One shard takes long; the idle worker copies it, and whoever is first wins."""
+    spec = job(tmp_path, [*plain(8), "!slow 4", *plain(3)], shards=1)
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 0
+    assert summary.rows == 12
+    assert verify(spec.output.path).ok
+
+
+# Wrong from the start: nothing is written.
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model": "tinny"}, SpecError),
+        ({"model": "black-forest-labs/FLUX.1-dev", "sampling": {"height": 1000, "width": 1024}}, SizeError),
+        ({"prompts": {"path": "PROMPTS", "columns": {"prompt": "caption"}}}, PromptsError),
+        ({"prompts": "PROMPTS.gone"}, PromptsError),
+    ],
+)
+def test_what_the_user_got_wrong_leaves_no_folder(tmp_path, changes, error):
+    spec = job(tmp_path, plain(3))
+    place = str(tmp_path / "prompts.parquet")
+    data = spec.model_dump(mode="json") | changes
+    if "PROMPTS" in str(changes.get("prompts")):
+        prompts = changes["prompts"]
+        data["prompts"] = (
+            prompts.replace("PROMPTS", place) if isinstance(prompts, str) else prompts | {"path": place}
+        )
+    with pytest.raises(error):
+        run_job(JobSpec.model_validate(data), engine_factory=Fakes())
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_job_in_the_same_folder_is_refused(tmp_path):
+    spec = job(tmp_path, plain(5))
+    run_job(spec, engine_factory=Fakes())
+    with pytest.raises(FingerprintMismatch, match="seed"):
+        run_job(spec.model_copy(update={"seed": 1}), engine_factory=Fakes())
+
+
+# Killed drivers, several drivers.
+
+
+def start(spec: JobSpec, address: str, *, step_s: float = 0.05, pids: Path | None = None) -> subprocess.Popen:
+    """A driver as a process group of its own."""
+    path = Path(spec.prompts.path[0]).parent / "spec.json"
+    path.write_text(spec.to_json())
+    folder = pids or path.parent / "pids"
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "fake_driver.py"), str(path), address, str(step_s), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def parts(output) -> int:
+    return len(list(Path(output, "data").glob("*.parquet")))
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.02)
+
+
+def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_path, cluster):
+    usual = job(tmp_path / "usual", plain(40))
+    run_job(usual, engine_factory=Fakes())
+    spec = job(tmp_path / "killed", plain(40))
+    shutil.copy2(tmp_path / "usual" / "prompts.parquet", tmp_path / "killed" / "prompts.parquet")
+    output = tmp_path / "killed" / "out"
+    chance = random.Random(os.getpid())
+    driver = start(spec, cluster)
+    wait_for(lambda: parts(output) >= chance.randrange(1, 5))
+    time.sleep(chance.random() * 0.3)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    for path in (output / "data").glob("*.parquet"):
+        pq.read_table(path)  # whole, as everything visible is
+    before = parts(output)
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 0
+    assert summary.rows == 40 - 5 * before
+    assert pictures(output) == pictures(tmp_path / "usual" / "out")
+    assert verify(str(output)).ok
+
+
+def test_a_driver_that_is_interrupted_stops_and_says_how_to_go_on(tmp_path, cluster):
+    spec = job(tmp_path, plain(40))
+    driver = start(spec, cluster, step_s=0.2)
+    wait_for(lambda: parts(tmp_path / "out") >= 1)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 3
+    assert "the same command again goes on" in out
+    assert "Traceback" not in out
+    assert run_job(spec, engine_factory=Fakes()).exit_code == 0
+    assert verify(spec.output.path).ok
+
+
+def test_of_two_drivers_the_older_one_stops(tmp_path):
+    spec = job(tmp_path, plain(60))
+    ended = {}
+
+    def drive(name):
+        ended[name] = run_job(spec, engine_factory=Fakes(step_s=0.1))
+
+    first = threading.Thread(target=drive, args=("first",))
+    first.start()
+    wait_for(lambda: parts(tmp_path / "out") >= 1)
+    drive("second")
+    first.join(60)
+    assert ended["second"].exit_code == 0
+    older = ended["first"]
+    assert isinstance(older.error, StaleDriver) or older.exit_code == 0
+    assert Counter(row["row_id"] for row in table(tmp_path / "out")) == Counter(f"r{k:03}" for k in range(60))
+    assert verify(spec.output.path).ok
+
+
+def test_workers_killed_at_random_cost_no_row(tmp_path):
+    spec = job(tmp_path, plain(40), faults={"max_attempts": 100, "row_deaths": 50, "worker_failures": 100})
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    stop = threading.Event()
+    killed = []
+
+    def kill():
+        chance = random.Random(5)
+        while not stop.wait(0.7):
+            alive = [int(path.name) for path in pids.iterdir() if Path("/proc", path.name).exists()]
+            if alive and len(killed) < 4:
+                killed.append(chance.choice(alive))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        summary = run_job(spec, engine_factory=Fakes(0.1, str(pids)))
+    finally:
+        stop.set()
+        killer.join()
+    assert summary.exit_code == 0
+    assert summary.rejects == 0
+    assert 1 <= summary.workers_lost <= len(killed)
+    assert verify(spec.output.path).ok
+
+
+def test_a_worker_that_is_told_to_end_gives_its_shard_back(tmp_path):
+    """SIGTERM, as a machine that goes away sends it: nobody is charged, whatever the limits."""
+    spec = job(
+        tmp_path, plain(20), faults={"max_attempts": 1, "worker_failures": 1}, workers={"batch_size": 1}
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    def end():
+        wait_for(lambda: parts(tmp_path / "out") >= 1)
+        for path in pids.iterdir():
+            os.kill(int(path.name), signal.SIGTERM)
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    summary = run_job(spec, engine_factory=Fakes(0.05, str(pids)))
+    ender.join()
+    assert summary.exit_code == 0
+    assert summary.rejects == 0
+    assert summary.workers_lost == 0
+    assert len(list(pids.iterdir())) > 2

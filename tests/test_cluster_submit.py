@@ -1,0 +1,523 @@
+"""Submitting: what a job is called, what is packed, and a real Ray head with a token that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray  # before any token is set below: Ray keeps the mode that it finds at import
+import yaml
+
+from cluster.manifest import drain_command
+from cluster.submit import (
+    _follow,
+    connect,
+    entrypoint,
+    find_job,
+    find_token,
+    follow,
+    is_secret,
+    latest_epoch,
+    logs,
+    notes_on_paths,
+    package,
+    packed_spec,
+    stop,
+    submission_prefix,
+    submit,
+    tree_files,
+    use_token,
+)
+from jobs.errors import UserError
+from jobs.spec import JobSpec, load_spec
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def make_spec(tmp_path: Path, name: str = "quick", **keys) -> JobSpec:
+    prompts = tmp_path / "prompts.parquet"
+    if not prompts.exists():
+        pq.write_table(pa.table({"prompt": ["a red circle", "a blue square"]}), prompts)
+    path = tmp_path / f"{name}.yaml"
+    document = {
+        "name": name,
+        "model": "tiny",
+        "prompts": "prompts.parquet",
+        "output": str(tmp_path / "out" / name),
+        **keys,
+    }
+    path.write_text(yaml.safe_dump(document))
+    return load_spec(path, [])
+
+
+# Names.
+
+
+def test_the_same_job_has_the_same_name_and_another_job_another(tmp_path):
+    spec = make_spec(tmp_path)
+    prefix = submission_prefix(spec)
+    assert prefix.startswith("overtone-quick-")
+    assert submission_prefix(make_spec(tmp_path)) == prefix
+    assert submission_prefix(make_spec(tmp_path, workers=7)) == prefix  # how it is computed does not matter
+    changed = [{"seed": 1}, {"sampling": {"delta": 0.2}}, {"output": str(tmp_path / "elsewhere")}]
+    changed += [{"prompts": {"path": "prompts.parquet", "limit": 1}}, {"shards": 7}]
+    names = {submission_prefix(make_spec(tmp_path, **keys)) for keys in changed}
+    assert len(names) == len(changed)
+    assert prefix not in names
+
+
+def test_a_name_is_cut_to_what_a_url_can_hold(tmp_path):
+    prefix = submission_prefix(make_spec(tmp_path, "My_Job.v2" + "x" * 50))
+    assert prefix.startswith("overtone-my-job-v2x")
+    assert len(prefix) < 60
+    assert set(prefix) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_the_epoch_is_the_highest_number_after_the_prefix():
+    ids = dict.fromkeys(
+        ["overtone-a-01-e2", "overtone-a-01-e10", "overtone-a-01-ex", "overtone-a-02-e99"], ""
+    )
+    assert latest_epoch("overtone-a-01-e", ids) == 10
+    assert latest_epoch("overtone-b-01-e", ids) == 0
+
+
+# Tokens.
+
+
+def test_a_token_is_looked_for_where_ray_looks(tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("from-home\n")
+    (tmp_path / "named").write_text("from-file\n")
+    environ = {"RAY_AUTH_TOKEN": "from-env", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "named")}
+    assert find_token(environ, tmp_path).value == "from-env"
+    del environ["RAY_AUTH_TOKEN"]
+    assert find_token(environ, tmp_path).value == "from-file"
+    del environ["RAY_AUTH_TOKEN_PATH"]
+    assert find_token(environ, tmp_path).value == "from-home"
+    assert find_token({"RAY_AUTH_MODE": "disabled"}, tmp_path) is None
+    assert find_token({}, tmp_path / "nobody") is None
+    for text in ("", None):
+        if text is None:
+            (tmp_path / "named").unlink()
+        else:
+            (tmp_path / "named").write_text(text)
+        with pytest.raises(UserError, match=r"RAY_AUTH_TOKEN_PATH names .*named"):
+            find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "named")}, tmp_path)
+
+
+def test_the_mode_is_set_with_a_token_and_only_then(tmp_path):
+    environ = {"RAY_AUTH_TOKEN": "x"}
+    token = use_token(environ, tmp_path)
+    assert environ["RAY_AUTH_MODE"] == "token"
+    assert "x" not in repr(token).removeprefix("Token(from the environment variable RAY_AUTH_TOKEN")
+    environ = {}
+    assert use_token(environ, tmp_path) is None
+    assert environ == {}
+
+
+def test_importing_it_imports_no_ray():
+    code = "import cluster.submit, sys; print('ray' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "False"
+
+
+# What is packed.
+
+
+def test_only_the_spec_is_packed_and_reads_back_the_same(tmp_path):
+    spec = make_spec(
+        tmp_path, sampling={"delta": 0.2, "scales": [0.5, 0.75, 1.0]}, workers={"min": 1, "max": 3}
+    )
+    archive = zipfile.ZipFile(io.BytesIO(package(spec)))
+    assert archive.namelist() == ["overtone-spec.yaml"]
+    elsewhere = tmp_path / "on" / "the" / "cluster"
+    elsewhere.mkdir(parents=True)
+    archive.extractall(elsewhere)
+    assert load_spec(elsewhere / "overtone-spec.yaml", []) == spec
+    assert package(spec) == package(spec)
+
+
+SECRET_FILES = [
+    ".env",
+    ".env.local",
+    "deploy/prod.env",
+    "deploy/server.PEM",
+    "id_rsa",
+    ".aws/config",
+    "infra/.kube/config",
+    "aws-credentials.csv",
+    "gcp-service-account-7.json",
+    "client_secret.json",
+]
+PLAIN_FILES = ["jobs/cli.py", "environment.yml", "keys.py", "notes/tokens.md"]
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_a_packed_tree_holds_no_credentials(tmp_path, git):
+    tree = tmp_path / "tree"
+    for name in [*SECRET_FILES, *PLAIN_FILES, "__pycache__/x.pyc", "out/big.bin"]:
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tree / "outside").symlink_to("/etc/passwd")
+    (tree / ".gitignore").write_text("out/\n__pycache__/\n")
+    if git:
+        subprocess.run(["git", "init", "-q", str(tree)], check=True)
+        subprocess.run(["git", "-C", str(tree), "add", "-f", ".env", "jobs/cli.py"], check=True)
+    expected = {*PLAIN_FILES, ".gitignore"} | (set() if git else {"out/big.bin"})
+    assert set(tree_files(tree)) == expected
+    packed = set(zipfile.ZipFile(io.BytesIO(package(make_spec(tmp_path), tree))).namelist())
+    assert packed == {*expected, "overtone-spec.yaml"}
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
+def test_credentials_are_known_by_name(name):
+    assert is_secret(name)
+
+
+def test_paths_that_the_cluster_must_see_are_named(tmp_path):
+    notes = notes_on_paths(make_spec(tmp_path))
+    assert len(notes) == 2
+    assert str(tmp_path / "prompts.parquet") in notes[0]
+    far = make_spec(tmp_path, prompts="s3://bucket/prompts/", output="s3://bucket/out")
+    assert notes_on_paths(far) == ()
+
+
+# Following.
+
+
+class CutLogs:
+    """A job server whose log streams break after so many characters; each begins with the first one again."""
+
+    def __init__(self, log: str, cuts: list[int | Exception]) -> None:
+        self.log, self.cuts = log, cuts
+
+    async def tail_job_logs(self, key):
+        cut = self.cuts.pop(0) if self.cuts else len(self.log)
+        if isinstance(cut, Exception):
+            raise cut
+        for start in range(0, cut, 3):
+            yield self.log[start : min(start + 3, cut)]
+
+    def get_job_status(self, key):
+        return SimpleNamespace(value="RUNNING" if self.cuts else "SUCCEEDED")
+
+    def get_job_logs(self, key):
+        return self.log
+
+
+@pytest.mark.parametrize("cuts", [[], [4, 17], [0, 9, 9], [11, OSError("reset"), 12]])
+def test_a_log_stream_that_is_cut_goes_on_where_it_was(cuts):
+    lines: list[str] = []
+    log = "row 1\nrow 2\n\nrow 3, without an end"
+    asyncio.run(_follow(CutLogs(log, list(cuts)), "job", lines.append, pause_s=0.01, lag_s=0.0))
+    assert lines == log.split("\n")
+
+
+def test_a_log_that_cannot_be_read_is_given_up():
+    server = CutLogs("x", [OSError("gone")] * 99)
+    with pytest.raises(UserError, match="the log of job cannot be read any more: gone"):
+        asyncio.run(_follow(server, "job", print, pause_s=0.01, lag_s=0.0))
+    assert len(server.cuts) > 90
+
+
+# A real head.
+
+FAKE = """
+import json, os, pathlib, sys, time
+import yaml
+spec = yaml.safe_load(pathlib.Path(sys.argv[2]).read_text())
+print("argv", json.dumps(sys.argv[1:]))
+print("files", json.dumps(sorted(os.listdir("."))), flush=True)
+if spec["name"] == "slow":
+    for i in range(6000):  # until it is stopped
+        print("row", i, flush=True)
+        time.sleep(0.1)
+print("last line without an end", end="")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    with ray_head(tmp_path_factory.mktemp("head")) as running:
+        yield running
+
+
+@contextmanager
+def ray_head(folder: Path, start_timeout_s: float = 240) -> Iterator[SimpleNamespace]:
+    """A Ray head with dashboard and token. Its `overtone` is a small script of ours, or for specs called
+    `real...` the real one.
+
+    Its files lie in a folder of its own, with a short path for its sockets: in the usual one it would become
+    the cluster that everybody else on this machine finds by `auto`. Where it ends while it starts it is
+    started again: Ray gives its own processes half a minute, which a busy machine may not have for them.
+    """
+    (folder / "fake.py").write_text(FAKE)
+    program = folder / "overtone"
+    program.write_text(
+        f'#!/bin/sh\nif grep -q \'^name: real\' "$2"; then exec {sys.executable} -m jobs.cli "$@"; fi\n'
+        f'exec {sys.executable} {folder}/fake.py "$@"\n'
+    )
+    program.chmod(0o755)
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(start_timeout_s)),
+    }
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    ip = ray.util.get_node_ip_address()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += [f"--temp-dir={ray_folder}", "--disable-usage-stats", "--no-monitor"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"]
+    deadline = time.monotonic() + start_timeout_s
+    process = None
+    with (folder / "head.log").open("w") as log:
+        try:
+            while True:
+                port, gcs, agent, client = free_port(), free_port(), free_port(), free_port()
+                ports = [f"--dashboard-port={port}", f"--port={gcs}", f"--ray-client-server-port={client}"]
+                ports += [f"--dashboard-agent-listen-port={agent}"]
+                process = subprocess.Popen(
+                    [*command, *ports], env=environ, stdout=log, stderr=log, cwd=folder
+                )
+                pages = (
+                    f"http://127.0.0.1:{port}/api/version",
+                    f"http://{ip}:{agent}/api/local_raylet_healthz",
+                )
+                while process.poll() is None and not all(_ready(page) for page in pages):
+                    assert time.monotonic() < deadline, (folder / "head.log").read_text()
+                    time.sleep(0.2)
+                if process.poll() is None:
+                    break
+                assert time.monotonic() < deadline, (folder / "head.log").read_text()
+            yield SimpleNamespace(
+                url=f"http://127.0.0.1:{port}",
+                agent=f"http://{ip}:{agent}",
+                gcs=f"{ip}:{gcs}",
+                environ=environ,
+            )
+        finally:
+            if process is not None:
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _ready(url: str) -> bool:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture
+def token(monkeypatch, tmp_path):
+    """No token but what a test sets; everything is put back."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+    ):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return lambda value: monkeypatch.setenv("RAY_AUTH_TOKEN", value)
+
+
+def test_a_job_runs_detached_and_its_log_is_followed_to_the_end(head, token, tmp_path):
+    token(TOKEN)
+    spec = make_spec(tmp_path)
+    made = submit(spec, address=head.url)
+    assert made.id == submission_prefix(spec) + "1"
+    assert not made.attached
+    assert f"overtone logs {made.id} --follow --address {head.url}" in made.text()
+    lines: list[str] = []
+    ended = follow(made.id, lines.append, address=head.url)
+    assert (ended.state, ended.ok, ended.interrupted) == ("SUCCEEDED", True, False)
+    assert lines[-3:] == [
+        'argv ["run", "overtone-spec.yaml", "--address", "auto"]',
+        'files ["overtone-spec.yaml"]',
+        "last line without an end",
+    ]
+    assert logs(made.id, address=head.url).splitlines()[-3:] == lines[-3:]
+    assert find_job(made.id[:-4], address=head.url) == made.id
+    with pytest.raises(UserError, match=f"no Overtone job is called nonsense .*{made.id}"):
+        find_job("nonsense", address=head.url)
+
+
+def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token, tmp_path):
+    token(TOKEN)
+    spec = make_spec(tmp_path, "slow")
+    first = submit(spec, address=head.url)
+    code = (
+        "import sys; from cluster.submit import follow; import functools\n"
+        "ended = follow(sys.argv[1], functools.partial(print, flush=True), address=sys.argv[2])\n"
+        "print(ended.text()); sys.exit(0 if ended.ok else 1)"
+    )
+    # A terminal of its own: the token comes from the file, and Ray is imported after the mode is set.
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "HOME": str(home)
+    }
+    terminal = subprocess.Popen(
+        [sys.executable, "-c", code, first.id, head.url],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environ,
+        cwd=ROOT,
+    )
+    for line in terminal.stdout:
+        if line.startswith("row "):
+            break
+    terminal.send_signal(signal.SIGINT)
+    rest = terminal.stdout.read()
+    assert terminal.wait(20) == 0
+    assert rest.splitlines()[-1].startswith(f"{first.id} goes on without this terminal")
+
+    second = submit(spec.model_copy(update={"name": "slow"}), address=head.url)
+    assert (second.id, second.attached) == (first.id, True)
+    assert "attached to" in second.text()
+    assert stop(first.id, address=head.url) == "STOPPED"
+    third = submit(spec, address=head.url)
+    assert (third.id, third.attached) == (submission_prefix(spec) + "2", False)
+    assert find_job(first.id[:-1], address=head.url) == third.id  # the newest epoch
+    assert stop(third.id, address=head.url) == "STOPPED"
+
+
+def test_a_working_tree_is_packed_only_when_asked_and_a_job_that_fails_says_so(head, token, tmp_path):
+    token(TOKEN)
+    tree = tmp_path / "tree"
+    (tree / "jobs").mkdir(parents=True)
+    (tree / "jobs" / "__init__.py").touch()
+    (tree / "jobs" / "cli.py").write_text(
+        "import os, sys\nprint('mine', sys.argv[1:], sorted(os.listdir('.')))\nsys.exit(3)\n"
+    )
+    (tree / ".env").write_text("PASSWORD=1")
+    lines: list[str] = []
+    made = submit(make_spec(tmp_path, "tree"), address=head.url, working_dir=tree)
+    ended = follow(made.id, lines.append, address=head.url)
+    assert lines[-1] == (
+        "mine ['run', 'overtone-spec.yaml', '--address', 'auto'] ['jobs', 'overtone-spec.yaml']"
+    )
+    assert entrypoint(tree=True).startswith("python -m jobs.cli run ")
+    assert (ended.state, ended.ok) == ("FAILED", False)
+    assert "exit code 3" in ended.text()
+    with pytest.raises(UserError, match="not a folder"):
+        submit(make_spec(tmp_path), address=head.url, working_dir=tmp_path / "none")
+
+
+def test_a_missing_or_wrong_token_is_a_sentence(head, token, tmp_path):
+    with pytest.raises(UserError, match=r"wants a token and none was found here\. Set RAY_AUTH_TOKEN"):
+        connect(head.url)
+    (tmp_path / "token").write_text("f" * 32)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
+    with pytest.raises(UserError, match=r"refused the token from the file .*token \(RAY_AUTH_TOKEN_PATH\)"):
+        connect(head.url)
+    token("e" * 32)
+    with pytest.raises(
+        UserError, match="refused the token from the environment variable RAY_AUTH_TOKEN"
+    ) as caught:
+        connect(head.url)
+    assert "e" * 32 not in str(caught.value)
+
+
+def test_an_address_in_the_environment_does_not_replace_the_one_given(head, token):
+    token(TOKEN)
+    os.environ["RAY_ADDRESS"] = "http://127.0.0.1:1"
+    try:
+        assert connect(head.url.removeprefix("http://")).get_address() == head.url
+        assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
+    finally:
+        del os.environ["RAY_ADDRESS"]
+
+
+def test_the_health_checks_of_the_manifests_need_no_token(head):
+    """Kubernetes probes these with plain HTTP."""
+    for url in (f"{head.url}/api/gcs_healthz", f"{head.agent}/api/local_raylet_healthz"):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert (answer.status, answer.read()) == (200, b"success")
+
+
+@pytest.mark.chaos
+def test_a_pod_that_is_stopped_tells_ray_that_its_node_is_about_to_go(tmp_path):
+    """The first half of the manifests' preStop hook; the rest would stop every Ray on this machine."""
+    show = (
+        "import ray; from ray._private.state import state\n"
+        "ray.init(log_to_driver=False); print('draining', len(state.get_draining_nodes()))"
+    )
+    with ray_head(tmp_path) as head:
+        environ = head.environ | {"RAY_ADDRESS": head.gcs}
+
+        def draining() -> str:
+            command = [sys.executable, "-c", show]
+            shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+            assert shown.returncode == 0, shown.stderr
+            return shown.stdout.splitlines()[-1]
+
+        assert draining() == "draining 0"
+        tell = drain_command(30).split(";")[0]
+        told = subprocess.run(["sh", "-c", tell], env=environ, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        assert draining() == "draining 1"
+
+
+def test_an_address_without_a_job_server_is_a_sentence(token):
+    with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:\d+ .*port-forward"):
+        connect(f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="is not the job server's; it looks like http://127"):
+        connect("ray://head:10001")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(UserError, match="answers, but not as Ray's job server"):
+            connect(f"127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_packed_spec_names_what_was_set_and_no_defaults(tmp_path):
+    document = yaml.safe_load(packed_spec(make_spec(tmp_path)))
+    assert set(document) == {"name", "model", "prompts", "output"}

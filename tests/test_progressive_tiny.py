@@ -1,0 +1,391 @@
+"""The embedded model: its picture world, its judge, its training script and the folder that ships."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from PIL import Image, ImageFilter
+
+from progressive import tiny
+from progressive.tiny import train, world
+from progressive.tiny.judge import judge, read
+
+ROOT = Path(__file__).parents[1]
+SCENES = [world.scene(seed) for seed in world.HELD_OUT_SEEDS[:60]]
+PAIRS = [scene for scene in SCENES if len(scene.things) == 2]
+SMALL = train.Settings(
+    scenes=6,
+    latent_scenes=4,
+    side_px=64,
+    vae_channels=(4, 4, 8, 8),
+    latent_channels=4,
+    vae_steps=2,
+    crop_px=16,
+    vae_batch=4,
+    width=32,
+    double_blocks=1,
+    single_blocks=1,
+    text_width=32,
+    text_layers=1,
+    dit_steps=2,
+    grids=(4, 6, 8),
+    batches=(2, 2, 2),
+    early=(1, 0, 0),
+    late=(0, 0, 1),
+    log_steps=1,
+)
+"""Every stage at a size that trains in a second."""
+
+
+def picture(scene: world.Scene) -> Image.Image:
+    return Image.fromarray(world.render(scene))
+
+
+# --------------------------------------------------------------------------------------------- world
+
+
+def test_a_seed_fixes_scene_and_picture():
+    for seed in (0, 1, world.HELD_OUT_SEEDS[0]):
+        assert world.scene(seed) == world.scene(seed)
+        assert np.array_equal(world.render(world.scene(seed)), world.render(world.scene(seed)))
+    assert len({world.caption(scene) for scene in SCENES}) > 50
+
+
+def test_pictures_of_the_world_never_change():
+    # A golden: weights, judge and prompts all assume this renderer. If it must change, train again.
+    means = [round(float(world.render(world.scene(seed)).mean()), 2) for seed in range(4)]
+    assert means == [128.65, 152.04, 158.72, 120.72]
+
+
+def test_captions_parse_back():
+    for scene in SCENES:
+        assert world.parse(world.caption(scene)) == scene.asked
+    assert world.parse("  A Small RED ring on a plain grey background. ").kinds == (
+        world.Kind("small", "red", "ring"),
+    )
+
+
+@pytest.mark.parametrize("caption", ["", "a cat", "a small red ring on a plain red background"])
+def test_other_sentences_are_refused_with_the_grammar(caption):
+    with pytest.raises(ValueError, match="SIZE COLOUR SHAPE"):
+        world.parse(caption)
+
+
+def test_a_small_picture_is_the_large_one_reduced():
+    for scene in SCENES[:6]:
+        reduced = picture(scene).resize((64, 64), Image.Resampling.BOX)
+        difference = np.asarray(reduced, float) - world.render(scene, 64)
+        assert np.abs(difference).mean() < 1.5
+
+
+def test_things_stay_inside_and_apart():
+    y, x = np.mgrid[:256, :256] + 0.5
+    for seed in range(300):
+        inside = [
+            world.signed_distance(t.kind.shape, x - t.x, y - t.y, t.radius) < 2
+            for t in world.scene(seed).things
+        ]
+        assert not np.logical_and.reduce(inside).any() or len(inside) == 1
+        for mask in inside:
+            border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+            assert not border.any()
+
+
+def test_held_out_captions_were_never_trained_on():
+    trained = {world.caption(world.scene(seed)) for seed in world.TRAINING_SEEDS[: world.NUM_TRAINING_SCENES]}
+    seeds = world.held_out(50)
+    captions = [world.caption(world.scene(seed)) for seed in seeds]
+    assert len(set(captions)) == 50
+    assert not trained & set(captions)
+    assert world.held_out(20, skip=30) == seeds[30:]
+
+
+def test_quickstart_prompts_are_captions_of_the_world():
+    table = pq.read_table(ROOT / "manifests" / "quickstart.parquet").to_pydict()
+    assert len(set(table["row_id"])) == 40
+    assert table["scene"] == world.held_out(40)
+    assert table["prompt"] == [world.caption(world.scene(seed)) for seed in table["scene"]]
+
+
+# --------------------------------------------------------------------------------------------- judge
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [picture(scene) for scene in SCENES]
+
+
+def test_the_judge_reads_exact_pictures_without_a_fault(pictures):
+    for scene, image in zip(SCENES, pictures, strict=True):
+        assert judge(image, world.caption(scene)) == (len(scene.things), len(scene.things))
+
+
+def test_the_judge_reads_places_sizes_and_backgrounds(pictures):
+    for scene, image in zip(SCENES[:16], pictures, strict=False):
+        reading = read(image)
+        assert (reading.background, reading.texture) == (scene.asked.background, scene.asked.texture)
+        assert len(reading.things) == len(scene.things)
+        for thing in scene.things:
+            (seen,) = [s for s in reading.things if s.kind == thing.kind]
+            assert abs(seen.x - thing.x) < 1.5
+            assert abs(seen.y - thing.y) < 1.5
+            assert abs(seen.radius / thing.radius - 1) < 0.06
+
+
+@pytest.mark.parametrize("damage", ["blurred", "noised"])
+def test_the_judge_bears_slight_damage_and_sees_heavy_damage(damage):
+    rng = np.random.default_rng(0)
+
+    def spoil(image: Image.Image, amount: float) -> Image.Image:
+        if damage == "blurred":
+            return image.filter(ImageFilter.GaussianBlur(amount))
+        noise = rng.normal(0, 10 * amount, (256, 256, 3))
+        return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+    def share(amount: float) -> float:
+        scores = [judge(spoil(picture(scene), amount), world.caption(scene)) for scene in SCENES[:12]]
+        return sum(right for right, _ in scores) / sum(asked for _, asked in scores)
+
+    assert share(2) == 1
+    assert share(20) < 0.5
+
+
+def _changed(scene: world.Scene, **changes: object) -> world.Scene:
+    """The scene with its first thing changed."""
+    thing = replace(scene.things[0], **changes)
+    return replace(scene, things=(thing, *scene.things[1:]))
+
+
+@pytest.mark.parametrize("field", ["colour", "shape", "size"])
+def test_one_wrong_property_costs_one_thing(field):
+    words = {"colour": world.COLOURS, "shape": world.SHAPES, "size": world.SIZES}[field]
+    for scene in SCENES[:12]:
+        kind = scene.things[0].kind
+        other = next(word for word in words if word != getattr(kind, field))
+        kind = replace(kind, **{field: other})
+        radius = world.SIZES[kind.size]
+        wrong = _changed(scene, kind=kind, radius=radius)
+        if len({t.kind for t in wrong.things}) == len(wrong.things):
+            assert judge(picture(wrong), world.caption(scene)) == (len(scene.things) - 1, len(scene.things))
+
+
+def test_removed_and_swapped_things_are_missed():
+    for scene in PAIRS[:12]:
+        first, second = scene.things
+        prompt = world.caption(scene)
+        assert judge(picture(replace(scene, things=(second,))), prompt) == (1, 2)
+        swapped = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
+        assert judge(picture(replace(scene, things=swapped)), prompt) == (0, 2)
+
+
+def test_a_thing_moved_out_of_its_relation_is_missed():
+    aside = {
+        "left of": (128.0, 36.0),
+        "right of": (128.0, 36.0),
+        "above": (36.0, 128.0),
+        "below": (36.0, 128.0),
+    }
+    small = [scene for scene in PAIRS if {kind.size for kind in scene.asked.kinds} == {"small"}]
+    assert len(small) > 3
+    for scene in small:
+        x, y = aside[scene.asked.relation]
+        assert judge(picture(_changed(scene, x=x, y=y)), world.caption(scene)) == (1, 2)
+
+
+def test_a_recoloured_picture_scores_nothing(pictures):
+    for scene, image in zip(SCENES[:6], pictures, strict=False):
+        assert judge(Image.fromarray(255 - np.asarray(image)), world.caption(scene))[0] == 0
+
+
+def test_an_empty_picture_scores_nothing():
+    assert judge(Image.new("RGB", (256, 256), world.BACKGROUNDS["tan"]), world.caption(PAIRS[0])) == (0, 2)
+
+
+def test_the_judge_says_what_it_cannot_read():
+    with pytest.raises(ValueError, match="64x64"):
+        judge(Image.new("RGB", (64, 64)), world.caption(SCENES[0]))
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    train.train(SMALL, folder, torch.device("cpu"))
+    return folder
+
+
+def _log(work: Path) -> list[dict]:
+    return [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+
+
+def test_every_stage_runs_and_leaves_its_checkpoint(work):
+    assert {"vae.pt", "latents.pt", "denoiser.pt", "log.jsonl"} <= {f.name for f in work.iterdir()}
+    stages = {line["stage"] for line in _log(work)}
+    assert stages == {"vae", "denoiser"}
+    latents = torch.load(work / "latents.pt", weights_only=True)["latents"]
+    assert latents.shape == (4, 4, 8, 8)
+    assert abs(float(latents.float().mean())) < 0.2  # normalised on nearly the same pictures
+
+
+def test_training_resumes_where_it_stopped(work, tmp_path):
+    for file in work.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    train.train(replace(SMALL, dit_steps=4), tmp_path, torch.device("cpu"))
+    after = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    assert (before["step"], after["step"]) == (2, 4)
+    assert after["elapsed_s"] > before["elapsed_s"]
+    assert torch.load(tmp_path / "vae.pt", weights_only=True)["step"] == 2  # not trained again
+    steps = [line["step"] for line in _log(tmp_path) if line["stage"] == "denoiser"]
+    assert steps == [0, 1, 2, 3]
+    changed = [n for n, p in before["model"].items() if not torch.equal(p, after["model"][n])]
+    assert changed
+
+
+def test_export_makes_a_pipeline_that_draws(work, tmp_path):
+    out = tmp_path / "model"
+    train.export(work, out)
+    pipe = DiffusionPipeline.from_pretrained(out)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        world.caption(SCENES[0]),
+        height=64,
+        width=64,
+        num_inference_steps=1,
+        max_sequence_length=tiny.MAX_SEQUENCE_LENGTH,
+    ).images[0]
+    assert image.size == (64, 64)
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["settings"]["scenes"] == 6
+    average = torch.load(work / "denoiser.pt", weights_only=True)["average"]
+    for name, value in pipe.transformer.named_parameters():
+        assert torch.equal(value, average[f"transformer.{name}"].half().float())
+
+
+def test_the_clock_ends_a_stage_by_time_and_by_steps():
+    assert len(list(train.Clock(60, 3, 1e9))) == 3
+    progress = list(train.Clock(0.1 / 60, None, 1e9))
+    assert progress == sorted(progress)
+    assert progress[0] < 0.5
+    assert 0.9 < progress[-1] < 1
+
+
+def test_coarse_latents_keep_level_and_expand_back():
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(train.coarse(x, 16).mean((2, 3)), x.mean((2, 3)), atol=1e-5)
+    assert torch.equal(train.coarse(x, 32), x)
+
+
+def test_muon_updates_have_the_size_of_adam_updates():
+    gradient = torch.randn(3, 24, 96)
+    update = train.orthogonal(gradient) * 0.2 * 96**0.5
+    assert 0.1 < float(update.square().mean().sqrt()) < 0.3
+    singular = torch.linalg.svdvals(train.orthogonal(gradient, steps=5))
+    assert float(singular.min()) > 0.5
+    assert float(singular.max()) < 1.5
+
+
+def test_a_power_law_spectrum_is_found_again():
+    basis = train.dct_basis(32)
+    w = torch.from_numpy(train.frequencies("dct", (32, 32))).float().clamp_min(0.5)
+    noise = torch.randn(64, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    field = basis.T @ (noise * (5 * w**-1.5).sqrt()) @ basis
+    fit = train.fit_spectrum(field)
+    assert fit["amplitude"] == pytest.approx(5, rel=0.1)
+    assert fit["beta"] == pytest.approx(1.5, abs=0.06)
+
+
+# ----------------------------------------------------------------------------------- the shipped model
+
+
+@pytest.fixture(scope="module")
+def pipe() -> FluxPipeline:
+    pipe = DiffusionPipeline.from_pretrained(tiny.path(), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_folder_is_small_and_holds_no_pickles():
+    files = [f for f in tiny.path().rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 12 * 2**20
+    assert {f.suffix for f in files} <= {".json", ".safetensors"}
+
+
+def test_the_folder_loads_without_a_network():
+    code = """
+import sys
+
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise OSError("no network here")
+
+sys.addaudithook(refuse)
+from diffusers import DiffusionPipeline
+from progressive import tiny
+print(type(DiffusionPipeline.from_pretrained(tiny.path())).__name__)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.split() == ["FluxPipeline"]
+
+
+def test_the_pipeline_is_what_the_family_says(pipe):
+    assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
+    assert {p.dtype for p in pipe.text_encoder_2.parameters()} == {torch.float32}
+    assert pipe.transformer.config.guidance_embeds is False
+    assert (pipe.vae_scale_factor, pipe.transformer.config.in_channels) == (8, 32)
+    assert pipe.scheduler.config.use_dynamic_shifting
+
+
+def test_every_word_has_its_token(pipe):
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+        ids = tokenizer(" ".join(world.vocabulary())).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.unk_token_id in tokenizer("a zebra").input_ids
+    trained = train.tokenize([world.caption(SCENES[0])])[0]
+    called = pipe.tokenizer_2([world.caption(SCENES[0])], padding="max_length", max_length=32).input_ids
+    assert trained.tolist() == called
+
+
+def test_card_and_checksums_tell_of_the_weights_that_are_there():
+    facts = json.loads((tiny.path() / "training.json").read_text())
+    for name, digest in facts["sha256"].items():
+        assert train._sha256(tiny.path() / name) == digest
+        assert digest in (ROOT / "progressive" / "tiny" / "README.md").read_text()
+    assert facts["settings"].keys() == asdict(train.Settings()).keys()
+
+
+def test_a_prompt_of_the_default_length_draws_too(pipe):
+    images = pipe("a zebra " * 300, height=64, width=64, num_inference_steps=1, output_type="np").images
+    assert np.isfinite(images).all()
+
+
+def test_the_model_draws_what_is_asked(pipe):
+    scenes = [world.scene(seed) for seed in world.held_out(8, skip=40)]
+    prompts = [world.caption(scene) for scene in scenes]
+    images = pipe(
+        prompts,
+        negative_prompt=[""] * len(prompts),
+        true_cfg_scale=3.0,
+        height=256,
+        width=256,
+        num_inference_steps=12,
+        max_sequence_length=tiny.MAX_SEQUENCE_LENGTH,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
+    ).images
+    scores = [judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    backgrounds = [
+        read(image).background == s.asked.background for image, s in zip(images, scenes, strict=True)
+    ]
+    assert sum(backgrounds) >= 7
+    assert sum(right for right, _ in scores) >= 4

@@ -1,0 +1,30 @@
+"""The README says what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from jobs.cli import main
+from jobs.spec import spec_reference_markdown
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BEGIN, END = "<!-- spec reference: begin -->\n", "<!-- spec reference: end -->"
+
+
+def test_the_spec_reference_is_generated():
+    shown = README[README.index(BEGIN) + len(BEGIN) : README.index(END)]
+    assert shown.strip() == spec_reference_markdown().strip(), (
+        "paste the output of `overtone schema --markdown` between the marks in README.md"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_explains_itself(name):
+    command = main.commands[name]
+    assert command.help, f"`overtone {name}` has no help text"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"`overtone {name} {parameter.opts[0]}` has no help text"
