@@ -390,7 +390,8 @@ def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token
     spec = make_spec(tmp_path, "slow")
     first = submit(spec, address=head.url)
     code = (
-        "import sys; from cluster.submit import follow; import functools\n"
+        "import functools, signal, sys; from cluster.submit import follow\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's shell turns it off
         "ended = follow(sys.argv[1], functools.partial(print, flush=True), address=sys.argv[2])\n"
         "print(ended.text()); sys.exit(0 if ended.ok else 1)"
     )

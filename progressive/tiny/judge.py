@@ -29,16 +29,22 @@ _SIZE_LIMIT = float(np.sqrt(world.SIZES["small"] * world.SIZES["large"]))
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing found in a picture. `kind` is None where colour or shape is none of the world's."""
+    """A thing found in a picture. Colour or shape is None where it is none of the world's."""
 
-    kind: Kind | None
+    size: str
+    colour: str | None
+    shape: str | None
     x: float
     """Centre, pixels from the left edge."""
     y: float
     """Centre, pixels from the top edge."""
     radius: float
     overlap: float
-    """Intersection over union with the exact shape, in [0, 1]."""
+    """Intersection over union with the nearest shape, in [0, 1]."""
+
+    @property
+    def kind(self) -> Kind | None:
+        return Kind(self.size, self.colour, self.shape) if self.colour and self.shape else None
 
 
 @dataclass(frozen=True)
@@ -184,13 +190,11 @@ def _thing(rgb: np.ndarray, piece: np.ndarray) -> Seen:
     core = _erode(_erode(piece))
     inside = np.median(rgb[core if core.any() else piece], axis=0)
     distances = {name: float(np.linalg.norm(inside - np.array(c))) for name, c in world.COLOURS.items()}
-    colour = min(distances, key=lambda name: distances[name])
-    fits = [(*_fit(shape, piece), shape) for shape in world.SHAPES]
-    overlap, x, y, radius, shape = max(fits)
-    kind = None
-    if distances[colour] <= _COLOUR_DISTANCE and overlap >= _LEAST_OVERLAP:
-        kind = Kind("small" if radius < _SIZE_LIMIT else "large", colour, shape)
-    return Seen(kind, x, y, radius, overlap)
+    nearest = min(distances, key=lambda name: distances[name])
+    colour = nearest if distances[nearest] <= _COLOUR_DISTANCE else None
+    overlap, x, y, radius, best = max((*_fit(shape, piece), shape) for shape in world.SHAPES)
+    shape = best if overlap >= _LEAST_OVERLAP else None
+    return Seen("small" if radius < _SIZE_LIMIT else "large", colour, shape, x, y, radius, overlap)
 
 
 def _fit(shape: str, piece: np.ndarray) -> tuple[float, float, float, float]:
