@@ -115,9 +115,9 @@ def run_job(
     # Once more: the driver before may have committed until it saw the new epoch.
     finished = folder.finished()
     run = Run(spec, plan, store, folder, epoch, finished, on_event)
-    with _sigterm_interrupts():
+    with _interrupts() as interrupted:
         try:
-            run.go(address, engine_factory)
+            run.go(address, engine_factory, interrupted)
         except KeyboardInterrupt:
             run.error = JobError("stopped")
     return run.summary(began)
@@ -174,8 +174,10 @@ class Run:
 
     # The loop.
 
-    def go(self, address: str | None, engine_factory: EngineFactory | None) -> None:
-        """Until every shard is done or the job has to end."""
+    def go(
+        self, address: str | None, engine_factory: EngineFactory | None, interrupted: threading.Event
+    ) -> None:
+        """Until every shard is done or the job has to end. KeyboardInterrupt once `interrupted` is set."""
         self._tell()
         if address is not None:
             use_token()
@@ -196,6 +198,8 @@ class Run:
             self._execute(fleet, self.dispatcher.begin(time.monotonic()))
             ticked = time.monotonic()
             while not self._ended:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 for event in fleet.poll(TICK_S):
                     self._note(event)
                     self._execute(fleet, self.dispatcher.handle(event, time.monotonic()))
@@ -391,17 +395,24 @@ def _summary(spec: JobSpec, plan: JobPlan, store: Store, began: float, *, done: 
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, as `overtone stop` and Kubernetes send it, ends the run as Ctrl-C does."""
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C, and SIGTERM as `overtone stop` and Kubernetes send it, end the run.
+
+    The exception ends whatever waits; where it falls into a callback of somebody else's and is lost there,
+    the event still says so.
+    """
+    interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupted
         return
 
     def interrupt(*_: object) -> None:
+        interrupted.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield interrupted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -334,7 +334,7 @@ def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_pat
 
 def test_a_driver_that_is_interrupted_stops_and_says_how_to_go_on(tmp_path, cluster):
     spec = job(tmp_path, plain(40))
-    driver = start(spec, cluster, step_s=0.2)
+    driver = start(spec, cluster, step_s=0.5)
     wait_for(lambda: parts(tmp_path / "out") >= 1)
     driver.send_signal(signal.SIGINT)
     out, _ = driver.communicate(timeout=30)
