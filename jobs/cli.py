@@ -213,37 +213,46 @@ def estimate(
 
 
 @main.command()
-@click.argument("model")
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--model", required=True, help="As in a spec: `tiny`, a hub name, or a diffusers folder.")
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    type=click.Path(),
+    help="Pictures or videos: a file, a folder, or Parquet with an `image` or `video` column. Repeatable.",
+)
 @click.option("--height", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
 @click.option("--width", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
-@click.option("--limit", type=int, help="Use at most this many pictures.")
+@click.option("--limit", type=click.IntRange(1), help="Use at most this many pictures.")
 @click.option("--to", "path", default="spectrum.json", show_default=True, help="The JSON to write.")
-@click.option("--plot", help="Also draw the spectrum into this PNG.")
+@click.option("--plot", help="Also draw the spectrum and its fit into this PNG.")
 def calibrate(
     model: str,
-    images: tuple[Path, ...],
+    data: tuple[str, ...],
     height: int | None,
     width: int | None,
     limit: int | None,
     path: str,
     plot: str | None,
 ) -> None:
-    """Fit the latent spectrum of MODEL to IMAGES (files, or folders of them), for `sampling.spectrum`."""
-    from PIL import Image
-
+    """Fit the latent spectrum of a model to real pictures: `sampling.spectrum` of a spec names the result."""
+    from jobs.pictures import pictures
     from progressive.engine import load
     from progressive.spectrum import calibrate as fit
 
-    files = [f for place in images for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    pictures = (
-        Image.open(f).convert("RGB") for f in files if f.suffix.lower() in Image.registered_extensions()
-    )
-    found = fit(load(model), pictures, height_px=height, width_px=width, limit=limit)
+    try:
+        found = fit(load(model), pictures(data), height_px=height, width_px=width, limit=limit)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
     found.save(path)
     if plot:
         found.plot(plot)
-    click.echo(f"sampling:\n  spectrum: [{found.amplitude:.6g}, {found.beta:.6g}]  # R2 {found.r2:.4f}")
+    click.echo(
+        f"A {found.amplitude:.6g}, beta {found.beta:.6g}, R2 {found.r2:.4f}, from {found.n:,} pictures\n"
+        f"use it: `sampling: {{spectrum: {path}}}`"
+    )
 
 
 def _address_option(command: Any) -> Any:

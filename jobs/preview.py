@@ -9,7 +9,7 @@ from typing import Any
 from jobs.errors import SizeError, SpecError
 from jobs.plan import JobPlan, make_plan
 from jobs.spec import JobSpec
-from progressive.checkpoints import Checkpoint, describe
+from progressive.checkpoints import Checkpoint, describe, flow_shift_change
 from progressive.families import FAMILIES
 from progressive.schedule import SamplingPlan, plan_sampling
 
@@ -84,7 +84,8 @@ def sampling_plan(
     height_px = height_px or sampling.height or family.default_height
     width_px = width_px or sampling.width or family.default_width
     try:
-        sigmas = checkpoint.sigmas(
+        change = flow_shift_change(checkpoint.scheduler, sampling.flow_shift)
+        sigmas = checkpoint.with_scheduler(**change).sigmas(
             sampling.num_steps or checkpoint.default_steps or family.default_steps,
             height_px,
             width_px,

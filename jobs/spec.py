@@ -29,6 +29,7 @@ from pydantic import (
 from jobs.errors import SpecError
 from jobs.spec_reference import reference_markdown
 from jobs.spec_yaml import Document, parse
+from progressive.checkpoints import spectrum_profile
 from progressive.settings import Sampling
 
 COLUMNS = ("prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images")
@@ -412,11 +413,26 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         document.set(override, short=_SHORT, rivals=_RIVALS)
     data = {key: value for key, value in document.data.items() if value is not None}
     data.setdefault("name", _name_of(path))
+    _read_spectrum(data, document, path.absolute().parent)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError("\n".join(_messages(error, document))) from None
     return _placed(spec, document, path.absolute().parent)
+
+
+def _read_spectrum(data: dict[str, Any], document: Document, folder: Path) -> None:
+    """A saved spectrum that the spec names, as its two numbers: they, not the file's name, change samples."""
+    sampling = data.get("sampling")
+    if not isinstance(sampling, dict) or not isinstance(sampling.get("spectrum"), str):
+        return
+    where = document.where(("sampling", "spectrum"))
+    file = (Path.cwd() if where.startswith("--set") else folder) / Path(sampling["spectrum"]).expanduser()
+    try:
+        found = spectrum_profile(file)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{where}: sampling.spectrum: {error}") from None
+    data["sampling"] = sampling | {"spectrum": [found.amplitude, found.beta]}
 
 
 def _text_of(path: Path) -> str:

@@ -101,6 +101,24 @@ def spectrum_profile(path: str | Path) -> Spectrum:
         raise ValueError(f"{path} is not a saved spectrum: {error!r}") from error
 
 
+def flow_shift_change(scheduler: Mapping[str, Any], flow_shift: float | None) -> dict[str, Any]:
+    """What to change in a scheduler's configuration for a static shift; nothing for None.
+
+    ValueError where the schedule shifts by the size of the picture, or knows no shift.
+    """
+    if flow_shift is None:
+        return {}
+    if scheduler.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"flow_shift is {flow_shift}; this checkpoint shifts its schedule by the size of the picture, "
+            "leave it unset"
+        )
+    for name in ("flow_shift", "shift"):
+        if name in scheduler:
+            return {name: flow_shift}
+    raise ValueError(f"flow_shift is {flow_shift}; this checkpoint's scheduler has no shift, leave it unset")
+
+
 # ---------------------------------------------------------------------- how pipelines ask for a schedule
 
 

@@ -226,14 +226,18 @@ class Engine:
             check_flow_matching(type(self.pipe).__name__, scheduler)
             self._schedules, self._owner_of_schedules = {}, scheduler
         call = self._arguments(sampling)
-        key = (num_steps, height_px, width_px, num_frames, self.device, repr(sorted(call.items())))
+        shift = sampling.flow_shift
+        key = (num_steps, height_px, width_px, num_frames, shift, self.device, repr(sorted(call.items())))
         if key not in self._schedules:
             grid = grid_for(self.family, height_px, width_px)
             frames = latent_frames(self.family, num_frames)
             latents = torch.zeros(1, *layouts.shape(self.family, self.channels, frames, *grid))
             arguments = call | self._blank() | self._size(grid, num_frames, num_steps)
             arguments["latents"] = layouts.pack(self.family, latents.to(self.device))
-            self._schedules[key] = Schedule.of(self.pipe, **arguments)
+            change = checkpoints.flow_shift_change(scheduler.config, shift)
+            if change:
+                scheduler = type(scheduler).from_config(scheduler.config, **change)
+            self._schedules[key] = Schedule.of(self.pipe, scheduler, **arguments)
         return self._schedules[key]
 
     # ------------------------------------------------------------------------- arguments of the call

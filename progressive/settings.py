@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("give the two numbers (A, beta); only a job spec's file may name a saved spectrum")
+    return value
 
 
 class Sampling(BaseModel):
@@ -24,6 +30,10 @@ class Sampling(BaseModel):
 
     num_steps: Annotated[int, Field(ge=1)] | None = None
     """Scheduler steps over all stages; unset: the family's usual number."""
+
+    flow_shift: Annotated[float, Field(gt=0)] | None = None
+    """Static shift of the noise schedule, 1 for none: higher keeps more steps at high noise. Unset: the
+    checkpoint's own. Refused where the checkpoint shifts its schedule by the size of the picture."""
 
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     """The pipeline's own `guidance_scale`; unset: the pipeline's default."""
@@ -69,8 +79,12 @@ class Sampling(BaseModel):
     """`coupled`: all stages share one full-resolution noise field, so that the result follows the
     full-resolution sample. `fresh`: each expansion draws its own."""
 
-    spectrum: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
-    """(A, beta) of the latent power spectrum P(w) = A w^-beta; unset: the family's fit."""
+    spectrum: Annotated[
+        tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None,
+        BeforeValidator(_numbers, json_schema_input_type=tuple[float, float] | str | None),
+    ] = None
+    """(A, beta) of the latent power spectrum P(w) = A w^-beta; unset: the family's fit. A job spec may name
+    the JSON file that `overtone calibrate` wrote (relative to the spec)."""
 
     call_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More keyword arguments for the pipeline's call, as it documents them

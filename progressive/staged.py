@@ -69,9 +69,10 @@ class Schedule:
         """num_steps + 1 noise levels, falling, the last 0."""
 
     @classmethod
-    def of(cls, pipe: Any, **call: Any) -> Schedule:
-        """Let `pipe` set up its schedule for a call with these arguments, and stop before its first step."""
-        recorder = _Recorder(pipe.scheduler)
+    def of(cls, pipe: Any, scheduler: Any, **call: Any) -> Schedule:
+        """Let `pipe` set up the schedule of `scheduler`, which stays as it is, for a call with these
+        arguments, and stop before its first step."""
+        recorder = _Recorder(scheduler)
         with swapped(pipe, recorder), suppress(_Captured):
             pipe(**call)
             raise ValueError(f"{type(pipe).__name__} never asked its scheduler for timesteps")

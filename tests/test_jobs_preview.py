@@ -104,3 +104,13 @@ def test_planning_loads_neither_torch_nor_ray(prompts):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "10 []"
+
+
+def test_flow_shift_gives_the_published_split_of_wan(prompts):
+    settings = {"height": 480, "width": 832, "num_steps": 50, "levels": 1, "delta": 0.05}
+    wan = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    stages = preview(job(prompts, wan, flow_shift=5.0, **settings)).sampling.stages
+    assert [stage.steps for stage in stages] == [33, 17]
+    assert [s.steps for s in preview(job(prompts, wan, **settings)).sampling.stages] != [33, 17]
+    with pytest.raises(SizeError, match="shifts its schedule by the size"):
+        preview(job(prompts, flow_shift=5.0))

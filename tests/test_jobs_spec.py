@@ -400,3 +400,15 @@ def test_the_reference_has_a_line_for_every_key():
             assert cells[3], line
     assert "### `output.image`" in text
     assert "`dct_rewind`: the same" in text  # the settings' own docstrings
+
+
+def test_a_saved_spectrum_is_read_into_the_spec(load, refusal, tmp_path):
+    (tmp_path / "mine.json").write_text('{"amplitude": 12.5, "beta": 1.75, "r2": 0.99}')
+    spec = load(MINIMAL + "sampling:\n  spectrum: mine.json\n")
+    assert spec.sampling.spectrum == (12.5, 1.75)
+    assert spec == load(MINIMAL + "sampling:\n  spectrum: [12.5, 1.75]\n")
+    (tmp_path / "other.json").write_text("{}")
+    for name in ("other.json", "missing.json"):
+        message = refusal(MINIMAL + f"sampling:\n  spectrum: {name}\n")
+        assert name in message
+        assert ":5: sampling.spectrum" in message

@@ -343,6 +343,18 @@ def test_a_scheduler_changed_later_is_used():
     assert engine.plan(sampling).sigmas != before
 
 
+def test_flow_shift_takes_the_place_of_the_checkpoints():
+    pipe = pipe_of("wan2.1")
+    engine = Engine(pipe)
+    for shift in (3.0, 5.0):
+        found = engine.plan(settings("wan2.1", mode="fullres", flow_shift=shift)).sigmas
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=shift)
+        scheduler.set_timesteps(len(found) - 1)
+        assert found == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
+    with pytest.raises(ValueError, match="shifts its schedule by the size"):
+        Engine(pipe_of("flux1")).plan(settings("flux1", flow_shift=2.0))
+
+
 def test_a_pipeline_that_never_asks_for_timesteps_is_told():
     class Odd(type(pipe_of("flux1"))):  # type: ignore[misc]
         def __call__(self, height=None, width=None, latents=None, **kwargs):
@@ -351,7 +363,7 @@ def test_a_pipeline_that_never_asks_for_timesteps_is_told():
     pipe = copy.copy(pipe_of("flux1"))
     pipe.__class__ = Odd
     with pytest.raises(ValueError, match="never asked its scheduler"):
-        Schedule.of(pipe)
+        Schedule.of(pipe, pipe.scheduler)
 
 
 # ------------------------------------------------------------------------------------------ what comes free

@@ -1,0 +1,86 @@
+"""Pictures and videos of a data set, one after the other, for whoever measures them. Knows no model.
+
+for picture in pictures(["photos/", "set/data"]): ...      # PIL images; videos as uint8 [T, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from jobs.errors import UserError
+
+_VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv"}
+_COLUMNS = ("image", "video")
+
+
+def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]:
+    """What is in files and folders (at any depth), in the order of their names: image files, videos, and
+    Parquet tables with an `image` or `video` column of bytes, as Overtone and Hugging Face write them.
+
+    Read as they are asked for, so that no data set is too large. Files of other kinds in a folder are passed
+    over. UserError for a place that is not there, a named file of another kind, and what cannot be decoded.
+    """
+    images = set(Image.registered_extensions())
+    for place in map(Path, places):
+        if not place.exists():
+            raise UserError(f"there is no file or folder {place}")
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            kind = file.suffix.lower()
+            if kind == ".parquet":
+                yield from _of_table(file)
+            elif kind in images:
+                yield _image(file, str(file))
+            elif kind in _VIDEOS:
+                yield _video(file, str(file))
+            elif file == place:
+                raise UserError(f"{file} is no image, video or Parquet file")
+
+
+def _of_table(file: Path) -> Iterator[Image.Image | np.ndarray]:
+    try:
+        table = pq.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    with table:
+        names = [name for name in _COLUMNS if name in table.schema_arrow.names]
+        if not names:
+            raise UserError(f"{file} has no column `image` or `video`; it has {table.schema_arrow.names}")
+        for batch in table.iter_batches(batch_size=16, columns=names[:1]):
+            for row, value in enumerate(batch.column(0).to_pylist()):
+                data = value.get("bytes") if isinstance(value, dict) else value
+                if data is None:
+                    continue
+                if not isinstance(data, bytes):
+                    raise UserError(f"{file}: column `{names[0]}` holds no bytes")
+                read = _image if names[0] == "image" else _video
+                yield read(io.BytesIO(data), f"{file}, row {row} of a batch")
+
+
+def _image(source: Path | BinaryIO, where: str) -> Image.Image:
+    try:
+        with Image.open(source) as picture:
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{where}: cannot be decoded as an image: {error}") from None
+
+
+def _video(source: Path | BinaryIO, where: str) -> np.ndarray:
+    try:
+        import av  # only for videos: an optional dependency
+    except ImportError:
+        raise UserError(f"{where}: videos need PyAV: pip install 'overtone[video]'") from None
+    try:
+        with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
+            frames: list[Any] = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"{where}: cannot be decoded as a video: {error}") from None
+    if not frames:
+        raise UserError(f"{where}: the video has no frames")
+    return np.stack(frames)
