@@ -34,6 +34,7 @@ DELTAS = (0.01, 0.05, 0.10, 0.20)
 FULLRES = "fullres"
 Judge = Callable[[Image.Image, str], tuple[int, int]]
 """(objects drawn right, objects asked for) of a picture and its prompt."""
+_JUDGEABLE_PERCENT = 50.0  # a model that draws less than this right at fullres loses little that a judge sees
 _SHOWN_ROWS = 6  # pictures side by side in the report
 
 
@@ -231,7 +232,8 @@ def tune(
     reference: list[Any] = []
     outcomes: list[Outcome] = []
     shown: dict[str, list[Image.Image]] = {}
-    full_seconds = full_judged = 0.0
+    full_seconds = 0.0
+    full_judged: float | None = None
     for number, setting in enumerate(candidates):
         on_progress(setting.name, number, len(candidates))
         media, seconds, saving = _make(engine, setting.sampling, chosen, encoded, batches)
@@ -239,10 +241,10 @@ def tune(
             reference, full_seconds = media, seconds
         measured = _distances(media, reference)
         judged = None if judge is None else _judged(judge, media, chosen)
-        if judged is None:
+        full_judged = judged if number == 0 else full_judged
+        if judged is None or full_judged is None or full_judged < _JUDGEABLE_PERCENT:
             loss = 100 * measured["perceptual_distance"]
         else:
-            full_judged = judged if number == 0 else full_judged
             loss = full_judged - judged
         outcomes.append(
             Outcome(
@@ -267,7 +269,9 @@ def tune(
         device=torch.cuda.get_device_name(engine.device) if cuda else "CPU",
         rows=len(chosen),
         num_steps=engine.plan(candidates[0].sampling).num_steps,
-        loss_metric="judge, percentage points" if judge is not None else "100 x perceptual distance",
+        loss_metric="100 x perceptual distance"
+        if full_judged is None or full_judged < _JUDGEABLE_PERCENT
+        else "judge, percentage points",
         max_drop=max_drop,
         outcomes=tuple(outcomes),
         choice=choice,

@@ -42,11 +42,17 @@ class Ready:
 
 def load_engine(spec: JobSpec) -> Engine:
     """The spec's model, resident on this process's device."""
-    import torch  # here and not above: an engine that a caller brings may do without
+    # Here and not above: an engine that a caller brings may do without.
+    import diffusers
+    import torch
+    import transformers
 
     from progressive.engine import Engine as PipelineEngine
     from progressive.engine import load
 
+    diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
     model = spec.model
     family = None if model.family == "auto" else model.family

@@ -45,7 +45,7 @@ def load(
         dtype = getattr(torch, dtype)
     pipe = DiffusionPipeline.from_pretrained(
         _TINY if tiny else model_id,
-        torch_dtype=dtype,
+        dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         **({"revision": revision} if revision else {}),

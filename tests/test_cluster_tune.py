@@ -92,6 +92,19 @@ def test_without_a_judge_the_loss_is_the_perceptual_distance(engine, tmp_path):
     assert tuning.choice.name == FULLRES
 
 
+def test_a_judge_that_finds_little_right_at_fullres_decides_nothing(engine, tmp_path):
+    spec = job(tmp_path)
+    candidates = sweep(spec.sampling, deltas=(0.2,))[:2]
+    tuning = tune(
+        spec, engine, rows=2, max_drop=0.0, settings=candidates, judge=lambda picture, prompt: (0, 2)
+    )
+    assert tuning.choice.name == FULLRES
+    assert "perceptual" in tuning.loss_metric
+    for outcome in tuning.outcomes:
+        assert outcome.judge_percent == 0
+        assert outcome.loss == pytest.approx(100 * outcome.perceptual_distance)
+
+
 def outcome(name: str, saving: float, loss: float) -> Outcome:
     return Outcome(name, name, {}, "", 1.0, saving, saving, 30.0, 1.0, 0.0, 1.0, None, loss)
 
