@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.faults import Action, Failure
+from jobs.rows import Quarantined
 
 SCAN = 64
 """How many waiting shards or copy candidates one search looks at, at most."""
@@ -104,50 +105,42 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True)
-class ShardAlive:
+class _OfAttempt:
+    """What all events of one attempt say."""
+
+    worker: int
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class ShardAlive(_OfAttempt):
     """A running shard shows that it goes on, between two batches."""
 
-    worker: int
-    shard: int
-    attempt: int
-
 
 @dataclass(frozen=True)
-class RowsStarted:
+class RowsStarted(_OfAttempt):
     """Rows are in flight on the device from now on."""
 
-    worker: int
-    shard: int
-    attempt: int
     rows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class RowsDone:
+class RowsDone(_OfAttempt):
     """Rows in flight are made (or rejected by themselves)."""
 
-    worker: int
-    shard: int
-    attempt: int
     rows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ShardGenerated:
+class ShardGenerated(_OfAttempt):
     """All rows of a shard are made; its commit goes on in the background and the worker is free."""
-
-    worker: int
-    shard: int
-    attempt: int
 
 
 @dataclass(frozen=True)
-class ShardCommitted:
+class ShardCommitted(_OfAttempt):
     """The shard's part exists under its final name, by this attempt or by another that was first."""
 
-    worker: int
-    shard: int
-    attempt: int
     rows: int
     rejects: int
     reasons: tuple[tuple[str, int], ...] = ()
@@ -155,21 +148,14 @@ class ShardCommitted:
 
 
 @dataclass(frozen=True)
-class ShardReturned:
+class ShardReturned(_OfAttempt):
     """A worker gave a shard back unfinished because it was asked to."""
-
-    worker: int
-    shard: int
-    attempt: int
 
 
 @dataclass(frozen=True)
-class ShardFailed:
+class ShardFailed(_OfAttempt):
     """An attempt ended with an exception."""
 
-    worker: int
-    shard: int
-    attempt: int
     failure: Failure
 
 
@@ -189,17 +175,6 @@ Event = (
 
 
 # What to do.
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A row that kills workers: later attempts skip it, and it ends as a reject."""
-
-    shard: int
-    row_id: str
-    error_class: str
-    message: str
-    deaths: int
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,6 @@ class Run:
         self.rows = self.rejects = self.retries = self.lost = 0
         self.reasons: Counter[str] = Counter()
         self.notes: list[str] = []
-        self._fresh_notes: list[str] = []
         self._rows_finished = sum(plan.shard(index).num_rows for index in finished)
         self._in_hand: Counter[int] = Counter()  # rows made of shards that are not committed
         self._ready: set[int] = set()  # workers that had their engine at some time
@@ -165,10 +164,7 @@ class Run:
                 max_reject_fraction=faults.max_reject_fraction,
                 silence_s=faults.row_timeout_s,
             ),
-            quarantine={
-                shard: [Quarantined(r.shard, r.row_id, r.error_class, r.message, r.deaths) for r in rows]
-                for shard, rows in folder.quarantined().items()
-            },
+            quarantine=folder.quarantined(),
             rows_of=lambda shard: plan.shard(shard).num_rows,
         )
 
@@ -245,8 +241,7 @@ class Run:
     def _keep_quarantines(self) -> None:
         try:
             while self._unkept:
-                row = self._unkept[0]
-                self.folder.add_quarantine(row.shard, row.row_id, row.error_class, row.message, row.deaths)
+                self.folder.add_quarantine(self._unkept[0])
                 self._unkept.pop(0)
         except StoreError:
             pass  # tried again at the next tick
@@ -294,21 +289,21 @@ class Run:
                 case Quarantine():
                     self._unkept.append(action.row)
                     self._keep_quarantines()
-                    self._say(
+                    self._tell(
                         f"row {action.row.row_id!r} kills workers and is rejected: {action.row.message}"
                     )
                 case RetireSlot():
                     where = f" on node {action.node[:12]}" if action.node else ""
                     note = f"a worker{where} is given up after {action.failures} failures: {action.message}"
                     self.notes.append(note)
-                    self._say(note)
+                    self._tell(note)
                 case FailShard():
                     note = f"shard {action.shard} is given up: {action.message}"
                     self.notes.append(note)
-                    self._say(note)
+                    self._tell(note)
                 case Retry():
                     self.retries += 1
-                    self._say(f"shard {action.shard} is tried again: {action.message}")
+                    self._tell(f"shard {action.shard} is tried again: {action.message}")
                 case Done():
                     self._ended = True
                     if action.failed:
@@ -321,9 +316,6 @@ class Run:
                         self.traceback = action.failure.traceback
 
     # For people.
-
-    def _say(self, note: str) -> None:
-        self._tell(note)
 
     def _tell(self, note: str | None = None) -> None:
         plan = self.plan

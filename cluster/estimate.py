@@ -17,7 +17,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,7 @@ def time_rows(
     }
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in plans}
     for (setting, number), plan in plans.items():
-        _make(spec, engine, one_step_each(plan), settings[setting], groups[number][0])
+        _make(spec, engine, plan.one_step_each(), settings[setting], groups[number][0])
     for _ in range(rounds):  # the settings take turns: a machine that slows down does so for both
         for (setting, number), plan in plans.items():
             for batch in groups[number]:
@@ -399,7 +399,7 @@ def time_rows(
                 setting=setting,
                 height_px=plan.height_px,
                 width_px=plan.width_px,
-                split=split(plan),
+                split=plan.split,
                 token_steps=plan.token_steps,
                 rows=tuple(len(batch) for batch in groups[number]) * rounds,
                 seconds=tuple(seconds[setting, number]),
@@ -414,17 +414,6 @@ def time_rows(
         start_s=start_s,
         timed=tuple(timed),
     )
-
-
-def split(plan: SamplingPlan) -> str:
-    """`13 @ 16x16 + 17 @ 32x32`: steps @ latent grid of each stage."""
-    return " + ".join(f"{stage.steps} @ {stage.height}x{stage.width}" for stage in plan.stages)
-
-
-def one_step_each(plan: SamplingPlan) -> SamplingPlan:
-    """The plan with each stage cut to its first step: every grid and expansion once, to warm up."""
-    stages = tuple(replace(s, last=s.first + 1, sigmas=s.sigmas[:2]) for s in plan.stages)
-    return replace(plan, stages=stages)
 
 
 def load_and_time(spec: JobSpec, rows: int = 8) -> Profile:

@@ -13,7 +13,6 @@ from jobs.errors import JobError
 from jobs.progress import duration
 from jobs.store import StoreConfig
 
-EXIT_DONE, EXIT_JOB = 0, 3
 _TRACEBACK_LINES = 30
 
 
@@ -51,7 +50,7 @@ class Summary:
     @property
     def exit_code(self) -> int:
         """0: done. 3: ended early, and the same command goes on."""
-        return EXIT_DONE if self.error is None else EXIT_JOB
+        return 0 if self.error is None else self.error.exit_code
 
     @property
     def nothing_to_do(self) -> bool:

@@ -20,7 +20,6 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cluster.estimate import one_step_each, split
 from cluster.runner import Engine
 from jobs.errors import PromptsError
 from jobs.plan import make_plan
@@ -233,7 +232,7 @@ def tune(
     outcomes: list[Outcome] = []
     shown: dict[str, list[Image.Image]] = {}
     full_seconds = 0.0
-    full_judged: float | None = None
+    full_judged: float | None = None  # what the loss counts down from; None: the judge does not decide
     for number, setting in enumerate(candidates):
         on_progress(setting.name, number, len(candidates))
         media, seconds, saving = _make(engine, setting.sampling, chosen, encoded, batches)
@@ -241,8 +240,9 @@ def tune(
             reference, full_seconds = media, seconds
         measured = _distances(media, reference)
         judged = None if judge is None else _judged(judge, media, chosen)
-        full_judged = judged if number == 0 else full_judged
-        if judged is None or full_judged is None or full_judged < _JUDGEABLE_PERCENT:
+        if number == 0 and judged is not None and judged >= _JUDGEABLE_PERCENT:
+            full_judged = judged
+        if judged is None or full_judged is None:
             loss = 100 * measured["perceptual_distance"]
         else:
             loss = full_judged - judged
@@ -251,7 +251,7 @@ def tune(
                 name=setting.name,
                 group=setting.group,
                 sampling=setting.sampling.model_dump(mode="json", exclude_defaults=True),
-                split=split(engine.plan(setting.sampling)),
+                split=engine.plan(setting.sampling).split,
                 seconds_per_row=seconds / len(chosen),
                 saving=full_seconds / seconds,
                 predicted_saving=saving,
@@ -269,9 +269,7 @@ def tune(
         device=torch.cuda.get_device_name(engine.device) if cuda else "CPU",
         rows=len(chosen),
         num_steps=engine.plan(candidates[0].sampling).num_steps,
-        loss_metric="100 x perceptual distance"
-        if full_judged is None or full_judged < _JUDGEABLE_PERCENT
-        else "judge, percentage points",
+        loss_metric="100 x perceptual distance" if full_judged is None else "judge, percentage points",
         max_drop=max_drop,
         outcomes=tuple(outcomes),
         choice=choice,
@@ -307,7 +305,7 @@ def _make(
         seeds = [rows[i].seed for i in indices]
         if (height_px, width_px) not in warm:
             warm.add((height_px, width_px))
-            engine.denoise(one_step_each(plan), encoded[indices], seeds, sampling)
+            engine.denoise(plan.one_step_each(), encoded[indices], seeds, sampling)
         latents, reports = engine.denoise(plan, encoded[indices], seeds, sampling)
         seconds += sum(report.seconds for report in reports)
         full += plan.fullres_token_steps * len(indices)

@@ -9,9 +9,7 @@ from typing import Any
 
 import click
 
-from jobs.errors import OvertoneError, UserError, VerifyError
-
-EXIT_USER, EXIT_JOB, EXIT_VERIFY = 2, 3, 4
+from jobs.errors import JobError, OvertoneError, UserError, VerifyError
 
 
 class _Commands(click.Group):
@@ -22,11 +20,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OvertoneError as error:
             click.echo(f"overtone: {error}", err=True)
-            if isinstance(error, UserError):
-                code = EXIT_USER
-            else:
-                code = EXIT_VERIFY if isinstance(error, VerifyError) else EXIT_JOB
-            ctx.exit(code)
+            ctx.exit(error.exit_code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -115,7 +109,7 @@ def verify(
     report = check(output, endpoint_url=endpoint_url, region=region, repair=repair, decode=not no_decode)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
     if not report.ok:
-        click.get_current_context().exit(EXIT_VERIFY)
+        click.get_current_context().exit(VerifyError.exit_code)
 
 
 @main.command()
@@ -273,7 +267,7 @@ def _follow(job: str, address: str) -> None:
     ended = follow(job, click.echo, address=address)
     click.echo(ended.text(), err=True)
     if not ended.ok:
-        click.get_current_context().exit(EXIT_JOB)
+        click.get_current_context().exit(JobError.exit_code)
 
 
 @main.command()

@@ -23,9 +23,14 @@ from __future__ import annotations
 class OvertoneError(Exception):
     """Base of all errors raised by `jobs` and `cluster` on purpose."""
 
+    exit_code = 3
+    """Of the command line."""
+
 
 class UserError(OvertoneError, ValueError):
     """A mistake in what the user gave; the message says where it is and what to change."""
+
+    exit_code = 2
 
 
 class SpecError(UserError):
@@ -74,6 +79,8 @@ class TooManyRejects(JobError):
 
 class VerifyError(OvertoneError):
     """The output is not what the job promised."""
+
+    exit_code = 4
 
 
 class RowError(OvertoneError):

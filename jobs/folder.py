@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import uuid4
@@ -19,6 +19,7 @@ from uuid import uuid4
 from jobs.errors import FingerprintMismatch, UserError, VerifyError
 from jobs.parts import part_format, part_index, read_footer, timings_name, write_derived
 from jobs.plan import JobPlan, difference
+from jobs.rows import Quarantined
 from jobs.spec import JobSpec
 from jobs.store import NoSuchObject, Store
 
@@ -27,18 +28,6 @@ PLAN = "_job/plan.parquet"
 EPOCHS = "_job/epochs/"
 QUARANTINE = "_job/quarantine/"
 _EPOCH = re.compile(r"_job/epochs/(\d{6,})\.json")
-
-
-@dataclass(frozen=True)
-class QuarantinedRow:
-    """A row that kills workers: it is rejected without being run."""
-
-    shard: int
-    row_id: str
-    error_class: str
-    message: str
-    deaths: int
-    """Workers that died with the row alone in their hands."""
 
 
 class JobFolder:
@@ -99,18 +88,17 @@ class JobFolder:
         matches = (_EPOCH.fullmatch(info.key) for info in self.store.list(EPOCHS))
         return max((int(match[1]) for match in matches if match), default=0)
 
-    def add_quarantine(self, shard: int, row_id: str, error_class: str, message: str, deaths: int) -> None:
+    def add_quarantine(self, row: Quarantined) -> None:
         """Remember, for later runs too, that a row kills workers. For the same row, the newest counts."""
-        row = QuarantinedRow(shard, row_id, error_class, message, deaths)
-        name = blake2b(row_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-        self.store.put(f"{QUARANTINE}{shard:05d}-{name}.json", json.dumps(asdict(row)).encode())
+        name = blake2b(row.row_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        self.store.put(f"{QUARANTINE}{row.shard:05d}-{name}.json", json.dumps(asdict(row)).encode())
 
-    def quarantined(self) -> dict[int, list[QuarantinedRow]]:
+    def quarantined(self) -> dict[int, list[Quarantined]]:
         """The rows not to run, by shard."""
-        found: dict[int, list[QuarantinedRow]] = {}
+        found: dict[int, list[Quarantined]] = {}
         for info in self.store.list(QUARANTINE):
             try:
-                row = QuarantinedRow(**json.loads(self.store.read(info.key)))
+                row = Quarantined(**json.loads(self.store.read(info.key)))
             except (ValueError, TypeError) as error:
                 raise VerifyError(f"{self.store.where(info.key)} is damaged: {error}") from error
             found.setdefault(row.shard, []).append(row)

@@ -96,6 +96,19 @@ def still(data: bytes) -> Image.Image:
         raise ValueError(f"not a whole video: {error}") from None
 
 
+def decode_video(data: bytes) -> np.ndarray:
+    """All frames of a video, uint8 [T, H, W, 3]. ValueError where it is broken or has none."""
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"not a whole video: {error}") from None
+    if not found:
+        raise ValueError("a video without frames")
+    return np.stack(found)
+
+
 def _encode_video(frames: np.ndarray, output: Output) -> bytes:
     if frames.dtype != np.uint8 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"a video is uint8 [frames, height, width, 3], not {frames.dtype} {frames.shape}")

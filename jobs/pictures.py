@@ -5,16 +5,15 @@ for picture in pictures(["photos/", "set/data"]): ...      # PIL images; videos 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jobs.errors import UserError
+from jobs.media import decode_video, still
 
 _VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv"}
 _COLUMNS = ("image", "video")
@@ -36,9 +35,9 @@ def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]
             if kind == ".parquet":
                 yield from _of_table(file)
             elif kind in images:
-                yield _image(file, str(file))
+                yield _image(_bytes(file), str(file))
             elif kind in _VIDEOS:
-                yield _video(file, str(file))
+                yield _video(_bytes(file), str(file))
             elif file == place:
                 raise UserError(f"{file} is no image, video or Parquet file")
 
@@ -60,27 +59,25 @@ def _of_table(file: Path) -> Iterator[Image.Image | np.ndarray]:
                 if not isinstance(data, bytes):
                     raise UserError(f"{file}: column `{names[0]}` holds no bytes")
                 read = _image if names[0] == "image" else _video
-                yield read(io.BytesIO(data), f"{file}, row {row} of a batch")
+                yield read(data, f"{file}, row {row} of a batch")
 
 
-def _image(source: Path | BinaryIO, where: str) -> Image.Image:
+def _bytes(file: Path) -> bytes:
     try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _image(data: bytes, where: str) -> Image.Image:
+    try:
+        return still(data)
+    except ValueError as error:
         raise UserError(f"{where}: cannot be decoded as an image: {error}") from None
 
 
-def _video(source: Path | BinaryIO, where: str) -> np.ndarray:
+def _video(data: bytes, where: str) -> np.ndarray:
     try:
-        import av  # only for videos: an optional dependency
-    except ImportError:
-        raise UserError(f"{where}: videos need PyAV: pip install 'overtone[video]'") from None
-    try:
-        with av.open(str(source) if isinstance(source, Path) else source, mode="r") as container:
-            frames: list[Any] = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
+        return decode_video(data)
+    except ValueError as error:
         raise UserError(f"{where}: cannot be decoded as a video: {error}") from None
-    if not frames:
-        raise UserError(f"{where}: the video has no frames")
-    return np.stack(frames)

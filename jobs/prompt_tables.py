@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from jobs.errors import PromptsError, StoreError
 from jobs.prompt_files import Found, Place, gone
 
+_T = TypeVar("_T")
 Format = Literal["parquet", "csv", "jsonl"]
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
@@ -359,11 +360,9 @@ def _read_csv(
     with place.open(found.path) as file:
         header = _csv_header(_Lines(file, found.path), found.path)
         file.seek(blocks[first_row // BLOCK_ROWS])
-        rows = islice(_csv_rows(_Lines(file, found.path), found.path), first_row % BLOCK_ROWS, None)
-        left = num_rows
-        while left and (chunk := [cells for _, cells in islice(rows, min(left, _BATCH_ROWS))]):
-            left -= len(chunk)
-            yield _csv_batch(chunk, header, values, others)
+        rows = _csv_rows(_Lines(file, found.path), found.path)
+        for chunk in _chunks(rows, first_row, num_rows):
+            yield _csv_batch([cells for _, cells in chunk], header, values, others)
 
 
 def _csv_batch(rows: list[list[str]], header: list[str], values: Sequence[str], others: pa.Schema) -> Batch:
@@ -496,10 +495,7 @@ def _read_jsonl(
 ) -> Iterator[Batch]:
     with place.open(found.path) as file:
         file.seek(blocks[first_row // BLOCK_ROWS])
-        rows = islice(_jsonl_rows(_Lines(file, found.path)), first_row % BLOCK_ROWS, None)
-        left = num_rows
-        while left and (chunk := list(islice(rows, min(left, _BATCH_ROWS)))):
-            left -= len(chunk)
+        for chunk in _chunks(_jsonl_rows(_Lines(file, found.path)), first_row, num_rows):
             arrays = [
                 _jsonl_array(
                     [line.row.get(column.name) for line in chunk],
@@ -513,6 +509,14 @@ def _read_jsonl(
                 _table(arrays, others, len(chunk)),
                 {i: line.problem for i, line in enumerate(chunk) if line.problem},
             )
+
+
+def _chunks(rows: Iterator[_T], first_row: int, num_rows: int) -> Iterator[list[_T]]:
+    """`num_rows` from `first_row` on, of rows that begin at the block that holds it, a batch at a time."""
+    rows = islice(rows, first_row % BLOCK_ROWS, None)
+    while num_rows and (chunk := list(islice(rows, min(num_rows, _BATCH_ROWS)))):
+        num_rows -= len(chunk)
+        yield chunk
 
 
 def _table(arrays: list[pa.Array], schema: pa.Schema, num_rows: int) -> pa.Table:

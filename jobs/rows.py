@@ -48,6 +48,18 @@ class Reject:
     """Cut to 1000 characters; None: it had none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A row that kills workers: later attempts, and later runs, reject it without running it."""
+
+    shard: int
+    row_id: str
+    error_class: str
+    message: str
+    deaths: int
+    """Workers that died with the row alone in their hands."""
+
+
 def row_seed(job_seed: int, row_id: str) -> int:
     """The seed in [0, 2**63 - 1] of a row without one of its own.
 

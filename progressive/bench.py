@@ -292,7 +292,7 @@ def measure(
             for i, (plan, sampling) in enumerate(zip(plans, samplings, strict=True)):
                 on_progress(f"{name}: {_label(chosen[i])}, batch {rows}, compile {mode}: warming up")
                 for _ in range(2):
-                    engine.denoise(one_step_each(plan), text, list(range(rows)), sampling)
+                    engine.denoise(plan.one_step_each(), text, list(range(rows)), sampling)
             for repeat in range(repeats):
                 for i, (plan, sampling) in enumerate(zip(plans, samplings, strict=True)):
                     on_progress(f"{name}: {_label(chosen[i])}, batch {rows}, compile {mode}: {repeat + 1}")
@@ -307,7 +307,7 @@ def measure(
                     Measurement(
                         case=name,
                         setting=_label(setting),
-                        split=split(plan),
+                        split=plan.split,
                         batch_size=rows,
                         compile=mode,
                         seconds=median,
@@ -321,17 +321,6 @@ def measure(
                     )
                 )
     return measured
-
-
-def split(plan: SamplingPlan) -> str:
-    """`13 @ 16x16 + 17 @ 32x32`: steps @ latent grid of each stage."""
-    return " + ".join(f"{stage.steps} @ {stage.height}x{stage.width}" for stage in plan.stages)
-
-
-def one_step_each(plan: SamplingPlan) -> SamplingPlan:
-    """The plan with each stage cut to its first step: every grid and expansion once."""
-    stages = tuple(replace(s, last=s.first + 1, sigmas=s.sigmas[:2]) for s in plan.stages)
-    return replace(plan, stages=stages)
 
 
 def _timed(

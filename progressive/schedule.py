@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,16 @@ class SamplingPlan:
     def saving(self) -> float:
         """Full-resolution token-steps over this plan's: the saving if all tokens cost the same."""
         return self.fullres_token_steps / self.token_steps
+
+    @property
+    def split(self) -> str:
+        """`13 @ 16x16 + 17 @ 32x32`: steps @ latent grid of each stage."""
+        return " + ".join(f"{stage.steps} @ {stage.height}x{stage.width}" for stage in self.stages)
+
+    def one_step_each(self) -> SamplingPlan:
+        """Each stage cut to its first step: every grid and expansion once, to warm up."""
+        stages = tuple(replace(s, last=s.first + 1, sigmas=s.sigmas[:2]) for s in self.stages)
+        return replace(self, stages=stages)
 
     def kappa(self, index: int) -> float:
         """Factor on the latent at the expansion from stage `index` to the next; 1 in mode `dct`."""

@@ -20,6 +20,7 @@ from jobs.folder import JobFolder
 from jobs.parts import commit_part
 from jobs.plan import JobPlan, make_plan, remaining
 from jobs.prompts import expected_row_ids
+from jobs.rows import Quarantined
 from jobs.spec import JobSpec
 from jobs.status import status
 from jobs.store import Store, StoreGuarantees, open_store
@@ -124,7 +125,7 @@ def test_quarantine_is_kept_by_row(job):
     folder = JobFolder(job[2])
     assert folder.quarantined() == {}
     for shard, row_id, deaths in ((1, "../a", 1), (1, "b\0/" * 500, 2), (3, "../a", 2), (1, "../a", 3)):
-        folder.add_quarantine(shard, row_id, "WorkerDied", "segfault", deaths)
+        folder.add_quarantine(Quarantined(shard, row_id, "WorkerDied", "segfault", deaths))
     rows = JobFolder(job[2]).quarantined()
     assert {shard: {(row.row_id, row.deaths) for row in found} for shard, found in rows.items()} == {
         1: {("../a", 3), ("b\0/" * 500, 2)},

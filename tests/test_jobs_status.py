@@ -14,6 +14,7 @@ from jobs.errors import UserError
 from jobs.folder import JobFolder
 from jobs.parts import commit_part
 from jobs.progress import Progress, Snapshot, duration
+from jobs.rows import Quarantined
 from jobs.sheet import contact_sheet, first_pictures
 from jobs.status import status
 from jobs.store import open_store
@@ -49,7 +50,7 @@ def test_a_job_that_just_began(job):
 def test_a_job_in_the_middle(job):
     folder = JobFolder(job[2])
     folder.take_epoch("a")
-    folder.add_quarantine(1, "../row/7", "WorkerDied", "", 2)
+    folder.add_quarantine(Quarantined(1, "../row/7", "WorkerDied", "", 2))
     commit_at(job, 0, NOW - 50, worker="w0")
     commit_at(job, 1, NOW - 30, worker="w1", bad=["../row/7"])
     commit_at(job, 3, NOW - 10, worker="w1")

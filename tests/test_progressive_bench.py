@@ -107,7 +107,7 @@ def test_published_splits_come_out_of_the_cases(name):
     checkpoint = describe(case.model).with_scheduler(**case.scheduler)
     sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
     family = FAMILIES[checkpoint.family]
-    first = bench.split(plan_sampling(case.sampling(**case.settings[0]), family, sigmas))
+    first = plan_sampling(case.sampling(**case.settings[0]), family, sigmas).split
     assert (
         first
         == {
@@ -138,7 +138,7 @@ def test_warm_up_visits_every_grid_once():
     sampling = case.sampling(levels=2, delta=0.05)
     plan = engine.plan(sampling)
     text = bench.random_text(engine, 8, 1)
-    _, reports = engine.denoise(bench.one_step_each(plan), text, [0], sampling)
+    _, reports = engine.denoise(plan.one_step_each(), text, [0], sampling)
     ran = [(report.height, report.width, report.steps) for report in reports if report.kind == "denoise"]
     assert ran == [(stage.height, stage.width, 1) for stage in plan.stages]
     assert len(ran) > 1
