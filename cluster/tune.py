@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -27,6 +28,7 @@ from jobs.prompts import read_shard
 from jobs.rows import Row
 from jobs.spec import JobSpec
 from progressive import quality
+from progressive.schedule import SamplingPlan
 from progressive.settings import Sampling
 
 DELTAS = (0.01, 0.05, 0.10, 0.20)
@@ -35,6 +37,12 @@ Judge = Callable[[Image.Image, str], tuple[int, int]]
 """(objects drawn right, objects asked for) of a picture and its prompt."""
 _JUDGEABLE_PERCENT = 50.0  # a model that draws less than this right at fullres loses little that a judge sees
 _SHOWN_ROWS = 6  # pictures side by side in the report
+_DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "psnr_db": quality.psnr,
+    "ssim": quality.ssim,
+    "perceptual_distance": quality.perceptual_distance,
+    "high_frequency_ratio": quality.high_frequency_ratio,
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,35 @@ class Tuning:
             f"{chosen.loss:.2f} of at most {self.max_drop:g} ({self.loss_metric})"
         )
 
+    def sheet(self, names: Sequence[str] = ()) -> bytes:
+        """PNG of the shown prompts (columns) at some of the settings (rows); unset: `fullres` and the choice.
+
+        KeyError for a name that is none of the settings'.
+        """
+        names = names or tuple(dict.fromkeys((self.outcomes[0].name, self.choice.name)))
+        savings = {outcome.name: outcome.saving for outcome in self.outcomes}
+        columns = len(self.prompts)
+        figure = Figure(figsize=(1.7 * columns, 2.0 * len(names) + 0.5), dpi=110, layout="constrained")
+        grid = figure.subplots(len(names), columns, squeeze=False)
+        for row, name in zip(grid, names, strict=True):
+            for axes, picture in zip(row, self.pictures[name], strict=True):
+                axes.imshow(picture)
+                axes.axis("off")
+            row[0].set_title(f"{name}: {savings[name]:.2f}x", loc="left", fontsize=9)
+        for axes, prompt in zip(grid[-1], self.prompts, strict=True):
+            axes.text(
+                0.5,
+                -0.04,
+                textwrap.fill(prompt, 24),
+                transform=axes.transAxes,
+                fontsize=6,
+                ha="center",
+                va="top",
+            )
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+        return out.getvalue()
+
     def html(self) -> str:
         """One self-contained page: the table, quality against speed, and the pictures side by side."""
         source = files("cluster").joinpath("templates/tune.html").read_text()
@@ -145,7 +182,7 @@ class Tuning:
 
 def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
     """The candidates: `fullres` first; at each delta one level and the automatic ladder, in the modes
-    `dct_rewind` and `dct_matched`, with coupled noise; and one level with fresh noise for comparison."""
+    `dct_rewind` and `dct_matched` with coupled noise, and in `dct_rewind` with fresh noise."""
     ladders: dict[str, dict[str, Any]] = {
         "one level": {"levels": 1, "scales": None},
         "auto ladder": {"levels": None, "scales": "auto"},
@@ -163,8 +200,6 @@ def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
     found = [setting(FULLRES, FULLRES, mode="fullres", levels=None, scales=None)]
     for kind, how in kinds.items():
         for ladder, grids in ladders.items():
-            if kind == "fresh noise" and ladder != "one level":
-                continue
             group = f"{ladder}, {kind}" if kind else ladder
             for delta in deltas:
                 name = ", ".join(part for part in (ladder, f"delta {delta:g}", kind) if part)
@@ -217,53 +252,57 @@ def tune(
 ) -> Tuning:
     """Run the sweep.
 
-    Every setting sees the same rows, seeds and batches; one step on each of its grids is run first and thrown
-    away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage points,
-    without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is what the others are
-    compared to. UserError for prompts that cannot be used, ValueError for sizes.
+    Every setting sees the same rows, seeds and batches, in turns; one step on each of its grids is run first
+    and thrown away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage
+    points, without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is what the
+    others are compared to. UserError for prompts that cannot be used, ValueError for sizes.
     """
     chosen = sample_rows(spec, rows) if isinstance(rows, int) else list(rows)
     candidates = list(settings or sweep(spec.sampling))
-    encoded = engine.encode(
-        [row.prompt for row in chosen], [row.negative_prompt for row in chosen], spec.sampling
-    )
+    tallies = [_Tally() for _ in candidates]
     batches = _batches(chosen, batch_size)
-    reference: list[Any] = []
+    warm: set[Any] = set()
+    for number, (indices, *size) in enumerate(batches):
+        batch = [chosen[i] for i in indices]
+        encoded = engine.encode([r.prompt for r in batch], [r.negative_prompt for r in batch], spec.sampling)
+        reference: list[Any] = []
+        for setting, tally in zip(candidates, tallies, strict=True):  # they take turns: a machine that
+            on_progress(setting.name, number, len(batches))  # slows down does so for all of them
+            plan = engine.plan(setting.sampling, height_px=size[0], width_px=size[1])
+            seeds = [row.seed for row in batch]
+            if (setting.name, *size) not in warm:
+                warm.add((setting.name, *size))
+                engine.denoise(plan.one_step_each(), encoded, seeds, setting.sampling)
+            latents, reports = engine.denoise(plan, encoded, seeds, setting.sampling)
+            media = engine.decode(plan, latents)
+            reference = reference or list(media)
+            tally.add(batch, plan, sum(report.seconds for report in reports), media, reference, judge)
+    full, *_ = tallies
+    # A judge that finds little right at fullres has nothing to count down from: it does not decide.
+    full_judged = None if judge is None or full.judged < _JUDGEABLE_PERCENT else full.judged
     outcomes: list[Outcome] = []
-    shown: dict[str, list[Image.Image]] = {}
-    full_seconds = 0.0
-    full_judged: float | None = None  # what the loss counts down from; None: the judge does not decide
-    for number, setting in enumerate(candidates):
-        on_progress(setting.name, number, len(candidates))
-        media, seconds, saving = _make(engine, setting.sampling, chosen, encoded, batches)
-        if not reference:
-            reference, full_seconds = media, seconds
-        measured = _distances(media, reference)
-        judged = None if judge is None else _judged(judge, media, chosen)
-        if number == 0 and judged is not None and judged >= _JUDGEABLE_PERCENT:
-            full_judged = judged
-        if judged is None or full_judged is None:
-            loss = 100 * measured["perceptual_distance"]
-        else:
-            loss = full_judged - judged
+    for setting, tally in zip(candidates, tallies, strict=True):
+        distances = tally.distances()
         outcomes.append(
             Outcome(
                 name=setting.name,
                 group=setting.group,
                 sampling=setting.sampling.model_dump(mode="json", exclude_defaults=True),
                 split=engine.plan(setting.sampling).split,
-                seconds_per_row=seconds / len(chosen),
-                saving=full_seconds / seconds,
-                predicted_saving=saving,
-                judge_percent=judged,
-                loss=loss,
-                **measured,
+                seconds_per_row=tally.seconds / len(chosen),
+                saving=full.seconds / tally.seconds,
+                predicted_saving=tally.full_token_steps / tally.token_steps,
+                judge_percent=None if judge is None else tally.judged,
+                loss=100 * distances["perceptual_distance"]
+                if full_judged is None
+                else full_judged - tally.judged,
+                **distances,
             )
         )
-        shown[setting.name] = [_still(medium) for medium in media[:_SHOWN_ROWS]]
     outcomes = mark_pareto(outcomes)
     choice = max((o for o in outcomes if o.loss <= max_drop), key=lambda o: o.saving, default=outcomes[0])
     cuda = str(engine.device).startswith("cuda")
+    shown = [row for indices, *_ in batches for row in (chosen[i] for i in indices)][:_SHOWN_ROWS]
     return Tuning(
         model=spec.model.id,
         device=torch.cuda.get_device_name(engine.device) if cuda else "CPU",
@@ -273,9 +312,52 @@ def tune(
         max_drop=max_drop,
         outcomes=tuple(outcomes),
         choice=choice,
-        pictures=shown,
-        prompts=tuple(row.prompt for row in chosen[:_SHOWN_ROWS]),
+        pictures={c.name: tally.pictures for c, tally in zip(candidates, tallies, strict=True)},
+        prompts=tuple(row.prompt for row in shown),
     )
+
+
+@dataclass
+class _Tally:
+    """What one setting has given so far. Keeps few pictures: a sweep over many rows needs no more memory."""
+
+    seconds: float = 0.0
+    token_steps: int = 0
+    full_token_steps: int = 0
+    right: int = 0
+    asked: int = 0
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _DISTANCES})
+    pictures: list[Image.Image] = field(default_factory=list)
+
+    @property
+    def judged(self) -> float:
+        """Objects drawn right, percent."""
+        return 100 * self.right / max(1, self.asked)
+
+    def add(
+        self,
+        rows: Sequence[Row],
+        plan: SamplingPlan,
+        seconds: float,
+        media: Sequence[Any],
+        reference: Sequence[Any],
+        judge: Judge | None,
+    ) -> None:
+        self.seconds += seconds
+        self.token_steps += plan.token_steps * len(rows)
+        self.full_token_steps += plan.fullres_token_steps * len(rows)
+        self.pictures += [_still(medium) for medium in media[: _SHOWN_ROWS - len(self.pictures)]]
+        for row, made, wanted in zip(rows, media, reference, strict=True):
+            a, b = quality.as_tensor([made]), quality.as_tensor([wanted])
+            for name, measure in _DISTANCES.items():
+                self.values[name].append(float(measure(a, b).mean()))
+            if judge is not None:
+                right, asked = judge(made, row.prompt)
+                self.right, self.asked = self.right + right, self.asked + asked
+
+    def distances(self) -> dict[str, Any]:
+        """Means over rows."""
+        return {name: float(np.mean(found)) for name, found in self.values.items()}
 
 
 _Batch = tuple[list[int], int | None, int | None]
@@ -291,50 +373,6 @@ def _batches(rows: Sequence[Row], batch_size: int) -> list[_Batch]:
         for size, indices in sizes.items()
         for i in range(0, len(indices), batch_size)
     ]
-
-
-def _make(
-    engine: Engine, sampling: Sampling, rows: Sequence[Row], encoded: Any, batches: Sequence[_Batch]
-) -> tuple[list[Any], float, float]:
-    """(pictures or videos in the order of the rows, seconds of all denoising, token-step saving)."""
-    media: list[Any] = [None] * len(rows)
-    seconds, full, own = 0.0, 0, 0
-    warm: set[Any] = set()
-    for indices, height_px, width_px in batches:
-        plan = engine.plan(sampling, height_px=height_px, width_px=width_px)
-        seeds = [rows[i].seed for i in indices]
-        if (height_px, width_px) not in warm:
-            warm.add((height_px, width_px))
-            engine.denoise(plan.one_step_each(), encoded[indices], seeds, sampling)
-        latents, reports = engine.denoise(plan, encoded[indices], seeds, sampling)
-        seconds += sum(report.seconds for report in reports)
-        full += plan.fullres_token_steps * len(indices)
-        own += plan.token_steps * len(indices)
-        for index, medium in zip(indices, engine.decode(plan, latents), strict=True):
-            media[index] = medium
-    return media, seconds, full / own
-
-
-def _judged(judge: Judge, media: Sequence[Any], rows: Sequence[Row]) -> float:
-    """Objects drawn right, percent."""
-    scores = [judge(medium, row.prompt) for medium, row in zip(media, rows, strict=True)]
-    return 100 * sum(right for right, _ in scores) / sum(asked for _, asked in scores)
-
-
-def _distances(media: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any]:
-    """Means of all distances over rows, one row at a time so that sizes may differ."""
-    measures: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-        "psnr_db": quality.psnr,
-        "ssim": quality.ssim,
-        "perceptual_distance": quality.perceptual_distance,
-        "high_frequency_ratio": quality.high_frequency_ratio,
-    }
-    values: dict[str, list[float]] = {name: [] for name in measures}
-    for made, wanted in zip(media, reference, strict=True):
-        a, b = quality.as_tensor([made]), quality.as_tensor([wanted])
-        for name, measure in measures.items():
-            values[name].append(float(measure(a, b).mean()))
-    return {name: float(np.mean(found)) for name, found in values.items()}
 
 
 def mark_pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -138,6 +138,8 @@ def sheet(output: str, endpoint_url: str | None, region: str | None, path: str, 
 @click.option("--delta", "deltas", type=float, multiple=True, help="Try these only. Repeatable.")
 @click.option("--to", "page", default="tune.html", show_default=True, help="The HTML report to write.")
 @click.option("--fragment", default="tune.yaml", show_default=True, help="The choice, for the spec.")
+@click.option("--sheet", "sheet_path", help="Also draw the first prompts at some settings into this PNG.")
+@click.option("--show", multiple=True, help="A setting on that sheet. Repeatable. Default: fullres, choice.")
 @_json_option
 def tune(
     spec_path: Path,
@@ -148,6 +150,8 @@ def tune(
     deltas: tuple[float, ...],
     page: str,
     fragment: str,
+    sheet_path: str | None,
+    show: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure on SPEC's own prompts, on this machine, which setting is the fastest at an acceptable loss."""
@@ -157,6 +161,10 @@ def tune(
     from jobs.spec import load_spec
 
     spec = load_spec(spec_path, overrides)
+    settings = sweep(spec.sampling, deltas=deltas or DELTAS)
+    names = [setting.name for setting in settings]
+    if unknown := sorted(set(show) - set(names)):
+        raise UserError(f"--show: no setting is named {unknown[0]!r}; there are: {'; '.join(names)}")
     chosen = sample_rows(spec, rows)
     tuning = compare(
         spec,
@@ -164,12 +172,14 @@ def tune(
         rows=chosen,
         batch_size=batch_size,
         max_drop=max_drop,
-        settings=sweep(spec.sampling, deltas=deltas or DELTAS),
+        settings=settings,
         judge=tiny_judge(spec, chosen),
-        on_progress=lambda name, done, total: click.echo(f"{done + 1}/{total}  {name}", err=True),
+        on_progress=lambda name, done, total: click.echo(f"batch {done + 1}/{total}  {name}", err=True),
     )
     Path(page).write_text(tuning.html())
     Path(fragment).write_text(tuning.fragment())
+    if sheet_path:
+        Path(sheet_path).write_bytes(tuning.sheet(show))
     click.echo(json.dumps(tuning.as_dict(), indent=2) if as_json else tuning.text())
     click.echo(f"report in {page}, choice in {fragment}", err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 import tiny_pipes
 import yaml
+from PIL import Image
 from small_jobs import prompt_table, small_job
 
 from cluster.tune import FULLRES, Outcome, mark_pareto, sample_rows, sweep, tiny_judge, tune
@@ -80,6 +82,17 @@ def test_the_report_stands_alone(tuned):
     assert len(tuned.markdown().splitlines()) == 2 + len(tuned.outcomes)
 
 
+def test_the_sheet_shows_each_prompt_at_each_setting_asked_for(tuned):
+    names = [outcome.name for outcome in tuned.outcomes]
+    two, all_of_them = (Image.open(io.BytesIO(tuned.sheet(some))) for some in (names[:2], names))
+    assert all_of_them.format == "PNG"
+    assert all_of_them.width == two.width
+    assert all_of_them.height > 1.5 * two.height
+    assert Image.open(io.BytesIO(tuned.sheet())).width == two.width
+    with pytest.raises(KeyError):
+        tuned.sheet(["another"])
+
+
 def test_without_a_judge_the_loss_is_the_perceptual_distance(engine, tmp_path):
     sizes = pa.array([64, 96, 64])
     spec = job(tmp_path, height=sizes, width=sizes)
@@ -88,7 +101,11 @@ def test_without_a_judge_the_loss_is_the_perceptual_distance(engine, tmp_path):
     assert "objects right" not in tuning.html()
     for outcome in tuning.outcomes:
         assert outcome.loss == pytest.approx(100 * outcome.perceptual_distance)
-    assert [p.size for p in tuning.pictures[FULLRES]] == [(64, 64), (96, 96), (64, 64)]
+    assert [p.size for p in tuning.pictures[FULLRES]] == [
+        (64, 64),
+        (64, 64),
+        (96, 96),
+    ]
     assert tuning.choice.name == FULLRES
 
 
@@ -127,7 +144,7 @@ def test_the_sweep_has_every_ladder_delta_mode_and_noise_once():
     base = Sampling(num_steps=30, guidance_scale=2.5, scales=(0.5, 1.0), transition_sigmas=(0.7,))
     found = sweep(base)
     assert found[0].sampling.mode == "fullres"
-    assert len({setting.name for setting in found}) == len(found) == 21
+    assert len({setting.name for setting in found}) == len(found) == 25
     assert {(s.sampling.mode, s.sampling.noise) for s in found[1:]} == {
         ("dct_rewind", "coupled"),
         ("dct_matched", "coupled"),
