@@ -44,7 +44,7 @@ class Settings:
 
     scenes: int = world.NUM_TRAINING_SCENES
     """Training pictures, of the first seeds of `world.TRAINING_SEEDS`."""
-    latent_scenes: int = 4096
+    latent_scenes: int = world.NUM_TRAINING_SCENES
     """How many of them the transformer is trained on, for encoding them takes time too."""
     side_px: int = world.SIDE_PX
     seed: int = 0
@@ -80,6 +80,10 @@ class Settings:
     """Of everything else, by AdamW."""
     warmup: int = 50
     """Steps."""
+    high_noise: float = 0.7
+    """Share of the samples whose noise levels are shifted `high_noise_shift` times as far as the pipeline
+    does: shapes and places are settled there, and by the caption alone."""
+    high_noise_shift: float = 5.0
     unconditional: float = 0.1
     """Share of captions replaced by the empty one."""
     ema: float = 0.998
@@ -405,7 +409,9 @@ def train_denoiser(
         x0 = coarse(latents[rows].float(), grid)
         empty = torch.from_numpy(rng.random(count) < settings.unconditional).to(device)
         rows = torch.where(empty, len(captions), rows)
-        loss = velocity_loss(denoiser, x0, words[rows], pooled_words[rows])
+        farther = np.where(rng.random(count) < settings.high_noise, settings.high_noise_shift, 1.0)
+        shift = torch.from_numpy(farther).float().to(device)
+        loss = velocity_loss(denoiser, x0, words[rows], pooled_words[rows], shift)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -446,10 +452,13 @@ def coarse(x0: Tensor, grid: int) -> Tensor:
     return x0 if grid == x0.shape[-1] else corner(x0, grid, grid) * (grid / x0.shape[-1])
 
 
-def velocity_loss(denoiser: nn.ModuleDict, x0: Tensor, words: Tensor, pooled_words: Tensor) -> Tensor:
-    """Mean squared error of eps - x0 at logit-normal noise levels, shifted as the pipeline does."""
+def velocity_loss(
+    denoiser: nn.ModuleDict, x0: Tensor, words: Tensor, pooled_words: Tensor, farther: Tensor
+) -> Tensor:
+    """Mean squared error of eps - x0 at logit-normal noise levels, shifted `farther` [B] times as far as the
+    pipeline does."""
     batch, channels, height, width = x0.shape
-    shift = math.exp(calculate_shift(height * width // 4))
+    shift = farther * math.exp(calculate_shift(height * width // 4))
     u = torch.sigmoid(torch.randn(batch, device=x0.device))
     sigma = shift * u / (1 + (shift - 1) * u)
     noise = torch.randn_like(x0)
