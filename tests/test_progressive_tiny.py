@@ -110,10 +110,11 @@ def test_held_out_captions_were_never_trained_on():
     assert world.held_out(20, skip=30) == seeds[30:]
 
 
-def test_quickstart_prompts_are_captions_of_the_world():
-    table = pq.read_table(ROOT / "manifests" / "quickstart.parquet").to_pydict()
-    assert len(set(table["row_id"])) == 40
-    assert table["scene"] == world.held_out(40)
+@pytest.mark.parametrize(("name", "rows", "skip"), [("quickstart", 40, 0), ("held-out", 500, 40)])
+def test_prompts_of_the_manifests_are_captions_of_the_world(name, rows, skip):
+    table = pq.read_table(ROOT / "manifests" / f"{name}.parquet").to_pydict()
+    assert len(set(table["row_id"])) == rows
+    assert table["scene"] == world.held_out(rows, skip)
     assert table["prompt"] == [world.caption(world.scene(seed)) for seed in table["scene"]]
 
 
