@@ -1,4 +1,4 @@
-"""Makes the prompt tables beside it: `python manifests/make_prompts.py`. No training scene has these captions."""
+"""Makes the prompt tables beside it, captions of no training scene: `python manifests/make_prompts.py`."""
 
 from __future__ import annotations
 
