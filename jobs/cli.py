@@ -97,6 +97,29 @@ def status(output: str, endpoint_url: str | None, region: str | None, as_json: b
 @main.command()
 @_output_argument
 @_store_options
+@click.option(
+    "--every", "every_s", default=5.0, show_default=True, type=click.FloatRange(0.5), help="Seconds a look."
+)
+def watch(output: str, endpoint_url: str | None, region: str | None, every_s: float) -> None:
+    """Show the job in OUTPUT live, from its folder alone, until it is done.
+
+    On a terminal a view that redraws itself, elsewhere lines. Ctrl-C ends only this, with exit code 130.
+    """
+    from rich.console import Console
+
+    from jobs.store import open_store
+    from jobs.watch import watch as show
+
+    try:
+        store = open_store(output, endpoint_url=endpoint_url, region=region)
+        show(store, console=Console(), every_s=every_s)
+    except KeyboardInterrupt:
+        click.get_current_context().exit(130)
+
+
+@main.command()
+@_output_argument
+@_store_options
 @click.option("--repair", is_flag=True, help="Rebuild missing timings and rejects from the parts.")
 @click.option("--no-decode", is_flag=True, help="Do not decode the images (much faster).")
 @_json_option

@@ -85,8 +85,12 @@ class JobFolder:
 
     def newest_epoch(self) -> int:
         """The number of the newest driver; 0 where there was none."""
-        matches = (_EPOCH.fullmatch(info.key) for info in self.store.list(EPOCHS))
-        return max((int(match[1]) for match in matches if match), default=0)
+        return max(self.drivers(), default=0)
+
+    def drivers(self) -> dict[int, float | None]:
+        """When each driver took the job up, by its number: seconds since 1970, by the store's clock."""
+        found = ((_EPOCH.fullmatch(info.key), info) for info in self.store.list(EPOCHS))
+        return {int(match[1]): info.modified_s for match, info in found if match}
 
     def add_quarantine(self, row: Quarantined) -> None:
         """Remember, for later runs too, that a row kills workers. For the same row, the newest counts."""

@@ -51,6 +51,7 @@ _DIGITS = 5
 _EXTENSION: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar"}
 _CONTENT_TYPE = {"parquet": "application/vnd.apache.parquet", "tar": "application/x-tar"}
 _NAME = re.compile(r"data/train-(\d{5,})-of-(\d{5,})\.(parquet|tar)")
+_DERIVED = re.compile(r"(?:timings|rejects)/part-(\d{5,})\.parquet")
 _PACKAGES = ("overtone", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow", "av")
 
 MEDIA = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -280,6 +281,14 @@ def part_index(plan: JobPlan | int, key: str) -> int | None:
         return None
     index = int(match[1])
     return index if index < _digits(plan)[0] and key == part_name(plan, index, part_format(key)) else None
+
+
+def derived_index(plan: JobPlan | int, key: str) -> int | None:
+    """The shard whose timings or rejects have this name; None where they are no such plan's."""
+    match = _DERIVED.fullmatch(key)
+    index = int(match[1]) if match else -1
+    known = 0 <= index < _digits(plan)[0] and key in (timings_name(plan, index), rejects_name(plan, index))
+    return index if known else None
 
 
 def part_format(key: str) -> Format:

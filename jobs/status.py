@@ -1,26 +1,32 @@
-"""How far a job is and where its time went, from its folder alone. Knows no driver and no cluster."""
+"""How far a job is and where its time went, from its folder alone. Knows no driver and no cluster.
+
+status("s3://bucket/run-7").text()                      # one look
+reader = StatusReader(open_store("s3://bucket/run-7"))
+reader.read(), reader.read(), ...                       # later looks ask only for what is new
+"""
 
 from __future__ import annotations
 
 import io
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.folder import JobFolder
-from jobs.parts import part_index
-from jobs.plan import JobPlan
+from jobs.folder import QUARANTINE, JobFolder
+from jobs.parts import derived_index, part_index, part_name, rejects_name, timings_name
 from jobs.progress import duration
 from jobs.store import NoSuchObject, ObjectInfo, Store, open_store
 
 _MAX_TABLES = 2000
 """Timings and rejects that are read, of each; where there are more, evenly chosen ones speak for all."""
 _READERS = 16
+_NEWEST_REJECTS = 5
 _RATE_OVER_S = 600.0
 _RATE_PARTS = 20
 _STALLED_AFTER = 4.0  # times the usual pause between two parts
@@ -37,6 +43,15 @@ class WorkerSeen:
     rows: int
     seconds: float
     """In all stages; overlapping ones count twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectSeen:
+    """A reject as it is in the rejects."""
+
+    row_id: str
+    error_class: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,10 @@ class Status:
     seconds_by_stage: dict[str, float]
     """Over all workers."""
     workers: tuple[WorkerSeen, ...]
+    rejects_by_class: dict[str, int]
+    """Samples, not input rows: one that asks for several images may be several."""
+    newest_rejects: tuple[RejectSeen, ...]
+    """A few, the last first."""
     sampled: bool
     """Seconds and rejects are estimates from some of the parts."""
 
@@ -76,24 +95,33 @@ class Status:
     def finished(self) -> bool:
         return self.shards_done == self.shards_total
 
+    @property
+    def percent(self) -> int:
+        """Of the rows, done or rejected; 100 only where all are."""
+        return 100 * (self.rows_total - self.rows_left) // self.rows_total if self.rows_total else 100
+
     def as_dict(self) -> dict[str, Any]:
         """The same as `text`, as data."""
-        return {
-            **asdict(self),
-            "workers": [asdict(worker) for worker in self.workers],
-            "finished": self.finished,
-        }
+        return {**asdict(self), "finished": self.finished}
+
+    def line(self) -> str:
+        """One line: rows and pace."""
+        rejected = f", {self.rows_rejected:,} rejected" if self.rows_rejected else ""
+        done = self.rows_total - self.rows_left
+        return f"{done:,} of {self.rows_total:,} rows ({self.percent}%){rejected}; {self.pace()}"
 
     def text(self) -> str:
         """A screenful for a terminal."""
-        percent = 100 * (self.rows_total - self.rows_left) // self.rows_total if self.rows_total else 100
         lines = [
             f"{self.name}: {self.rows_done:,} of {self.rows_total:,} rows done, {self.rows_rejected:,} "
-            f"rejected, {self.rows_left:,} left ({percent}%)",
+            f"rejected, {self.rows_left:,} left ({self.percent}%)",
             f"{self.shards_done:,} of {self.shards_total:,} shards, {_size(self.size_bytes)}; model "
             f"{self.model}, {self.mode}",
-            self._pace(),
+            self.pace(),
         ]
+        if self.rejects_by_class:
+            reasons = ", ".join(f"{count:,} {name}" for name, count in self.rejects_by_class.items())
+            lines.append(f"rejects: {reasons}")
         if self.rows_quarantined:
             lines.append(f"{self.rows_quarantined:,} rows killed workers and are not run again")
         total = sum(self.seconds_by_stage.values())
@@ -109,7 +137,8 @@ class Status:
             lines += [f"{w.worker:<20}{w.device:<24}{w.parts:>8,}{w.rows:>10,}" for w in self.workers]
         return "\n".join(lines)
 
-    def _pace(self) -> str:
+    def pace(self) -> str:
+        """Rows a second, time to go and the last sign of life, or that it is done."""
         if self.finished:
             return "finished"
         last = "" if self.last_part_s is None else f"; last part {duration(self.last_part_s)} ago"
@@ -125,106 +154,269 @@ def status(
 ) -> Status:
     """Look at a job's folder. Lists names, and reads timings and rejects but no part. UserError: no job
     there."""
-    store = open_store(url, endpoint_url=endpoint_url, region=region)
-    folder = JobFolder(store)
-    spec, plan = folder.load()
-    parts = {index: info for info in store.list("data/") if (index := part_index(plan, info.key)) is not None}
-    covered = sum(plan.shard(index).num_rows for index in parts)
-    rejected, sampled_rejects = _rejected(store)
-    seconds, workers, sampled = _times(store)
-    rate, last_part_s, going = _rate(plan, parts, time.time() if now is None else now)
-    left = plan.num_rows - covered
-    return Status(
-        url=store.url,
-        name=spec.name,
-        model=spec.model.id,
-        mode=spec.sampling.mode,
-        fingerprint=plan.fingerprint,
-        rows_total=plan.num_rows,
-        rows_done=max(0, covered - rejected),
-        rows_rejected=rejected,
-        rows_left=left,
-        shards_total=plan.num_shards,
-        shards_done=len(parts),
-        size_bytes=sum(info.size_bytes for info in parts.values()),
-        epoch=folder.newest_epoch(),
-        rows_quarantined=sum(len(rows) for rows in folder.quarantined().values()),
-        rows_per_second=rate,
-        eta_s=left / rate if rate and left and going else None,
-        last_part_s=last_part_s,
-        seconds_by_stage=seconds,
-        workers=workers,
-        sampled=sampled or sampled_rejects,
-    )
+    return StatusReader(open_store(url, endpoint_url=endpoint_url, region=region)).read(now)
 
 
-def _tables(store: Store, prefix: str, columns: list[str]) -> tuple[list[dict[str, list]], float]:
-    """(columns of the tables under a prefix, how many tables each of them stands for)."""
-    keys = [info.key for info in store.list(prefix) if info.key.endswith(".parquet")]
-    chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(len(keys), _MAX_TABLES)).astype(int)]
+class StatusReader:
+    """Looks at a job's folder again and again. UserError where there is no job.
 
-    def read(key: str) -> dict[str, list] | None:
+    A look lists names from the first shard on that was not there before, and reads the timings and rejects
+    that are new: its requests grow with what happened since the last look, not with the job.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._folder = store, JobFolder(store)
+        self._spec, self._plan = self._folder.load()
+        plan, format = self._plan, self._spec.output.format
+        self._parts = _Names(
+            store, "data/", lambda key: part_index(plan, key), lambda shard: part_name(plan, shard, format)
+        )
+        self._timings = _Tables(store, "timings/", plan.num_shards, timings_name, _times, _TIMES_COLUMNS)
+        self._rejects = _Tables(store, "rejects/", plan.num_shards, rejects_name, _rejected, _REJECT_COLUMNS)
+
+    def read(self, now: float | None = None) -> Status:
+        """The job's state; `now` in seconds since 1970, None: this machine's clock."""
+        plan, spec = self._plan, self._spec
+        drivers = self._folder.drivers()
+        epoch = max(drivers, default=0)
+        parts = self._parts.look()
+        self._timings.look()
+        # A part's rejects are written before its timings, so where those are, no rejects are to come.
+        self._rejects.look(self._timings.names.first_missing)
+        covered = sum(plan.shard(index).num_rows for index in parts)
+        left = plan.num_rows - covered
+        rejected, classes = _sum_rejects(self._rejects)
+        seconds, workers = _sum_times(self._timings)
+        rate, last_part_s, going = _rate(
+            [(info.modified_s, plan.shard(index).num_rows) for index, info in parts.items()],
+            since=drivers.get(epoch),
+            now=time.time() if now is None else now,
+        )
+        return Status(
+            url=self._store.url,
+            name=spec.name,
+            model=spec.model.id,
+            mode=spec.sampling.mode,
+            fingerprint=plan.fingerprint,
+            rows_total=plan.num_rows,
+            rows_done=max(0, covered - rejected),
+            rows_rejected=rejected,
+            rows_left=left,
+            shards_total=plan.num_shards,
+            shards_done=len(parts),
+            size_bytes=sum(info.size_bytes for info in parts.values()),
+            epoch=epoch,
+            rows_quarantined=sum(1 for _ in self._store.list(QUARANTINE)),
+            rows_per_second=rate,
+            eta_s=left / rate if rate and left and going else None,
+            last_part_s=last_part_s,
+            seconds_by_stage=seconds,
+            workers=workers,
+            rejects_by_class=classes,
+            newest_rejects=_newest(self._rejects),
+            sampled=self._timings.weight > 1 or self._rejects.weight > 1,
+        )
+
+
+class _Names:
+    """The objects of shards under a prefix, by shard. Names sort like shards, and none goes away."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        index_of: Callable[[str], int | None],
+        name_of: Callable[[int], str],
+    ) -> None:
+        self._store, self._prefix, self._index_of, self._name_of = store, prefix, index_of, name_of
+        self.found: dict[int, ObjectInfo] = {}
+        self.first_missing = 0
+
+    def look(self, first: int | None = None) -> dict[int, ObjectInfo]:
+        """All that is there; asks for shards from `first` on, None: from the first that was missing."""
+        first = self.first_missing if first is None else first
+        after = self._name_of(first - 1) if first else ""
+        for info in self._store.list(self._prefix, after=after):
+            index = self._index_of(info.key)
+            if index is not None:
+                self.found[index] = info
+        while self.first_missing in self.found:
+            self.first_missing += 1
+        return self.found
+
+
+class _Tables:
+    """What small tables of shards say, each read once and kept as `digest` makes it."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        num_shards: int,
+        name_of: Callable[[int, int], str],
+        digest: Callable[[pa.Table], Any],
+        columns: list[str],
+    ) -> None:
+        self._store, self._digest, self._columns = store, digest, columns
+        self.names = _Names(
+            store,
+            prefix,
+            lambda key: derived_index(num_shards, key),
+            lambda shard: name_of(num_shards, shard),
+        )
+        self._settled = 0
+        self._kept: dict[int, Any] = {}
+        self.chosen: list[int] = []
+        """The shards whose tables speak for all."""
+        self.newest: list[int] = []
+        """The shards whose tables were written last, the last first."""
+
+    @property
+    def weight(self) -> float:
+        """How many tables each of the chosen ones stands for."""
+        return len(self.names.found) / max(1, len(self.chosen))
+
+    def digests(self, shards: Iterable[int]) -> list[Any]:
+        """Of those among the chosen and the newest."""
+        return [self._kept[shard] for shard in shards if shard in self._kept]
+
+    def look(self, settled: int | None = None) -> None:
+        """Read what is new; below `settled` nothing new is to come."""
+        found = self.names.look(None if settled is None else self._settled)
+        self._settled = settled or 0
+        stride = 1
+        while len(found) > stride * _MAX_TABLES:  # doubling keeps half of what was chosen before
+            stride *= 2
+        self.chosen = sorted(shard for shard in found if shard % stride == 0)
+        self.newest = sorted(found, key=lambda shard: -(found[shard].modified_s or 0))[:_NEWEST_REJECTS]
+        wanted = {*self.chosen, *self.newest}
+        self._kept = {shard: kept for shard, kept in self._kept.items() if shard in wanted}
+        missing = sorted(wanted - self._kept.keys())
+        if missing:
+            with ThreadPoolExecutor(_READERS, "status") as pool:
+                digests = pool.map(self._read, missing)
+                self._kept |= {
+                    shard: digest
+                    for shard, digest in zip(missing, digests, strict=True)
+                    if digest is not None
+                }
+
+    def _read(self, shard: int) -> Any:
         try:
-            return pq.read_table(io.BytesIO(store.read(key)), columns=columns).to_pydict()
+            data = self._store.read(self.names.found[shard].key)
         except NoSuchObject:  # replaced or removed while we looked
             return None
-
-    with ThreadPoolExecutor(_READERS, "status") as pool:
-        tables = [table for table in pool.map(read, chosen) if table is not None]
-    return tables, len(keys) / max(1, len(chosen))
+        return self._digest(pq.read_table(io.BytesIO(data), columns=self._columns))
 
 
-def _rejected(store: Store) -> tuple[int, bool]:
-    """(input rows that were rejected, whether that is an estimate)."""
-    tables, weight = _tables(store, "rejects/", ["source"])
-    return round(weight * sum(len(set(table["source"])) for table in tables)), weight > 1
+_TIMES_COLUMNS = ["stage", "rows", "seconds", "worker", "device", "node"]
+_Worker = tuple[str, str, str]
 
 
-def _times(store: Store) -> tuple[dict[str, float], tuple[WorkerSeen, ...], bool]:
-    tables, weight = _tables(store, "timings/", ["stage", "rows", "seconds", "worker", "device", "node"])
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """What the timings of a shard add up to."""
+
+    seconds_by_stage: dict[str, float]
+    workers: dict[_Worker, tuple[int, float]]
+    """Rows and seconds of each (worker, device, node)."""
+
+
+def _times(table: pa.Table) -> _Times:
     seconds: defaultdict[str, float] = defaultdict(float)
-    worked: defaultdict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-    for table in tables:
-        seen = set()
-        for stage, rows, took, *who in zip(*table.values(), strict=True):
-            seconds[stage] += took
-            worker = worked[(who[0], who[1], who[2])]
-            worker["microseconds"] += round(1e6 * took)
-            worker["rows"] += rows if stage == "part_write" else 0
-            seen.add((who[0], who[1], who[2]))
-        for key in seen:
-            worked[key]["parts"] += 1
+    rows_of: Counter[_Worker] = Counter()
+    seconds_of: defaultdict[_Worker, float] = defaultdict(float)
+    for stage, rows, took, *who in zip(*table.to_pydict().values(), strict=True):
+        worker = (who[0], who[1], who[2])
+        seconds[stage] += took
+        seconds_of[worker] += took
+        rows_of[worker] += rows if stage == "part_write" else 0
+    return _Times(dict(seconds), {worker: (rows_of[worker], seconds_of[worker]) for worker in seconds_of})
+
+
+def _sum_times(tables: _Tables) -> tuple[dict[str, float], tuple[WorkerSeen, ...]]:
+    weight = tables.weight
+    seconds: defaultdict[str, float] = defaultdict(float)
+    worked: defaultdict[_Worker, list[tuple[int, float]]] = defaultdict(list)
+    for times in tables.digests(tables.chosen):
+        for stage, took in times.seconds_by_stage.items():
+            seconds[stage] += weight * took
+        for worker, part in times.workers.items():
+            worked[worker].append(part)
     workers = tuple(
         WorkerSeen(
             *who,
-            parts=round(weight * sums["parts"]),
-            rows=round(weight * sums["rows"]),
-            seconds=weight * sums["microseconds"] / 1e6,
+            parts=round(weight * len(parts)),
+            rows=round(weight * sum(rows for rows, _ in parts)),
+            seconds=weight * sum(took for _, took in parts),
         )
-        for who, sums in sorted(worked.items())
+        for who, parts in sorted(worked.items())
     )
-    return {stage: weight * took for stage, took in seconds.items()}, workers, weight > 1
+    return dict(seconds), workers
 
 
-def _rate(plan: JobPlan, parts: dict[int, ObjectInfo], now: float) -> tuple[float | None, float | None, bool]:
-    """(rows a second over the last minutes of work, seconds since the last part, whether it goes on)."""
-    committed = sorted(
-        (info.modified_s, plan.shard(index).num_rows)
-        for index, info in parts.items()
-        if info.modified_s is not None
+_REJECT_COLUMNS = ["source", "row_id", "error_class", "message"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """What the rejects of a shard say."""
+
+    input_rows: int
+    classes: Counter[str]
+    last: tuple[RejectSeen, ...]
+
+
+def _rejected(table: pa.Table) -> _Rejected:
+    last = table.slice(max(0, table.num_rows - _NEWEST_REJECTS)).to_pylist()
+    return _Rejected(
+        len(set(table["source"].to_pylist())),
+        Counter(table["error_class"].to_pylist()),
+        tuple(RejectSeen(one["row_id"], one["error_class"], one["message"]) for one in last),
     )
+
+
+def _sum_rejects(tables: _Tables) -> tuple[int, dict[str, int]]:
+    weight, classes, rows = tables.weight, Counter[str](), 0
+    for rejected in tables.digests(tables.chosen):
+        classes += rejected.classes
+        rows += rejected.input_rows
+    return round(weight * rows), {name: round(weight * count) for name, count in sorted(classes.items())}
+
+
+def _newest(tables: _Tables) -> tuple[RejectSeen, ...]:
+    rejects = [one for rejected in tables.digests(tables.newest) for one in reversed(rejected.last)]
+    return tuple(rejects[:_NEWEST_REJECTS])
+
+
+def _rate(
+    parts: Iterable[tuple[float | None, int]], *, since: float | None, now: float
+) -> tuple[float | None, float | None, bool]:
+    """(rows a second over the last minutes of work, seconds since the last part, whether it goes on).
+
+    Only what the newest driver's workers made counts, from its beginning at `since`; the time in which nobody
+    worked does not.
+    """
+    committed = sorted((at, rows) for at, rows in parts if at is not None)
     if not committed:
         return None, None, False
     newest = committed[-1][0]
-    recent = [one for one in committed if one[0] >= newest - _RATE_OVER_S]
-    recent = recent if len(recent) >= _RATE_PARTS else committed[-_RATE_PARTS:]
     last_part_s = max(0.0, now - newest)
-    took = newest - recent[0][0]
+    if since is None:  # the first part's rows were made before the time that is known
+        since = committed[0][0]
+    run = [one for one in committed if one[0] > since]
+    if not run:
+        return None, last_part_s, False
+    begin = max(since, newest - _RATE_OVER_S)
+    counted = [one for one in run if one[0] > begin]
+    if len(counted) < _RATE_PARTS:
+        counted = run[-_RATE_PARTS:]
+        begin = run[-_RATE_PARTS - 1][0] if len(run) > _RATE_PARTS else since
+    took = newest - begin
     if took <= 0:
         return None, last_part_s, False
-    # The first part's rows were made before the time that is counted.
-    rate = sum(rows for _, rows in recent[1:]) / took
-    usual_pause_s = took / (len(recent) - 1)
+    usual_pause_s = took / len(counted)
+    rate = sum(rows for _, rows in counted) / took
     return rate, last_part_s, last_part_s < 60 + _STALLED_AFTER * usual_pause_s
 
 

@@ -116,8 +116,9 @@ class Store(ABC):
         none; StoreError from its `read` if the object was replaced meanwhile."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose keys start with `prefix`, in key order. `attempt` is not filled in."""
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose keys start with `prefix` and sort after `after`, in key order. `attempt` is not
+        filled in."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:

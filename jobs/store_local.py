@@ -74,9 +74,9 @@ class LocalStore(Store):
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         folder = check_prefix(prefix).rpartition("/")[0]
-        yield from self._walk(folder, prefix, frozenset())
+        yield from (info for info in self._walk(folder, prefix, frozenset()) if info.key > after)
 
     def _walk(self, folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ObjectInfo]:
         """Depth first in key order; `above` (device, inode) of the folders passed ends loops of links."""

@@ -126,8 +126,10 @@ class S3Store(Store):
             raise NoSuchObject(f"{self.where(key)} does not exist")
         return io.BufferedReader(_Ranges(self, info), _READ_AHEAD_BYTES)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         asked: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + check_prefix(prefix)}
+        if after:
+            asked["StartAfter"] = self._prefix + after
         while True:
             page = self._retried(prefix, lambda client: client.list_objects_v2(**asked))
             for found in page.get("Contents", ()):

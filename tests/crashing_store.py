@@ -41,8 +41,8 @@ class CrashingStore(Store):
     def open(self, key: str) -> BinaryIO:
         return self._do("open", key, lambda: self._inner.open(key))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return iter(self._do("list", prefix, lambda: [*self._inner.list(prefix)]))
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        return iter(self._do("list", prefix, lambda: [*self._inner.list(prefix, after=after)]))
 
     def head(self, key: str) -> ObjectInfo | None:
         return self._do("head", key, lambda: self._inner.head(key))

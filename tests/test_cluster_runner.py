@@ -224,8 +224,8 @@ class SlowStore(Store):
     def open(self, key):
         return self.inner.open(key)
 
-    def list(self, prefix=""):
-        return self.inner.list(prefix)
+    def list(self, prefix="", *, after=""):
+        return self.inner.list(prefix, after=after)
 
     def head(self, key):
         return self.inner.head(key)

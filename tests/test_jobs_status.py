@@ -47,9 +47,16 @@ def test_a_job_that_just_began(job):
     assert "no part yet" in found.text()
 
 
+def drive_at(job, time_s: float) -> None:
+    """A driver takes the job up."""
+    store = job[2]
+    epoch = JobFolder(store).take_epoch("a")
+    os.utime(f"{store.url}/_job/epochs/{epoch:06d}.json", (time_s, time_s))
+
+
 def test_a_job_in_the_middle(job):
     folder = JobFolder(job[2])
-    folder.take_epoch("a")
+    drive_at(job, NOW - 60)
     folder.add_quarantine(Quarantined(1, "../row/7", "WorkerDied", "", 2))
     commit_at(job, 0, NOW - 50, worker="w0")
     commit_at(job, 1, NOW - 30, worker="w1", bad=["../row/7"])
@@ -58,8 +65,8 @@ def test_a_job_in_the_middle(job):
     assert (found.rows_done, found.rows_rejected, found.rows_left) == (10, 2, 8)
     assert (found.shards_done, found.shards_total, found.finished) == (3, 5, False)
     assert (found.epoch, found.rows_quarantined) == (1, 1)
-    assert found.rows_per_second == pytest.approx(8 / 40)
-    assert found.eta_s == pytest.approx(40)
+    assert found.rows_per_second == pytest.approx(12 / 50)
+    assert found.eta_s == pytest.approx(8 / (12 / 50))
     assert found.last_part_s == pytest.approx(10)
     assert found.seconds_by_stage["denoise"] == pytest.approx(5 * 0.5)
     assert set(found.seconds_by_stage) == {
@@ -67,8 +74,48 @@ def test_a_job_in_the_middle(job):
     }
     workers = [(worker.worker, worker.parts, worker.rows) for worker in found.workers]
     assert workers == [("w0", 1, 4), ("w1", 2, 6)]
-    assert "0.2 rows/s, ETA 40s; last part 10s ago" in found.text()
+    assert "0.24 rows/s, ETA 33s; last part 10s ago" in found.text()
+    assert "rejects: 1 InvalidRow, 1 RowError\n" in found.text()
+    assert found.line() == "12 of 20 rows (60%), 2 rejected; 0.24 rows/s, ETA 33s; last part 10s ago"
+    assert [(reject.row_id, reject.error_class) for reject in found.newest_rejects] == [
+        ("../row/7", "RowError"),
+        ("../row/6", "InvalidRow"),
+    ]
     assert json.loads(json.dumps(found.as_dict()))["workers"][1]["rows"] == 6
+
+
+def test_the_rate_is_of_the_newest_driver(job):
+    drive_at(job, NOW - 90_000)
+    commit_at(job, 0, NOW - 89_990)
+    commit_at(job, 1, NOW - 89_980)
+    drive_at(job, NOW - 100)
+    found = status(job[2].url, now=NOW)
+    assert (found.rows_per_second, found.eta_s, found.epoch) == (None, None, 2)
+    assert "rate not known yet; last part 1d 0h ago" in found.text()
+    commit_at(job, 2, NOW - 60)
+    found = status(job[2].url, now=NOW)
+    assert found.rows_per_second == pytest.approx(4 / 40)  # the night in between does not count
+
+
+def test_workers_that_commit_at_the_same_time_are_not_taken_for_fast_ones(job):
+    drive_at(job, NOW - 100)
+    for index in range(4):
+        commit_at(job, index, NOW - 1 + index / 10)
+    assert status(job[2].url, now=NOW).rows_per_second == pytest.approx(16 / 99.3)
+
+
+def test_the_rate_is_of_the_last_minutes_of_work(tmp_path):
+    spec, plan = small_job(tmp_path, prompt_table(50), shard_rows=1)
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    job = spec, plan, store
+    drive_at(job, NOW - 10_000)
+    for index in range(3):
+        commit_at(job, index, NOW - 9_000 + index)
+    assert status(store.url, now=NOW).rows_per_second == pytest.approx(3 / 1_002)  # few parts: all of them
+    for index in range(3, 28):
+        commit_at(job, index, NOW - 30 * (27 - index))
+    assert status(store.url, now=NOW).rows_per_second == pytest.approx(20 / 600)
 
 
 def test_a_job_that_stands_still_has_no_eta(job):

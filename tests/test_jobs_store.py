@@ -126,6 +126,8 @@ def test_listing_is_by_prefix_and_in_key_order(store):
     assert [info.key for info in store.list()] == sorted(keys)
     assert [info.key for info in store.list("a/")] == ["a/b", "a/c/d", "a/ü"]
     assert [info.key for info in store.list("a")] == ["a-b", "a/b", "a/c/d", "a/ü", "ab"]
+    assert [info.key for info in store.list("a", after="a/b")] == ["a/c/d", "a/ü", "ab"]
+    assert [info.key for info in store.list("a/", after="a/c")] == ["a/c/d", "a/ü"]
     assert next(iter(store.list("a/c"))).size_bytes == 5
 
 
