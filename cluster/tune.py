@@ -6,15 +6,12 @@ compares pictures. Starts no Ray: one engine, the one that a worker would hold.
 
 from __future__ import annotations
 
-import base64
 import io
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 import yaml
@@ -23,6 +20,7 @@ from PIL import Image
 
 from cluster.runner import Engine
 from jobs.errors import PromptsError
+from jobs.page import data_uri, page, style, svg
 from jobs.plan import make_plan
 from jobs.prompts import read_shard
 from jobs.rows import Row
@@ -37,6 +35,7 @@ Judge = Callable[[Image.Image, str], tuple[int, int]]
 """(objects drawn right, objects asked for) of a picture and its prompt."""
 _JUDGEABLE_PERCENT = 50.0  # a model that draws less than this right at fullres loses little that a judge sees
 _SHOWN_ROWS = 6  # pictures side by side in the report
+_PICTURE_PX = 192
 _DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "psnr_db": quality.psnr,
     "ssim": quality.ssim,
@@ -173,10 +172,13 @@ class Tuning:
 
     def html(self) -> str:
         """One self-contained page: the table, quality against speed, and the pictures side by side."""
-        source = files("cluster").joinpath("templates/tune.html").read_text()
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        return environment.from_string(source).render(
-            tuning=self, plot=_plot(self), fragment=self.fragment(), data_uri=_data_uri
+        return page(
+            "cluster",
+            "tune.html",
+            tuning=self,
+            plot=svg(_plot(self), "loss against saving"),
+            fragment=self.fragment(),
+            thumbnail=lambda picture: data_uri(picture, _PICTURE_PX),
         )
 
 
@@ -394,33 +396,25 @@ def _still(media: Any) -> Image.Image:
     return media if isinstance(media, Image.Image) else Image.fromarray(media[len(media) // 2])
 
 
-def _data_uri(picture: Image.Image, width_px: int = 192) -> str:
-    out = io.BytesIO()
-    height_px = round(picture.height * width_px / picture.width)
-    picture.convert("RGB").resize((width_px, height_px)).save(out, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _plot(tuning: Tuning) -> str:
-    """Loss against saving as inline SVG, the Pareto front joined up."""
-    figure = Figure(figsize=(8, 4.5))
-    axes = figure.subplots()
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in tuning.outcomes:
-        groups.setdefault(outcome.group, []).append(outcome)
-    for number, (label, group) in enumerate(groups.items()):
-        marker = "Dos^vP*X"[number % 8]
-        axes.scatter([o.saving for o in group], [o.loss for o in group], label=label, marker=marker, s=45)
-    front = sorted((o for o in tuning.outcomes if o.pareto), key=lambda o: o.saving)
-    axes.plot([o.saving for o in front], [o.loss for o in front], color="0.6", zorder=0, label="Pareto front")
-    axes.axhline(tuning.max_drop, color="0.75", linestyle=":", label="max drop")
-    axes.annotate(
-        "chosen", (tuning.choice.saving, tuning.choice.loss), xytext=(8, 8), textcoords="offset points"
-    )
-    axes.set_xlabel("saving over fullres (measured)")
-    axes.set_ylabel(f"loss ({tuning.loss_metric})")
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight")
-    return out.getvalue()[out.getvalue().index("<svg") :]
+def _plot(tuning: Tuning) -> Figure:
+    """Loss against saving, the Pareto front joined up."""
+    with style():
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        groups: dict[str, list[Outcome]] = {}
+        for outcome in tuning.outcomes:
+            groups.setdefault(outcome.group, []).append(outcome)
+        for number, (label, group) in enumerate(groups.items()):
+            marker = "Dos^vP*X"[number % 8]
+            axes.scatter([o.saving for o in group], [o.loss for o in group], label=label, marker=marker, s=45)
+        front = sorted((o for o in tuning.outcomes if o.pareto), key=lambda o: o.saving)
+        losses = [o.loss for o in front]
+        axes.plot([o.saving for o in front], losses, color="0.6", zorder=0, label="Pareto front")
+        axes.axhline(tuning.max_drop, color="0.6", linestyle=":", label="max drop")
+        axes.annotate(
+            "chosen", (tuning.choice.saving, tuning.choice.loss), xytext=(8, 8), textcoords="offset points"
+        )
+        axes.set_xlabel("saving over fullres (measured)")
+        axes.set_ylabel(f"loss ({tuning.loss_metric})")
+        axes.legend()
+    return figure

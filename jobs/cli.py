@@ -153,6 +153,25 @@ def sheet(output: str, endpoint_url: str | None, region: str | None, path: str, 
 
 
 @main.command()
+@_output_argument
+@_store_options
+@click.option("--to", "path", default="report.html", show_default=True, help="The HTML file to write.")
+@click.option(
+    "--rows", default=48, show_default=True, type=click.IntRange(0, 1000), help="Pictures to show, at most."
+)
+def report(output: str, endpoint_url: str | None, region: str | None, path: str, rows: int) -> None:
+    """Tell all about the job in OUTPUT in one HTML file: pictures, speed, saving, rejects, spec.
+
+    From its folder alone, at any moment. The file needs no network and no other file.
+    """
+    from jobs.report import report as make
+
+    page = make(output, endpoint_url=endpoint_url, region=region, pictures=rows).encode()
+    Path(path).write_bytes(page)
+    click.echo(f"report in {path} ({len(page) / 1e6:.1f} MB)")
+
+
+@main.command()
 @_spec_argument
 @_set_option
 @click.option("--rows", default=16, show_default=True, help="Prompts of the job to try, spread over it.")

@@ -34,11 +34,9 @@ def first_pictures(store: Store, limit: int) -> Iterator[tuple[str, Image.Image]
         with store.open(info.key) as file:
             footer = read_footer(file, format)
             file.seek(0)
-            for row in read_rows(file, footer.kind, format):
+            for row in read_rows(file, footer.kind, format, limit=left):
                 yield row.prompt, still(row.data)
                 left -= 1
-                if left <= 0:
-                    return
 
 
 def contact_sheet(pictures: list[tuple[str, Image.Image]], *, columns: int = 8, cell_px: int = 192) -> bytes:

@@ -138,7 +138,7 @@ def test_sheet_draws_the_first_pictures(output, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "sheet"])
+@pytest.mark.parametrize("command", ["status", "verify", "sheet", "report"])
 def test_a_folder_without_a_job(command, tmp_path):
     shown = overtone(command, tmp_path)
     assert shown.exit_code == 2
@@ -151,12 +151,12 @@ def test_schema_is_json_schema_and_markdown():
     assert "batch_size" in overtone("schema", "--markdown").output
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "verify", "sheet", "--help"])
+@pytest.mark.parametrize("command", ["plan", "status", "verify", "sheet", "report", "--help"])
 def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
     argument = {"plan": str(spec_path), "--help": ""}.get(command, output)
     arguments = [part for part in (command, argument) if part]
-    if command == "sheet":
-        arguments += ["--to", str(spec_path.parent / "sheet.png")]
+    if command in ("sheet", "report"):
+        arguments += ["--to", str(spec_path.parent / "made")]
     code = (
         "import sys\n"
         "from jobs.cli import main\n"

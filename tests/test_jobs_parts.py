@@ -239,6 +239,33 @@ def test_a_commit_is_won_once_and_writes_what_is_derived(tmp_path):
     ]
 
 
+class CountingFile(io.BytesIO):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def read(self, *size):
+        data = super().read(*size)
+        self.num_bytes += len(data)
+        return data
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_of_the_first_rows_little_more_than_those_is_read(tmp_path, format):
+    spec, plan = small_job(tmp_path, prompt_table(40), shard_rows=40, format=format)
+    read = read_shard(spec, plan.files[0], 0, 40)
+    rng = np.random.default_rng(0)
+    made = [parts.Made(row, rng.bytes(300_000), 1, 1, 1, (), 0.0) for row in read.rows]
+    part = parts.build_part(
+        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
+        first_row=0, timings=[], worker="w", device="cpu", kind="image",
+    )  # fmt: skip
+    file = CountingFile(part.data)
+    rows = list(parts.read_rows(file, "image", format, limit=3))
+    assert [row.data for row in rows] == [one.data for one in made[:3]]
+    assert file.num_bytes < 3_500_000 < len(part.data) / 3
+
+
 def test_a_part_may_be_a_tar(tmp_path):
     spec, plan = small_job(tmp_path, prompt_table(6), format="webdataset")
     part = small_part(spec, plan, 0, attempt="mine")

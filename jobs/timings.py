@@ -1,0 +1,446 @@
+"""What the timings of a job say: its batches, grids and workers, and where their time went. Knows no store.
+
+    timings = Timings(table)           # the tables of any number of shards, one after the other, `COLUMNS`
+    timings.workers(), timings.grids(), timings.saving(), timings.throughput(), timings.timeline()
+
+A worker's main thread goes through `MAIN_STAGES`, one batch after the other; everything else goes on in
+threads beside it. Working time is seconds from the job's beginning without the pauses in which nobody worked
+on it, so that a job that was resumed a day later is not said to have taken a day.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+COLUMNS = (
+    *("shard", "batch", "stage", "rows", "height", "width", "tokens", "steps", "seconds"),
+    *("start_s", "start", "worker", "device", "node"),
+)
+"""Of the timings, those that are looked at."""
+MAIN_STAGES = ("text_encode", "denoise", "expand", "vae_decode")
+_PAUSE_S = 60.0  # shorter is no pause, whatever the length of an attempt
+_INTERVALS = 80
+_TIMELINE_BATCHES = 4
+
+Grid = tuple[int, int]
+"""Height and width in latent cells."""
+What = tuple[str, Grid | None]
+"""A stage; with its grid where it is denoising."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Every batch that was made: arrays of one length."""
+
+    attempt: np.ndarray
+    worker: np.ndarray
+    """Index in `Timings.names`."""
+    rows: np.ndarray
+    begin: np.ndarray
+    """Seconds since 1970, of its first stage on the main thread."""
+    end: np.ndarray
+    height: np.ndarray
+    """Latent cells of its last, largest grid."""
+    width: np.ndarray
+    tokens: np.ndarray
+    """Of one row on that grid."""
+    steps: np.ndarray
+    """On all grids."""
+    token_steps: np.ndarray
+    """Of one row: tokens times steps, over all grids."""
+    seconds: np.ndarray
+    """Of denoising and expansions."""
+    full_step_s: np.ndarray
+    """Seconds a step on the largest grid."""
+    first: np.ndarray
+    """Whether it is its worker's first of its size, which also warms up."""
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Those that speak for the job's speed: not the first ones, but where a size has no others, those."""
+        _, size = _groups(self.height, self.width)
+        others = np.bincount(size, ~self.first) > 0
+        return ~self.first | ~others[size]
+
+
+@dataclass(frozen=True)
+class WorkerTime:
+    """Where a worker's time went."""
+
+    worker: str
+    device: str
+    node: str
+    rows: float
+    """Samples."""
+    wall_s: float
+    """Working time from its first attempt's beginning to its last one's end."""
+    seconds: dict[What, float]
+    """Those outside `MAIN_STAGES` overlap the others."""
+
+    def of(self, stage: str) -> float:
+        """Seconds in a stage, on all grids."""
+        return sum(seconds for (name, _), seconds in self.seconds.items() if name == stage)
+
+    @property
+    def waiting_s(self) -> float:
+        """What the main thread did not spend in its stages: waiting for a shard, its rows or its commit."""
+        return max(0.0, self.wall_s - sum(map(self.of, MAIN_STAGES)))
+
+
+@dataclass(frozen=True)
+class GridTime:
+    """The denoising on one grid; medians over batches."""
+
+    height: int
+    width: int
+    tokens: int
+    batches: int
+    batch_rows: float
+    steps: float
+    step_s: float
+    """A step of a whole batch."""
+    step_row_s: float
+    """The same over the batch's rows."""
+    row_s: float
+    """All steps of a row."""
+    share: float
+    """Of all denoising."""
+    points: np.ndarray
+    """Each batch's `step_row_s`."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Denoising, with its expansions, against the same steps all on the full grid."""
+
+    ideal: float
+    """Ratio of token-steps: the saving if every token cost the same."""
+    measured: float
+    """Ratio of seconds of the median batch, where all its steps take as long as its own full-grid ones."""
+    row_s: dict[What, float]
+    """Seconds a row as it was made, on average."""
+    warming: bool
+    """Batches that also warmed a worker up are in it, for there were no others."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A job over its working time, in intervals of one length."""
+
+    edges_s: np.ndarray
+    """[intervals + 1]"""
+    rows_per_minute: np.ndarray
+    """[intervals]"""
+    workers: np.ndarray
+    """[intervals] workers with an attempt in hand, on average."""
+    pauses: tuple[tuple[float, float], ...]
+    """(working time, length in seconds) of each."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One stage of one batch or shard."""
+
+    what: What
+    begin_s: float
+    """From the timeline's beginning."""
+    seconds: float
+    batch: int | None
+    """Counts the timeline's batches; None: of a whole shard, or of a batch before or after."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A few batches of one worker, and all that went on beside them."""
+
+    worker: str
+    seconds: float
+    bars: tuple[Bar, ...]
+
+    @property
+    def batches(self) -> int:
+        return len({bar.batch for bar in self.bars if bar.batch is not None})
+
+    @property
+    def denoise_share(self) -> float:
+        """Of the timeline, in [0, 1]."""
+        return sum(bar.seconds for bar in self.bars if bar.what[0] in ("denoise", "expand")) / self.seconds
+
+
+class Timings:
+    """The lines of a job's timings.
+
+    Args:
+        table: with `COLUMNS`. Lines without a `start` cannot be placed in time and are left out.
+        weight: how many lines each of these stands for, where only some of the tables were read.
+    """
+
+    def __init__(self, table: pa.Table, weight: float = 1.0) -> None:
+        table = table.combine_chunks()
+        table = table.filter(pc.is_valid(table["start"]))
+        self.weight = weight
+        self._stage = table["stage"].to_numpy(zero_copy_only=False).astype(str)
+        self._batch, self._rows, self._height, self._width, self._tokens, self._steps = (
+            pc.fill_null(table[name], -1).to_numpy()
+            for name in ("batch", "rows", "height", "width", "tokens", "steps")
+        )
+        self._seconds = table["seconds"].to_numpy()
+        self._begin = table["start"].cast(pa.int64()).to_numpy() / 1e6
+        self._end = self._begin + self._seconds
+        first, self._attempt = _groups(table["shard"].to_numpy())  # a shard's lines are those of one attempt
+        about = table.select(["worker", "device", "node"]).take(first).to_pylist()
+        who = [(one["worker"], one["device"], one["node"]) for one in about]
+        self.names = sorted(set(who))
+        """(worker, device, node) of each worker."""
+        self._worker = np.array([self.names.index(one) for one in who], np.int64)  # [attempts]
+        self._attempt_begin = self._begin[first] - table["start_s"].to_numpy()[first]
+        self._attempt_end = self._attempt_begin + 1e-6  # however short, an attempt took time
+        np.maximum.at(self._attempt_end, self._attempt, self._end)
+
+    def __len__(self) -> int:
+        """Lines."""
+        return len(self._stage)
+
+    @property
+    def rows(self) -> float:
+        """Samples that were made."""
+        return self.weight * float(self._rows[self._stage == "part_write"].sum())
+
+    @property
+    def began(self) -> float:
+        """When the first attempt began, in seconds since 1970."""
+        return float(self._attempt_begin.min())
+
+    @property
+    def elapsed_s(self) -> float:
+        """Working time from the first attempt's beginning to the last one's end."""
+        return self._clock.total_s
+
+    @cached_property
+    def _clock(self) -> _Clock:
+        usual_s = float(np.median(self._attempt_end - self._attempt_begin))
+        return _Clock(self._attempt_begin, self._attempt_end, max(_PAUSE_S, 2 * self.weight * usual_s))
+
+    @cached_property
+    def _main(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lines on the main thread of batches that were denoised, the batch of each)."""
+        lines = np.flatnonzero(np.isin(self._stage, MAIN_STAGES) & (self._batch >= 0))
+        _, batch = _groups(self._attempt[lines], self._batch[lines])
+        denoised = np.unique(batch[self._stage[lines] == "denoise"])
+        known = np.isin(batch, denoised)
+        return lines[known], np.searchsorted(denoised, batch[known])
+
+    @cached_property
+    def batches(self) -> Batches:
+        """All batches that were denoised."""
+        lines, batch = self._main
+        num = int(batch.max(initial=-1)) + 1
+        rows, begin, end = np.zeros(num, np.int64), np.full(num, np.inf), np.full(num, -np.inf)
+        np.maximum.at(rows, batch, self._rows[lines])
+        np.minimum.at(begin, batch, self._begin[lines])
+        np.maximum.at(end, batch, self._end[lines])
+        denoise = self._stage[lines] == "denoise"
+        with_expansions = denoise | (self._stage[lines] == "expand")
+
+        def total(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+            return np.bincount(batch[of], values[lines[of]], num)
+
+        by_size = np.lexsort((self._tokens[lines[denoise]], batch[denoise]))
+        largest = np.flatnonzero(np.diff(batch[denoise][by_size], append=num))
+        full = lines[denoise][by_size[largest]]  # [batches] its line on the largest grid
+        worker = self._worker[self._attempt[full]]
+        in_time = np.argsort(begin, kind="stable")
+        earliest, _ = _groups(worker[in_time], self._height[full][in_time], self._width[full][in_time])
+        first = np.zeros(num, bool)
+        first[in_time[earliest]] = True
+        return Batches(
+            attempt=self._attempt[full],
+            worker=worker,
+            rows=rows,
+            begin=begin,
+            end=end,
+            height=self._height[full],
+            width=self._width[full],
+            tokens=self._tokens[full],
+            steps=total(self._steps, denoise),
+            token_steps=total(self._steps * self._tokens, denoise),
+            seconds=total(self._seconds, with_expansions),
+            full_step_s=self._seconds[full] / np.maximum(1, self._steps[full]),
+            first=first,
+        )
+
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches had how many rows."""
+        sizes = Counter(self.batches.rows.tolist())
+        return {rows: round(self.weight * count) for rows, count in sorted(sizes.items())}
+
+    def workers(self) -> list[WorkerTime]:
+        """Each worker's time, in the order of `names`."""
+        worker = self._worker[self._attempt]
+        made = np.bincount(worker, np.where(self._stage == "part_write", self._rows, 0), len(self.names))
+        found = []
+        for number, name in enumerate(self.names):
+            own = self._worker == number
+            wall_s = self._clock.at(self._attempt_end[own].max()) - self._clock.at(
+                self._attempt_begin[own].min()
+            )
+            seconds = self._sums(np.flatnonzero(worker == number))
+            found.append(WorkerTime(*name, self.weight * float(made[number]), float(wall_s), seconds))
+        return found
+
+    def grids(self) -> list[GridTime]:
+        """Each grid that was denoised on, the smallest first."""
+        lines, batch = self._main
+        own = (self._stage[lines] == "denoise") & self.batches.counted[batch]
+        lines = lines[own]
+        first, group = _groups(self._height[lines], self._width[lines], self._tokens[lines])
+        total = self._seconds[lines].sum()
+        found = []
+        for number, line in enumerate(lines[first]):
+            same = lines[group == number]
+            seconds, steps, rows = self._seconds[same], np.maximum(1, self._steps[same]), self._rows[same]
+            found.append(
+                GridTime(
+                    height=int(self._height[line]),
+                    width=int(self._width[line]),
+                    tokens=int(self._tokens[line]),
+                    batches=round(self.weight * len(same)),
+                    batch_rows=float(np.median(rows)),
+                    steps=float(np.median(steps)),
+                    step_s=float(np.median(seconds / steps)),
+                    step_row_s=float(np.median(seconds / steps / rows)),
+                    row_s=float(np.median(seconds / rows)),
+                    share=float(seconds.sum() / total) if total else 0.0,
+                    points=seconds / steps / rows,
+                )
+            )
+        return sorted(found, key=lambda grid: (grid.tokens, grid.height))
+
+    def saving(self) -> Saving | None:
+        """None where nothing was denoised, or in no time."""
+        batches, counted = self.batches, self.batches.counted
+        rows, seconds = batches.rows[counted], float(batches.seconds[counted].sum())
+        if not seconds:
+            return None
+        full_s = batches.steps * batches.full_step_s
+        full_token_steps = (batches.tokens * batches.steps)[counted]
+        lines, batch = self._main
+        own = counted[batch] & np.isin(self._stage[lines], ("denoise", "expand"))
+        return Saving(
+            ideal=float((rows * full_token_steps).sum() / (rows * batches.token_steps[counted]).sum()),
+            measured=float(np.median((full_s / batches.seconds)[counted])),
+            row_s={what: took / self.weight / rows.sum() for what, took in self._sums(lines[own]).items()},
+            warming=bool((batches.first & counted).any()),
+        )
+
+    def throughput(self) -> Throughput:
+        """Rows count evenly over the time that their batch was made in."""
+        clock, batches = self._clock, self.batches
+        edges = np.linspace(0, clock.total_s, _INTERVALS + 1)
+        length_s = clock.total_s / _INTERVALS
+        made = _until(edges, clock.at(batches.begin), clock.at(batches.end), batches.rows)
+        # The next attempt begins while the last one is committed, so a worker may have two in hand.
+        spans = [self._spans(worker) for worker in range(len(self.names))]
+        begin, end = (clock.at(np.concatenate(sides)) for sides in zip(*spans, strict=True))
+        worked = _until(edges, begin, end, end - begin)
+        return Throughput(
+            edges_s=edges,
+            rows_per_minute=self.weight * np.diff(made) * 60 / length_s,
+            workers=self.weight * np.diff(worked) / length_s,
+            pauses=clock.pauses,
+        )
+
+    def timeline(self) -> Timeline | None:
+        """A few batches in a row of the worker that made the most, as close together as any, where it can be
+        over the end of a shard. None where nothing was denoised."""
+        batches = self.batches
+        if not len(batches.rows):
+            return None
+        worker = int(np.bincount(batches.worker).argmax())
+        own = np.flatnonzero(batches.worker == worker)
+        own = own[np.argsort(batches.begin[own], kind="stable")]
+        later = own[~batches.first[own]]
+        own = later if len(later) >= 2 else own
+        length = min(_TIMELINE_BATCHES, len(own))
+        windows = np.lib.stride_tricks.sliding_window_view(own, length)  # [windows, length]
+        one_shard = (batches.attempt[windows] == batches.attempt[windows[:, :1]]).all(axis=1)
+        spans = batches.end[windows[:, -1]] - batches.begin[windows[:, 0]]
+        window = windows[np.lexsort((spans, one_shard))[0]]
+        begin, end = float(batches.begin[window[0]]), float(batches.end[window[-1]])
+        lines, batch = self._main
+        number = {int(which): k for k, which in enumerate(window)}
+        of_batch = {
+            int(line): number[b] for line, b in zip(lines, batch.tolist(), strict=True) if b in number
+        }
+        beside = ~np.isin(self._stage, MAIN_STAGES) & (self._worker[self._attempt] == worker)
+        shown = np.flatnonzero(beside & (self._end > begin) & (self._begin < end))
+        bars = []
+        for line in sorted([*of_batch, *shown.tolist()]):
+            starts, ends = max(begin, self._begin[line]), min(end, self._end[line])
+            bar = Bar(self._what(line), float(starts - begin), float(ends - starts), of_batch.get(line))
+            bars.append(bar)
+        return Timeline(self.names[worker][0], end - begin, tuple(bars))
+
+    def _spans(self, worker: int) -> tuple[np.ndarray, np.ndarray]:
+        """(begins, ends) of the times in which a worker had an attempt in hand."""
+        own = self._worker == worker
+        return _merged(self._attempt_begin[own], self._attempt_end[own], 0.0)
+
+    def _what(self, line: int) -> What:
+        stage = str(self._stage[line])
+        grid = (int(self._height[line]), int(self._width[line])) if stage == "denoise" else None
+        return stage, grid
+
+    def _sums(self, lines: np.ndarray) -> dict[What, float]:
+        """Seconds of some of the lines by what they are, weighted."""
+        denoise = self._stage[lines] == "denoise"
+        grids = (np.where(denoise, side[lines], -1) for side in (self._height, self._width))
+        first, group = _groups(self._stage[lines], *grids)
+        sums = self.weight * np.bincount(group, self._seconds[lines], len(first))
+        return {self._what(line): float(seconds) for line, seconds in zip(lines[first], sums, strict=True)}
+
+
+class _Clock:
+    """Working time: `at` maps seconds since 1970 to it. Gaps of up to `bridge_s` between the spans count."""
+
+    def __init__(self, begin: np.ndarray, end: np.ndarray, bridge_s: float) -> None:
+        begins, ends = _merged(begin, end, bridge_s)
+        done = np.cumsum(ends - begins)
+        self._times = np.stack([begins, ends], axis=1).ravel()
+        self._worked = np.stack([done - (ends - begins), done], axis=1).ravel()
+        self.total_s = float(done[-1])
+        self.pauses = tuple(zip(done[:-1].tolist(), (begins[1:] - ends[:-1]).tolist(), strict=True))
+
+    def at(self, times: np.ndarray) -> np.ndarray:
+        return np.interp(times, self._times, self._worked)
+
+
+def _merged(begin: np.ndarray, end: np.ndarray, bridge_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, ends) of what spans cover together, gaps of up to `bridge_s` included."""
+    order = np.argsort(begin, kind="stable")
+    begin, reached = begin[order], np.maximum.accumulate(end[order])
+    breaks = np.flatnonzero(begin[1:] > reached[:-1] + bridge_s)
+    return begin[np.r_[0, breaks + 1]], reached[np.r_[breaks, len(reached) - 1]]
+
+
+def _groups(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the first line of each group, the group of each line): lines that are equal in all
+    columns."""
+    code = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, inverse = np.unique(column, return_inverse=True)
+        code = code * max(1, len(values)) + inverse
+    _, first, group = np.unique(code, return_index=True, return_inverse=True)
+    return first, group
+
+
+def _until(edges: np.ndarray, begin: np.ndarray, end: np.ndarray, amount: np.ndarray) -> np.ndarray:
+    """How much was done until each edge, of amounts that are done evenly from `begin` to `end`."""
+    took = np.maximum(end - begin, 1e-9)
+    return np.array([(amount * np.clip((edge - begin) / took, 0, 1)).sum() for edge in edges])
