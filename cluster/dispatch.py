@@ -25,6 +25,8 @@ of the slots that witnessed it has shown that it can make rows, or two witnessed
 from __future__ import annotations
 
 import heapq
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +34,7 @@ from cluster.faults import Action, Failure
 from jobs.rows import Quarantined
 
 SCAN = 64
-"""How many waiting shards or copy candidates one search looks at, at most."""
+"""How many waiting shards one search looks at, at most."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ class _Death:
     """The process is gone, whatever it was at."""
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Run:
     shard: int
     attempt: int
@@ -326,7 +328,7 @@ class _Run:
     cancelled: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Shard:
     index: int
     attempts: int = 0
@@ -341,6 +343,8 @@ class _Shard:
 
     @property
     def isolate(self) -> bool:
+        if not self.deaths:
+            return False
         # What dies at once takes the word of what it was at with it: then one row at a time, slowly.
         unnamed = any(death.died and not death.rows for death in self.deaths)
         return unnamed or sum(len(death.rows) > 1 for death in self.deaths) >= 2
@@ -353,7 +357,7 @@ class _Shard:
         return [death for death in self.deaths if death.rows == (row,)]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Worker:
     id: int
     slot: int
@@ -366,7 +370,7 @@ class _Worker:
     draining: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Slot:
     id: int
     worker: int | None = None
@@ -419,20 +423,26 @@ class Dispatcher:
         self._starting = 0
         self._slots: list[_Slot] = []
         self._open = 0  # slots neither retired nor closed
-        self._vacant: dict[int, None] = {}  # open slots without a worker
+        self._vacant: set[int] = set()  # open slots without a worker
+        self._vacancies: list[tuple[float, int]] = []  # heap of (not before, vacant slot), some outdated
         self._closed: list[int] = []
-        self._loose: dict[int, None] = {}  # workers without a shard that still commit, or drain
+        self._avoid: frozenset[str] = frozenset()  # nodes of retired slots
+        self._able: Counter[str] = Counter()  # workers that are ready and stay, by node
+        self._loose: dict[int, None] = {}  # workers to settle: without a shard, they commit or drain
         self._idle: dict[int, None] = {}  # ready workers without a running shard, in order
         self._reserved: dict[int, int] = {}  # shard -> worker
-        self._single: dict[int, None] = {}  # shards with one run, roughly oldest first
+        self._single: dict[int, None] = {}  # shards with one run
+        self._busy = 0  # shards with a run
         self._unproved: set[int] = set()  # shards with quarantines that are not announced yet
-        self._mean_s: float | None = None
+        self._timed = 0  # commits with a usual duration
+        self._timed_s = 0.0  # the sum of these durations
         self._failed: list[FailShard] = []
         self._streak = 0
         self._rows_seen = 0
         self._rejects = 0
         self._condemned = 0  # quarantined rows of shards that are not committed
         self._retirements: list[RetireSlot] = []
+        self._quiet_since = -math.inf  # nobody was silent before that
         self._actions: list[Do] = []
 
     # Numbers for whoever watches.
@@ -458,9 +468,14 @@ class Dispatcher:
         return sum(worker.run is not None for worker in self._workers.values())
 
     @property
+    def busy(self) -> int:
+        """Shards that some worker runs or commits."""
+        return self._busy
+
+    @property
     def ready(self) -> int:
         """Workers that have their model."""
-        return sum(worker.node is not None for worker in self._workers.values())
+        return len(self._workers) - self._starting
 
     @property
     def starting(self) -> int:
@@ -485,6 +500,15 @@ class Dispatcher:
         worker = self._workers.get(event.worker)
         if self.ended or worker is None:
             return []
+        if isinstance(event, _OfAttempt):
+            run = self._run_of(worker, event.shard, event.attempt)
+            if run is None:
+                return []
+            run.heard = now
+            self._shard_event(worker, run, event, now)
+            if not self._actions and isinstance(event, (ShardAlive, RowsStarted, RowsDone)):
+                return []  # most events, and none that frees a worker or a shard
+            return self._act(now)
         match event:
             case WorkerReady():
                 self._ready(worker, event.node, now)
@@ -494,39 +518,39 @@ class Dispatcher:
                 self._start_failed(worker, event.failure, now)
             case WorkerDraining():
                 self._drain(worker)
-            case _:
-                run = self._run_of(worker, event.shard, event.attempt)
-                if run is not None:
-                    run.heard = now
-                    self._shard_event(worker, run, event, now)
         return self._act(now)
 
     # Events.
 
     def _ready(self, worker: _Worker, node: str, now: float) -> None:
-        self._starting -= worker.node is None
+        if worker.node is not None:
+            return
+        self._starting -= 1
         worker.node = node
         worker.idle_since = now
         self._slots[worker.slot].node = node
         if not worker.draining:
+            self._able[node] += 1
             self._idle[worker.id] = None
 
     def _shard_event(self, worker: _Worker, run: _Run, event: Event, now: float) -> None:
         shard = self._shards.get(run.shard)  # None: committed by another run meanwhile
         match event:
+            case ShardAlive():
+                pass
             case RowsStarted():
                 run.rows = event.rows
             case RowsDone():
-                done = set(event.rows)
-                run.rows = tuple(row for row in run.rows if row not in done)
+                run.rows = tuple(row for row in run.rows if row not in event.rows)
                 self._made_rows(worker)
-                if shard is not None:
+                if shard is not None and shard.suspects:
                     for row in event.rows:
                         shard.suspects.pop(row, None)
             case ShardGenerated():
                 if worker.run is run:
                     run.rows = ()
                     worker.committing[run.shard] = run
+                    worker.flushing = False  # a flush before this does not cover it
                     self._free(worker, now)
             case ShardCommitted():
                 self._made_rows(worker)
@@ -544,6 +568,7 @@ class Dispatcher:
         if shard is None:
             return  # a copy was first
         self._is_done[run.shard] = 1
+        self._busy -= bool(shard.runs)
         self._unproved.discard(run.shard)
         self._single.pop(run.shard, None)
         for other in shard.runs:
@@ -554,8 +579,8 @@ class Dispatcher:
         self._rejects += event.rejects
         self._condemned -= len(shard.quarantined)
         if not run.isolated:
-            took = now - run.started
-            self._mean_s = took if self._mean_s is None else 0.9 * self._mean_s + 0.1 * took
+            self._timed += 1
+            self._timed_s += now - run.started
 
     def _shard_failed(self, worker: _Worker, run: _Run, failure: Failure, now: float) -> None:
         shard = self._shards.get(run.shard)
@@ -586,6 +611,7 @@ class Dispatcher:
         self._judge(slot, text, now)
 
     def _drain(self, worker: _Worker) -> None:
+        self._unable(worker)
         worker.draining = True
         self._loose[worker.id] = None
         self._idle.pop(worker.id, None)
@@ -622,7 +648,7 @@ class Dispatcher:
         [row] = death.rows
         deaths = shard.deaths_of(row)
         nodes = {d.node for d in deaths}
-        wanted = min(self.rules.row_deaths, len(nodes | {w.node for w in self._workers.values() if w.node}))
+        wanted = min(self.rules.row_deaths, len(nodes | self._able.keys()))
         if len(deaths) < self.rules.row_deaths:
             return
         if len(nodes) < wanted and len(deaths) < 3 * self.rules.row_deaths:
@@ -668,6 +694,8 @@ class Dispatcher:
     def _judge(self, slot: _Slot, message: str, now: float) -> None:
         """After a failure: when the slot's next process starts, or whether it gets none."""
         slot.not_before = now + self._pause(len(slot.failures))
+        if slot.id in self._vacant:
+            heapq.heappush(self._vacancies, (slot.not_before, slot.id))
         if len(slot.failures) < self.rules.worker_failures or slot.retired:
             return
         common = frozenset.intersection(*slot.failures)
@@ -678,7 +706,9 @@ class Dispatcher:
     def _retire(self, slot: _Slot, message: str, now: float) -> None:
         slot.retired = True
         self._open -= 1
-        self._vacant.pop(slot.id, None)
+        self._vacant.discard(slot.id)
+        if slot.node is not None:
+            self._avoid |= {slot.node}
         if slot.worker is not None:
             worker = self._workers[slot.worker]
             self._actions.append(StopWorker(worker.id, kill=True, reason=message))
@@ -727,6 +757,8 @@ class Dispatcher:
         worker.committing.pop(run.shard, None)
         if not worker.committing:
             worker.flushing = False
+            if worker.draining:
+                self._loose[worker.id] = None
         self._detach(run)
 
     def _detach(self, run: _Run) -> None:
@@ -734,9 +766,11 @@ class Dispatcher:
         if shard is None or run not in shard.runs:
             return
         shard.runs.remove(run)
-        self._single.pop(run.shard, None)
         if shard.runs:
             self._single[run.shard] = None
+        else:
+            self._single.pop(run.shard, None)
+            self._busy -= 1
 
     def _free(self, worker: _Worker, now: float) -> None:
         worker.run = None
@@ -767,6 +801,7 @@ class Dispatcher:
                 if not shard.runs:
                     self._wait(shard, now)
         worker.committing = {}
+        self._unable(worker)
         del self._workers[worker.id]
         self._idle.pop(worker.id, None)
         self._loose.pop(worker.id, None)
@@ -775,7 +810,19 @@ class Dispatcher:
         slot.worker = None
         slot.not_before = now
         if not slot.retired:
-            self._vacant[slot.id] = None
+            self._vacate(slot)
+
+    def _vacate(self, slot: _Slot) -> None:
+        self._vacant.add(slot.id)
+        heapq.heappush(self._vacancies, (slot.not_before, slot.id))
+
+    def _unable(self, worker: _Worker) -> None:
+        """It takes no more shards."""
+        if worker.node is None or worker.draining:
+            return
+        self._able[worker.node] -= 1
+        if not self._able[worker.node]:
+            del self._able[worker.node]
 
     def _cancel(self, run: _Run) -> None:
         worker = self._workers.get(run.worker)
@@ -816,16 +863,18 @@ class Dispatcher:
 
     def _fill(self, now: float, copies: bool) -> None:
         """Give idle workers something to do."""
-        if not self._idle or not (copies or self._work_now(now)):
+        if not self._idle:
             return
-        for worker in [self._workers[index] for index in self._idle]:
-            shard = self._next(worker, now)
-            if shard is None and copies:
-                shard = self._copy_for(worker, now)
-            if shard is not None:
-                self._assign(worker, shard, now)
-            elif not (copies or self._work_now(now)):
-                return
+        if self._work_now(now):
+            for index in list(self._idle):
+                worker = self._workers[index]
+                shard = self._next(worker, now)
+                if shard is not None:
+                    self._assign(worker, shard, now)
+                elif not self._work_now(now):
+                    break
+        if copies and self._idle and self._timed:
+            self._copy(now)
 
     def _work_now(self, now: float) -> bool:
         return bool(self._fresh or self._reserved or (self._waiting and self._waiting[0][0] <= now))
@@ -865,13 +914,18 @@ class Dispatcher:
         if not shard.deaths:
             return True
         nodes = {death.node for death in shard.deaths}
-        slots = {death.slot for death in shard.deaths}
         if worker.node not in nodes:
             return True
-        others = [w for w in self._workers.values() if w.node is not None and not w.draining]
-        if any(other.node not in nodes for other in others):
+        if any(node not in nodes for node in self._able):
             return False
-        return worker.slot not in slots or all(other.slot in slots for other in others)
+        slots = {death.slot for death in shard.deaths}
+        return worker.slot not in slots or self._able.total() == sum(map(self._is_able, slots))
+
+    def _is_able(self, slot: int) -> bool:
+        """Whether a worker is there that takes shards."""
+        number = self._slots[slot].worker
+        worker = None if number is None else self._workers[number]
+        return worker is not None and worker.node is not None and not worker.draining
 
     def _take_fresh(self) -> _Shard:
         index = self._is_done.find(0, self._cursor)
@@ -883,18 +937,21 @@ class Dispatcher:
             self._condemned += 1
         return shard
 
-    def _copy_for(self, worker: _Worker, now: float) -> _Shard | None:
-        if self._mean_s is None:
-            return None
-        for seen, index in enumerate(self._single):
+    def _copy(self, now: float) -> None:
+        """Idle workers make second attempts at shards that take long, the oldest first."""
+        since = now - self.rules.copy_after * self._timed_s / self._timed
+        late = []
+        for index in self._single:
             shard = self._shards[index]
             run = shard.runs[0]
-            late = now - run.started > self.rules.copy_after * self._mean_s
-            if late and not run.isolated and run.worker != worker.id and not shard.suspects:
-                return shard
-            if seen >= SCAN:
-                break
-        return None
+            if run.started < since and not run.isolated and not shard.suspects:
+                late.append((run.started, index))
+        for _, index in heapq.nsmallest(len(self._idle), late):
+            shard = self._shards[index]
+            # A shard whose commit goes on behind its worker's back is not copied by that same worker.
+            worker = next((other for other in self._idle if other != shard.runs[0].worker), None)
+            if worker is not None:
+                self._assign(self._workers[worker], shard, now)
 
     def _assign(self, worker: _Worker, shard: _Shard, now: float) -> None:
         for row in [row for row, slots in shard.unproved.items() if worker.slot not in slots]:
@@ -903,9 +960,11 @@ class Dispatcher:
         shard.attempts += 1
         run = _Run(shard.index, shard.attempts, worker.id, now, now, isolated)
         shard.runs.append(run)
-        self._single.pop(shard.index, None)
         if len(shard.runs) == 1:
+            self._busy += 1
             self._single[shard.index] = None
+        else:
+            del self._single[shard.index]
         del self._idle[worker.id]
         worker.run = run
         if worker.reserved is None and self._fresh > len(self._workers) and not isolated:
@@ -925,41 +984,42 @@ class Dispatcher:
 
     def _settle(self, now: float) -> None:
         """Workers without a shard: wait for their commits, and let those go whose machine goes."""
-        for worker in [self._workers[index] for index in self._loose]:
-            if worker.run is None and worker.committing and not worker.flushing:
+        loose, self._loose = self._loose, {}
+        for worker in map(self._workers.__getitem__, loose):
+            if worker.run is not None:
+                continue  # it comes here again when that ends
+            if worker.committing and not worker.flushing:
                 worker.flushing = True
                 self._actions.append(Flush(worker.id))
-            if worker.run is None and worker.draining and not worker.committing:
+            if worker.draining and not worker.committing:
                 kill = worker.node is None
                 self._actions.append(StopWorker(worker.id, kill=kill, reason="its machine is going away"))
                 self._remove(worker, now)
-            elif not worker.draining and (worker.run is not None or not worker.committing):
-                del self._loose[worker.id]
 
     def _staff(self, now: float) -> None:
         """Start workers for the shards that nobody has."""
         wanted = min(self.rules.max_workers, self._left)
         while self._open < wanted and self._closed and self._unassigned:
             self._open += 1
-            self._vacant[self._closed.pop()] = None
+            self._vacate(self._slots[self._closed.pop()])
         while self._open < wanted and len(self._slots) < self.rules.max_workers:
             self._open += 1
-            self._vacant[len(self._slots)] = None
             self._slots.append(_Slot(len(self._slots)))
+            self._vacate(self._slots[-1])
         missing = self._unassigned - self._starting - len(self._idle)
-        if missing <= 0 or not self._vacant:
-            return
-        avoid = frozenset(slot.node for slot in self._slots if slot.retired and slot.node is not None)
-        for slot in [self._slots[index] for index in self._vacant]:
-            if missing > 0 and slot.not_before <= now:
-                missing -= 1
-                del self._vacant[slot.id]
-                worker = _Worker(self._next_worker, slot.id, idle_since=now)
-                self._next_worker += 1
-                self._starting += 1
-                self._workers[worker.id] = worker
-                slot.worker = worker.id
-                self._actions.append(StartWorker(worker.id, slot.id, avoid))
+        while missing > 0 and self._vacancies and self._vacancies[0][0] <= now:
+            not_before, index = heapq.heappop(self._vacancies)
+            slot = self._slots[index]
+            if index not in self._vacant or slot.not_before != not_before:
+                continue  # taken meanwhile, or to wait longer
+            missing -= 1
+            self._vacant.remove(index)
+            worker = _Worker(self._next_worker, slot.id, idle_since=now)
+            self._next_worker += 1
+            self._starting += 1
+            self._workers[worker.id] = worker
+            slot.worker = worker.id
+            self._actions.append(StartWorker(worker.id, slot.id, self._avoid))
 
     @property
     def _unassigned(self) -> int:
@@ -976,7 +1036,7 @@ class Dispatcher:
                 reason = "no more work" if worker.node else "no more work before it was ready"
                 self._actions.append(StopWorker(worker.id, kill=worker.node is None, reason=reason))
                 self._remove(worker, now)
-                del self._vacant[worker.slot]
+                self._vacant.remove(worker.slot)
                 self._closed.append(worker.slot)
                 self._open -= 1
 
@@ -998,11 +1058,15 @@ class Dispatcher:
 
     def _silences(self, now: float) -> None:
         limit = self.rules.silence_s
-        if limit is None:
+        if limit is None or now - self._quiet_since <= limit:
             return
+        self._quiet_since = now
         for worker in list(self._workers.values()):
             run = worker.run or next(iter(worker.committing.values()), None)
             if run is not None and now - run.heard > limit:
                 text = f"no sign of life for {limit:g} s, killed"
                 self._actions.append(StopWorker(worker.id, kill=True, reason=text))
                 self._died(worker, WorkerDied(worker.id, text, "RowTimeout"), now)
+            elif run is not None:
+                others = (other.heard for other in worker.committing.values())
+                self._quiet_since = min(self._quiet_since, run.heard, *others)
