@@ -58,6 +58,7 @@ from jobs.store import Store, open_store, probed
 
 if TYPE_CHECKING:
     from cluster.fleet import Fleet
+    from cluster.metrics import JobMetrics
     from cluster.worker import EngineFactory
 
 TICK_S = 0.5
@@ -150,6 +151,7 @@ class Run:
         self._unkept: list[Quarantined] = []  # quarantines that the store did not take yet
         self._stale_at = self._capacity_at = time.monotonic()
         self._ended = False
+        self._metrics: JobMetrics | None = None
         workers, faults = spec.workers, spec.faults
         self.dispatcher = Dispatcher(
             num_shards=plan.num_shards,
@@ -180,6 +182,7 @@ class Run:
         # Ray prints a paragraph for each worker that dies; the dispatcher's line says more.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
         from cluster.fleet import Fleet  # only now: a run without work needs no Ray, and Ray reads the above
+        from cluster.metrics import JobMetrics
 
         fleet = Fleet(
             self.spec,
@@ -189,6 +192,7 @@ class Run:
             address=address,
             engine_factory=engine_factory,
         )
+        self._metrics = JobMetrics(self.spec.name)
         try:
             self._fit(fleet)
             self._execute(fleet, self.dispatcher.begin(time.monotonic()))
@@ -206,6 +210,7 @@ class Run:
                     self._tell()
             self._tell()
         finally:
+            self._metrics.close()
             fleet.close()
 
     def _regularly(self, fleet: Fleet, now: float) -> None:
@@ -334,6 +339,21 @@ class Run:
                 note=note,
             )
         )
+        if self._metrics is not None:
+            dispatcher = self.dispatcher
+            running = dispatcher.busy
+            self._metrics.show(
+                rows=self.rows,
+                rejects=self.reasons,
+                retries=self.retries,
+                workers_lost=self.lost,
+                shards={
+                    "waiting": dispatcher.left - running,
+                    "running": running,
+                    "done": len(self.finished),
+                },
+                workers={"ready": dispatcher.ready, "starting": dispatcher.starting},
+            )
 
     def summary(self, began: float) -> Summary:
         """The end of the run, and a sheet of the first pictures where the output is a local folder."""

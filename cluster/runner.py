@@ -12,6 +12,7 @@ that cannot be made becomes a reject here, anything else ends the attempt with a
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from cluster.dispatch import (
     WorkerDraining,
 )
 from cluster.faults import Action, Failure, first_line
+from cluster.logs import about
 from jobs.errors import SizeError
 from jobs.media import encode_media
 from jobs.parts import Made, StageTime, Timing, build_part, commit_part
@@ -56,6 +58,8 @@ GPU_BATCH_MAX = 64
 """Largest batch that `batch_size: auto` tries."""
 WORTH_IT = 1.05
 """A batch twice as large must make this many times as many rows a second to be kept."""
+
+_log = logging.getLogger(__name__)
 
 
 class StageReport(Protocol):
@@ -195,6 +199,7 @@ class Runner:
         label: its name in the timings.
         node: where it runs, for the timings.
         epoch: of the driver, for the attempts' names.
+        on_timings: told the timings of each batch, and of what is done once for a shard, from any thread.
     """
 
     def __init__(
@@ -208,10 +213,12 @@ class Runner:
         label: str | None = None,
         node: str = "",
         epoch: int = 0,
+        on_timings: Callable[[Sequence[Timing]], None] = lambda timings: None,
     ) -> None:
         self.spec, self.plan, self.store, self.engine = spec, plan, store, engine
         self.worker, self.node, self.epoch = worker, node, epoch
         self.label = label or f"worker-{worker}"
+        self._on_timings = on_timings
         self.draining = False
         """Set, from any thread or a signal's handler, to give the shard back after the batch in hand."""
         self._sizes = BatchSizes(spec.workers.batch_size, gpu=str(engine.device).startswith("cuda"))
@@ -232,17 +239,19 @@ class Runner:
         ShardCommitted, ShardReturned or ShardFailed; `cancelled` is asked between batches."""
         name = f"e{self.epoch}-w{self.worker}-s{assignment.shard}-a{assignment.attempt}-{uuid4().hex}"
         run = _Attempt(assignment, name, cancelled)
-        try:
-            yield from self._attempt(run)
-        except _Returned:
-            if self.draining:
-                yield WorkerDraining(self.worker)
-                yield from self.flush()
-            yield ShardReturned(self.worker, run.shard, assignment.attempt)
-        except _Failed as failed:
-            yield self._failed(run, failed.failure)
-        except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
-            yield self._failed(run, Failure.of(error, run.stage))
+        with about(run.shard, assignment.attempt):
+            try:
+                yield from self._attempt(run)
+            except _Returned:
+                if self.draining:
+                    yield WorkerDraining(self.worker)
+                    yield from self.flush()
+                _log.info("given back")
+                yield ShardReturned(self.worker, run.shard, assignment.attempt)
+            except _Failed as failed:
+                yield self._failed(run, failed.failure)
+            except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
+                yield self._failed(run, Failure.of(error, run.stage))
 
     def flush(self) -> Iterator[Event]:
         """Wait for the commits in the background and tell of them."""
@@ -275,7 +284,7 @@ class Runner:
         while self._commits:  # one commit at a time: more would pile up pictures
             yield from self._wait(run, self._commits[0][1])
             yield from self._reap()
-        commit = self._committer.submit(self._commit, run)
+        commit = self._committer.submit(self._in_thread, run)
         self._commits.append((run, commit))
         if assignment.next_shard is not None and not self.draining:
             yield ShardGenerated(self.worker, run.shard, assignment.attempt)
@@ -289,6 +298,7 @@ class Runner:
         read, timing, begin = reading.result()
         run.read = read
         run.timings.append(replace(timing, start_s=begin - run.started))
+        self._on_timings(run.timings)
         run.rejects += read.rejects
         if run.assignment.next_shard is not None:
             self._ahead = (run.assignment.next_shard, self._start_reading(run.assignment.next_shard))
@@ -400,6 +410,7 @@ class Runner:
         self._sizes.done(_key(plan), count, now - begin)
 
         run.timings += timings
+        self._on_timings(timings)
         stages = tuple(
             StageTime(r.height, r.width, r.tokens, r.steps, r.seconds / count)
             for r in reports
@@ -428,6 +439,7 @@ class Runner:
             self._free_memory()
             if len(rows) > 1:
                 size = self._sizes.failed(_key(plan), len(rows))
+                _log.warning("out of memory with %d rows; %d a batch from now on", len(rows), size)
                 return [], [rows[k : k + size] for k in range(0, len(rows), size)]
         elif failure.action is Action.REJECT_ROW:
             named = {k for k in getattr(error, "rows", ()) if 0 <= k < len(rows)}
@@ -448,9 +460,13 @@ class Runner:
         stage = getattr(error, "stage", None)
         stage = stage if isinstance(stage, str) else run.stage
         for row in rows:
-            run.rejects.append(
-                _reject(row, type(error).__name__, first_line(error), stage, run.assignment.attempt)
-            )
+            name, message = type(error).__name__, first_line(error)
+            _log.info("row %r is rejected in %s: %s: %s", row.row_id, stage, name, message)
+            run.rejects.append(_reject(row, name, message, stage, run.assignment.attempt))
+
+    def _in_thread(self, run: _Attempt) -> tuple[int, list[Reject]]:
+        with about(run.shard, run.assignment.attempt):
+            return self._commit(run)
 
     def _commit(self, run: _Attempt) -> tuple[int, list[Reject]]:
         """In a thread: (rows, rejects) of the part, which is ours unless another was there first."""
@@ -484,6 +500,7 @@ class Runner:
                 )
             )
         run.pictures.clear()
+        before = len(run.timings)
         for batch, span in spans.items():
             begin = min(begin for _, begin, _ in span)
             seconds = max(end for _, _, end in span) - begin
@@ -508,7 +525,17 @@ class Runner:
             started=run.started,
             kind=self._kind,
         )
-        commit_part(self.store, part)
+        once = part.footer.timings[before:]
+        begin = time.time()
+        ours = commit_part(self.store, part)
+        self._on_timings((*once, Timing(None, "upload", len(made), seconds=time.time() - begin)))
+        _log.info(
+            "%d rows and %d rejects in %.1f s%s",
+            len(made),
+            len(rejects),
+            time.time() - run.started,
+            "" if ours else ", and another attempt was first",
+        )
         return len(made) + len(rejects), rejects
 
     # Between batches.
@@ -521,6 +548,7 @@ class Runner:
         return ShardAlive(self.worker, run.shard, run.assignment.attempt)
 
     def _failed(self, run: _Attempt, failure: Failure) -> ShardFailed:
+        _log.warning("failed in %s: %s", failure.stage, failure.traceback.rstrip())
         return ShardFailed(self.worker, run.shard, run.assignment.attempt, failure)
 
     def _wait(self, run: _Attempt, future: Future[Any]) -> Iterator[Event]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 
 import ray
 
+from cluster import logs
 from cluster.dispatch import Assignment, Event, RowsStarted
 from cluster.faults import Failure
+from cluster.metrics import WorkerMetrics
 from cluster.runner import Engine, Runner
 from jobs.plan import JobPlan
 from jobs.spec import JobSpec
@@ -81,13 +84,23 @@ class Worker:
         self, spec: JobSpec, plan: JobPlan, store: Store, engine_factory: EngineFactory
     ) -> Ready | Failure:
         """Load the model; a failure comes back as data."""
+        logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
         try:
             engine = engine_factory(spec)
             engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
         except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
             return Failure.of(error, "start", starting=True)
         node = ray.get_runtime_context().get_node_id()
-        self._runner = Runner(spec, plan, store, engine, worker=self._worker, node=node, epoch=self._epoch)
+        self._runner = Runner(
+            spec,
+            plan,
+            store,
+            engine,
+            worker=self._worker,
+            node=node,
+            epoch=self._epoch,
+            on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
+        )
         self._runner.draining = self._draining
         return Ready(node, str(engine.device), os.getpid())
 
