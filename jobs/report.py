@@ -227,7 +227,7 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
             "throughput": charts.throughput(timings.throughput()),
             "stages": charts.stages(workers, palette),
             "timeline": charts.timeline(timeline, palette) if timeline else None,
-            "sizes": charts.batch_sizes(sizes) if sizes else None,
+            "sizes": charts.batch_sizes(sizes) if len(sizes) > 1 else None,
             "grids": charts.grids(grids, palette) if several else None,
             "saving": charts.saving(saving, palette) if several and saving else None,
         }
@@ -244,6 +244,7 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
         "devices": ", ".join(sorted({one.device for one in workers})),
         "denoise_share": (seconds.get("denoise", 0.0) + seconds.get("expand", 0.0)) / wall_s,
         "stages": [(name, took, took / wall_s, name in MAIN_STAGES) for name, took in seconds.items()],
+        "sizes": sizes,
         "grids": grids,
         "saving": None if spec.sampling.mode == "fullres" else saving,
         "timeline": timeline,

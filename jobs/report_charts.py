@@ -203,8 +203,12 @@ def timeline(shown: Timeline, palette: Palette) -> Figure:
         )
         if bar.batch is not None:
             begins[bar.batch] = min(begins.get(bar.batch, bar.begin_s), bar.begin_s)
-    for batch, begin_s in begins.items():
+    labelled_s = -shown.seconds
+    for batch, begin_s in sorted(begins.items()):
         axes.axvline(begin_s, color=colour("faint"), linewidth=0.6, zorder=0)
+        if begin_s - labelled_s < shown.seconds / 12:  # its label would lie on the last one
+            continue
+        labelled_s = begin_s
         axes.annotate(
             f"batch {batch + 1}",
             (begin_s, 1),

@@ -27,6 +27,7 @@ MAIN_STAGES = ("text_encode", "denoise", "expand", "vae_decode")
 _PAUSE_S = 60.0  # shorter is no pause, whatever the length of an attempt
 _INTERVALS = 80
 _TIMELINE_BATCHES = 4
+_OVER_SHARDS = 1.5  # how much longer a timeline may be to show what goes on between two shards
 
 Grid = tuple[int, int]
 """Height and width in latent cells."""
@@ -357,8 +358,8 @@ class Timings:
         )
 
     def timeline(self) -> Timeline | None:
-        """A few batches in a row of the worker that made the most, as close together as any, where it can be
-        over the end of a shard. None where nothing was denoised."""
+        """A few batches in a row of the worker that made the most: as quick as any, rather over the end of a
+        shard than not. None where nothing was denoised."""
         batches = self.batches
         if not len(batches.rows):
             return None
@@ -371,7 +372,7 @@ class Timings:
         windows = np.lib.stride_tricks.sliding_window_view(own, length)  # [windows, length]
         one_shard = (batches.attempt[windows] == batches.attempt[windows[:, :1]]).all(axis=1)
         spans = batches.end[windows[:, -1]] - batches.begin[windows[:, 0]]
-        window = windows[np.lexsort((spans, one_shard))[0]]
+        window = windows[np.argmin(spans * np.where(one_shard, _OVER_SHARDS, 1.0))]
         begin, end = float(batches.begin[window[0]]), float(batches.end[window[-1]])
         lines, batch = self._main
         number = {int(which): k for k, which in enumerate(window)}

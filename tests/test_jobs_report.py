@@ -160,6 +160,7 @@ def test_a_job_on_its_way(job):
     page = Page(report(job[2].url, now=NOW))
     assert "Not finished: 2 of 5 shards" in page.text
     assert figures(page)["left"] == "12"
+    assert "4 batches of 2 rows" in page.text
     assert len(page.pictures()) == 8
 
 
