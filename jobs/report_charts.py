@@ -35,14 +35,12 @@ class Palette:
 
     def __init__(self, grids: Iterable[Grid]) -> None:
         self.grids = sorted(set(grids), key=lambda grid: (grid[0] * grid[1], grid))
-        shades, last = len(COARSE_TO_FULL), max(1, len(self.grids) - 1)
         # The largest has the strongest; where there are few, neighbours lie far apart.
+        strongest, last = len(COARSE_TO_FULL) - 1, len(self.grids) - 1
+        step = min(strongest / max(1, last), strongest / 2)
         self._shades = {
-            grid: COARSE_TO_FULL[shades - 1 - round((last - i) * min(1.0, (shades - 1) / last))]
-            for i, grid in enumerate(self.grids)
+            grid: COARSE_TO_FULL[strongest - round((last - i) * step)] for i, grid in enumerate(self.grids)
         }
-        if len(self.grids) == 1:
-            self._shades = {self.grids[0]: COARSE_TO_FULL[-1]}
 
     def name(self, what: What) -> str:
         """Of a stage: the name of its colour on the page."""

@@ -18,9 +18,11 @@ from jobs.cli import main
 from jobs.errors import UserError
 from jobs.folder import JobFolder
 from jobs.media import encode_media
+from jobs.page import COARSE_TO_FULL
 from jobs.parts import Made, build_part, commit_part, timings_name
 from jobs.prompts import read_shard
 from jobs.report import report
+from jobs.report_charts import Palette
 from jobs.spec import JobSpec
 from jobs.store import open_store
 
@@ -262,6 +264,16 @@ def test_of_many_parts_few_are_read(tmp_path, bucket):
     parts = {key for key in read if key.startswith("data/")}
     assert parts == {f"data/train-{k:05}-of-00060.parquet" for k in (0, 15, 30, 45)}
     assert all(method in ("GET", "HEAD") for method, _, _ in server.requests)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 20])
+def test_the_largest_grid_has_the_strongest_shade(count):
+    palette = Palette((4 * i, 4 * i) for i in range(1, count + 1))
+    shades = [COARSE_TO_FULL.index(palette.name(("denoise", grid))) for grid in palette.grids]
+    assert shades == sorted(shades)
+    assert shades[-1] == len(COARSE_TO_FULL) - 1
+    assert len(set(shades)) == min(count, len(COARSE_TO_FULL))
+    assert len(palette.legend(["denoise", "expand"])) == len(set(shades)) + 1
 
 
 def test_no_pictures_if_none_are_wanted(job):
