@@ -46,7 +46,16 @@ from cluster.dispatch import (
 )
 from cluster.submit import use_token
 from cluster.summary import Summary, short, timings_query
-from jobs.errors import JobError, NoWorkersLeft, SpecError, StaleDriver, StoreError, TooManyRejects
+from jobs.card import CARD, card_rows, write_card
+from jobs.errors import (
+    JobError,
+    NoWorkersLeft,
+    SpecError,
+    StaleDriver,
+    StoreError,
+    TooManyRejects,
+    VerifyError,
+)
 from jobs.folder import JobFolder
 from jobs.plan import JobPlan, make_plan
 from jobs.preview import checkpoint_of, sampling_plan
@@ -109,6 +118,8 @@ def run_job(
     folder.open(spec, plan)
     if len(folder.finished()) == plan.num_shards:
         folder.repair_derived()
+        if card_rows(store) is None:  # the run that finished the job ended before its card
+            write_card(store, spec, plan)
         return _summary(spec, plan, store, began, done=plan.num_shards)
     epoch = folder.take_epoch(f"{socket.gethostname()}:{os.getpid()}")
     with suppress(StoreError):  # tidiness: not worth a job, nor a right that its writers do not need
@@ -359,6 +370,10 @@ class Run:
         """The end of the run, and a sheet of the first pictures where the output is a local folder."""
         if len(self.finished) == self.plan.num_shards:
             self.folder.repair_derived()
+            try:
+                write_card(self.store, self.spec, self.plan)
+            except (StoreError, VerifyError) as error:
+                self.notes.append(f"{CARD} is not written, `overtone card` tries again: {error}")
         summary = _summary(self.spec, self.plan, self.store, began, done=len(self.finished))
         sheet = summary.sheet
         if self.error is None and not self.store.url.startswith("s3://"):

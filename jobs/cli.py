@@ -120,7 +120,7 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
 @main.command()
 @_output_argument
 @_store_options
-@click.option("--repair", is_flag=True, help="Rebuild missing timings and rejects from the parts.")
+@click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
 @click.option("--no-decode", is_flag=True, help="Do not decode the images (much faster).")
 @_json_option
 def verify(
@@ -133,6 +133,26 @@ def verify(
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
     if not report.ok:
         click.get_current_context().exit(VerifyError.exit_code)
+
+
+@main.command()
+@_output_argument
+@_store_options
+@click.option("--print", "printing", is_flag=True, help="Print the card instead.")
+def card(output: str, endpoint_url: str | None, region: str | None, printing: bool) -> None:
+    """Write the data set card of a finished job again: README.md in OUTPUT, for people and for the Hub."""
+    from jobs.card import CARD, contents, finished_job, write_card
+    from jobs.card import card as card_text
+    from jobs.store import open_store
+
+    store = open_store(output, endpoint_url=endpoint_url, region=region)
+    spec, plan = finished_job(store)
+    if printing:
+        click.echo(card_text(spec, plan, contents(store, plan)), nl=False)
+    elif write_card(store, spec, plan):
+        click.echo(f"card in {store.where(CARD)}")
+    else:
+        raise UserError(f"{store.where(CARD)} was written by somebody else; `--print` shows the card")
 
 
 @main.command()
@@ -412,10 +432,15 @@ def manifest(spec_path: Path, overrides: tuple[str, ...], cluster: bool, **optio
 
 @main.command()
 @click.option("--markdown", is_flag=True, help="A table for each section instead of a JSON Schema.")
-def schema(markdown: bool) -> None:
+@click.option("--output", is_flag=True, help="The columns of an output instead, as Markdown.")
+def schema(markdown: bool, output: bool) -> None:
     """Print the JSON Schema of a job spec, for editors (`# yaml-language-server: $schema=...`)."""
+    from jobs.columns import output_reference_markdown
     from jobs.spec import spec_reference_markdown, spec_schema
 
+    if output:
+        click.echo(output_reference_markdown())
+        return
     click.echo(spec_reference_markdown() if markdown else json.dumps(spec_schema(), indent=2))
 
 

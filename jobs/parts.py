@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import VerifyError
+from jobs.features import as_metadata, features_of, known_features
 from jobs.media import Kind, media_extension, media_kind, media_name
 from jobs.plan import JobPlan, Shard
 from jobs.prompts import OUTPUT_COLUMNS
@@ -43,7 +44,8 @@ Format = Literal["parquet", "webdataset"]
 
 FOOTER_KEY = b"overtone"
 FOOTER_VERSION = 1
-TAR_FOOTER = "__overtone__/footer.json"
+TAR_FOOTER = "__overtone__/footer"
+"""Without an ending, for readers of tars take a name that has one for a sample's."""
 ROW_GROUP_ROWS = 100
 ROW_GROUP_BYTES = 100_000_000
 _PAGE_BYTES = 1024**2
@@ -381,7 +383,16 @@ def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> 
     taken = sorted(set(passthrough.names) & set(OUTPUT_COLUMNS))
     if taken:
         raise ValueError(f"pass-through columns {', '.join(taken)} have the names of output columns")
-    own = [
+    own = own_columns(kind, latents=spec.output.latents)
+    schema = pa.schema([*own, *(f.with_nullable(True) for f in passthrough)])
+    features = features_of(schema) | known_features(passthrough)
+    features[kind] = {"_type": kind.capitalize()}
+    return schema.with_metadata(as_metadata({f.name: features[f.name] for f in schema if f.name in features}))
+
+
+def own_columns(kind: Kind, *, latents: bool) -> list[pa.Field]:
+    """The columns of a part that do not pass through from the input. `latents`: with theirs."""
+    return [
         pa.field("row_id", pa.string()),
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
@@ -395,18 +406,8 @@ def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> 
         pa.field("model", pa.string()),
         pa.field("stages", STAGES),
         pa.field("denoise_seconds", pa.float64()),
+        *([pa.field("latents", LATENTS)] if latents else []),
     ]
-    if spec.output.latents:
-        own.append(pa.field("latents", LATENTS))
-    foreign = [f.with_nullable(True) for f in passthrough]
-    features = _foreign_features(passthrough)
-    for f in own + foreign:
-        feature = features.get(f.name) or _feature(f.type)
-        if feature is not None:
-            features[f.name] = feature
-    features[kind] = {"_type": kind.capitalize()}
-    order = {f.name: features[f.name] for f in own + foreign if f.name in features}
-    return pa.schema(own + foreign, metadata={"huggingface": json.dumps({"info": {"features": order}})})
 
 
 def digest(values: Iterable[bytes]) -> str:
@@ -522,25 +523,33 @@ def _empty_file(schema: pa.Schema) -> pq.ParquetFile:
 def _tar_bytes(
     tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Footer]
 ) -> tuple[Footer, bytes]:
-    """A tar of 000042.png, 000042.json and 000042.txt for each row. The footer is its first file, so that it
-    can be read without the rest; `webdataset` skips names like its."""
+    """A tar of 000042.png, 000042.json and 000042.txt for each row, and 000042.latents.npy where latents are
+    kept. The footer is its first file, so that it can be read without the rest."""
     body = io.BytesIO()
     index = 0
     with tarfile.open(fileobj=body, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for table in tables:
             for row in table.to_pylist():
-                media = row.pop(kind)
+                media, latents = row.pop(kind), row.pop("latents", None)
                 about = json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False)
                 key = f"{index:06d}"
                 _add(tar, f"{key}.{media['path'].rpartition('.')[2]}", media["bytes"])
                 _add(tar, f"{key}.json", about.encode(errors="replace"))
                 _add(tar, f"{key}.txt", row["prompt"].encode(errors="replace"))
+                if latents is not None:
+                    _add(tar, f"{key}.latents.npy", _npy(latents))
                 index += 1
     footer = finished()
     head = io.BytesIO()
     tar = tarfile.open(fileobj=head, mode="w", format=tarfile.USTAR_FORMAT)
     _add(tar, TAR_FOOTER, footer.to_bytes())
     return footer, head.getvalue() + body.getvalue()  # without the closing blocks of the first
+
+
+def _npy(latents: dict[str, list]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.asarray(latents["values"], np.float32).reshape(latents["shape"]), allow_pickle=False)
+    return out.getvalue()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -560,31 +569,6 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _foreign_features(passthrough: pa.Schema) -> dict[str, Any]:
-    """What the input says about its own columns: a column of pictures stays one."""
-    try:
-        features = json.loads((passthrough.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: features[name] for name in passthrough.names if isinstance(features.get(name), dict)}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-
-
-def _feature(type: pa.DataType) -> Any:
-    """How `datasets` describes a type; None where it had better see for itself."""
-    if pa.types.is_struct(type):
-        inner = {f.name: _feature(f.type) for f in type}
-        return None if None in inner.values() else inner
-    if pa.types.is_list(type):
-        element = _feature(type.value_type)
-        return None if element is None else [element]
-    names = {pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool", pa.string(): "string"}
-    if type in names:
-        return {"dtype": names[type], "_type": "Value"}
-    if pa.types.is_integer(type):
-        return {"dtype": str(type), "_type": "Value"}
-    return None
 
 
 @cache
@@ -698,7 +682,7 @@ def _tar_rows(file: BinaryIO) -> Iterator[PartRow]:
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             inside = tar.extractfile(member)
-            if inside is None or member.name == TAR_FOOTER or member.name.endswith(".txt"):
+            if inside is None or member.name == TAR_FOOTER or member.name.endswith((".txt", ".npy")):
                 continue
             if member.name.endswith(".json"):  # comes after its picture
                 row = json.loads(inside.read())

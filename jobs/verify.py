@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.card import CARD, card_rows, write_card
 from jobs.errors import StoreError, UserError, VerifyError
 from jobs.folder import JobFolder
 from jobs.media import check_media
@@ -79,6 +80,7 @@ class VerifyReport:
     """Whether pictures were decoded."""
     repaired: int = 0
     """Parts whose timings and rejects were written again."""
+    wrote_card: bool = False
     problems: list[Problem] = field(default_factory=list)
     """The first thousand; `num_problems` counts all."""
     num_problems: Counter[str] = field(default_factory=Counter)
@@ -104,6 +106,7 @@ class VerifyReport:
             "shards": self.shards,
             "decoded": self.decoded,
             "repaired": self.repaired,
+            "wrote_card": self.wrote_card,
             "num_problems": dict(self.num_problems),
             "problems": [vars(problem) for problem in self.problems],
         }
@@ -116,6 +119,8 @@ class VerifyReport:
         ]
         if self.repaired:
             lines.append(f"wrote the timings and rejects of {self.repaired:,} parts again")
+        if self.wrote_card:
+            lines.append(f"wrote {CARD} again")
         if self.ok:
             read = "every picture decodes" if self.decoded else "pictures were not decoded"
             lines.append(f"every row is there exactly once; checksums agree; {read}")
@@ -150,7 +155,7 @@ def verify(
 ) -> VerifyReport:
     """Check the whole output of a job against its input. UserError where there is no job.
 
-    `repair` writes missing or wrong timings and rejects again, from the parts; it changes nothing under
+    `repair` writes missing or wrong timings, rejects and card again, from the parts; it changes nothing under
     `data/`. `on_part(done, of)` is called after each part.
     """
     store = open_store(url, endpoint_url=endpoint_url, region=region)
@@ -189,7 +194,20 @@ def verify_job(
     twice = seen.twice()
     if len(twice):
         _name_duplicates(store, spec, plan, found, twice, report)
+    if found.all() and not report.num_problems:
+        _check_card(store, spec, plan, report, repair=repair)
     return report
+
+
+def _check_card(store: Store, spec: JobSpec, plan: JobPlan, report: VerifyReport, *, repair: bool) -> None:
+    """A card is not needed, but one that is there must count right: readers refuse data of another length."""
+    promised = card_rows(store)
+    if promised == report.rows:
+        return
+    if repair:
+        report.wrote_card = write_card(store, spec, plan)
+    elif promised is not None:
+        report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")
 
 
 def _parts(store: Store, plan: JobPlan, format: Format, report: VerifyReport) -> np.ndarray:

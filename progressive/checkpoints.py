@@ -530,6 +530,47 @@ def _sd3(model_id: str, transformer: Config, steps: int) -> Checkpoint:
     )
 
 
+@dataclass(frozen=True)
+class License:
+    """Under which terms weights are published, as a model card's header has it."""
+
+    id: str
+    """The Hub's identifier; `other` for terms of the publisher's own."""
+    name: str | None = None
+    """Of such terms."""
+    link: str | None = None
+
+
+def license_of(model_id: str) -> License | None:
+    """The licence of a model's weights; None where it is not known here."""
+    return _LICENSES.get(model_id)
+
+
+_APACHE = License("apache-2.0")
+_LICENSES: dict[str, License] = {
+    "tiny": _APACHE,
+    "black-forest-labs/FLUX.1-dev": License(
+        "other",
+        "flux-1-dev-non-commercial-license",
+        "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    ),
+    "black-forest-labs/FLUX.1-schnell": _APACHE,
+    "black-forest-labs/FLUX.2-klein-4B": _APACHE,
+    "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
+    "Qwen/Qwen-Image": _APACHE,
+    "Tongyi-MAI/Z-Image-Turbo": _APACHE,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _APACHE,
+    "stabilityai/stable-diffusion-3.5-large": License(
+        "other",
+        "stabilityai-ai-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3.5-large/blob/main/LICENSE.md",
+    ),
+}
+"""Where the terms are well known; the others are left out, for a licence must not be guessed."""
+
 PUBLISHED: dict[str, Checkpoint] = {
     "black-forest-labs/FLUX.1-dev": _flux1("black-forest-labs/FLUX.1-dev", dev=True),
     "black-forest-labs/FLUX.1-schnell": _flux1("black-forest-labs/FLUX.1-schnell", dev=False),

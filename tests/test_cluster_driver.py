@@ -110,6 +110,18 @@ def test_a_job_is_made_once_and_a_second_run_does_nothing(tmp_path):
     }
 
 
+def test_the_last_shard_is_followed_by_the_card(tmp_path):
+    spec = job(tmp_path, [*plain(5), "!raise"])
+    run_job(spec, engine_factory=Fakes())
+    card = tmp_path / "out" / "README.md"
+    assert "num_examples: 5\n" in card.read_text()
+    assert "| `RuntimeError` | 1 |" in card.read_text()
+    assert verify(str(tmp_path / "out")).ok
+    card.unlink()  # as after a run that ended before it
+    assert run_job(spec, engine_factory=Fakes()).nothing_to_do
+    assert "num_examples: 5\n" in card.read_text()
+
+
 def test_the_query_that_the_summary_prints_shows_the_timings(tmp_path):
     summary = run_job(job(tmp_path, plain(5)), engine_factory=Fakes())
     [line] = [line for line in summary.text().splitlines() if line.startswith("timings")]

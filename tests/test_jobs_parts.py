@@ -276,7 +276,7 @@ def test_a_part_may_be_a_tar(tmp_path):
         about = json.load(tar.extractfile("000001.json"))
         text = tar.extractfile("000001.txt").read()
         size = Image.open(tar.extractfile("000001.png")).size
-    assert names[:4] == ["__overtone__/footer.json", "000000.png", "000000.json", "000000.txt"]
+    assert names[:4] == ["__overtone__/footer", "000000.png", "000000.json", "000000.txt"]
     assert len(names) == 1 + 3 * 4
     assert (about["row_id"], about["score"], about["tag"]) == ("../row/1", 0.125, "tag 1")
     assert "image" not in about

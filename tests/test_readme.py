@@ -8,6 +8,7 @@ import click
 import pytest
 
 from jobs.cli import main
+from jobs.columns import output_reference_markdown
 from jobs.spec import spec_reference_markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -18,6 +19,14 @@ def test_the_spec_reference_is_generated():
     shown = README[README.index(BEGIN) + len(BEGIN) : README.index(END)]
     assert shown.strip() == spec_reference_markdown().strip(), (
         "paste the output of `overtone schema --markdown` between the marks in README.md"
+    )
+
+
+def test_the_output_reference_is_generated():
+    begin, end = "<!-- output reference: begin -->\n", "<!-- output reference: end -->"
+    shown = README[README.index(begin) + len(begin) : README.index(end)]
+    assert shown.strip() == output_reference_markdown().strip(), (
+        "paste the output of `overtone schema --output` between the marks in README.md"
     )
 
 
