@@ -10,18 +10,23 @@ library's.
     encoded = engine.encode(prompts, [None] * len(prompts), sampling)
     latents, reports = engine.denoise(plan, encoded, seeds, sampling)
     images = engine.decode(plan, latents)
+
+A coarse stage has few tokens, so it takes more rows at once for the same memory. `denoise(..., batch_sizes=)`
+splits the rows anew at every stage; `begin` gives the rows themselves, for a caller that decides on the way.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +41,16 @@ from progressive.schedule import SamplingPlan, Stage, grid_for, latent_frames, p
 from progressive.settings import Sampling
 from progressive.staged import Schedule, StageScheduler, Trajectory, check_flow_matching, swapped
 
-__all__ = ["Encoded", "Engine", "NonFiniteLatents", "Result", "StageReport", "generate", "load"]
+__all__ = [
+    "Encoded",
+    "Engine",
+    "NonFiniteLatents",
+    "Result",
+    "StageReport",
+    "Trajectories",
+    "generate",
+    "load",
+]
 logger = logging.getLogger(__name__)
 
 Text = dict[str, Any]
@@ -64,15 +78,15 @@ _FROM_ENGINE = {
 
 
 class NonFiniteLatents(ValueError):
-    """Rows of a batch whose latents are NaN or infinite at the end of a stage."""
+    """Rows whose latents are NaN or infinite at the end of a stage."""
 
     def __init__(self, rows: Sequence[int], stage: int) -> None:
         super().__init__(
-            f"latents of batch rows {list(rows)} are NaN or infinite after stage {stage}; "
+            f"latents of rows {list(rows)} are NaN or infinite after stage {stage}; "
             "a wider dtype (bfloat16 or float32), or other guidance, usually helps"
         )
         self.rows = list(rows)
-        """Indices in the batch."""
+        """Indices in what was given to `denoise` or `begin`."""
         self.stage = stage
         """Index in the plan's stages."""
 
@@ -98,6 +112,8 @@ class StageReport:
     """For the whole batch, with the device idle at both ends."""
     sigma_start: float
     sigma_end: float
+    rows: int
+    """In the batch."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class Result:
     latents: Tensor
     """[B, C, H, W] or [B, C, T, H, W] on the full grid, as the model knows them (not as the VAE does)."""
     stages: list[StageReport]
-    """In order; of every batch, one after the other."""
+    """In order; where there were several batches, one after the other."""
     plan: SamplingPlan
     seeds: list[int]
 
@@ -162,7 +178,7 @@ class Engine:
         self._owner_of_schedules: Any = None
         self._told: set[str] = set()
         self._check_parallel()
-        if getattr(pipe, "_all_hooks", None):
+        if self._offloads:
             warnings.warn(
                 "the pipeline offloads its parts to main memory: moving weights takes the same time at every "
                 "grid, which dilutes the saving of coarse stages",
@@ -304,11 +320,50 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- encode
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `encode` and `decode` may go on in other threads, one each, while `denoise` runs in its
+        own: on a GPU that has the whole pipeline resident. A CPU would only take its own cores away."""
+        return self.device.type == "cuda" and not self._offloads
+
+    @property
+    def _offloads(self) -> bool:
+        return bool(getattr(self.pipe, "_all_hooks", None))
+
+    @cached_property
+    def _streams(self) -> dict[str, torch.cuda.Stream]:
+        return {}
+
+    @contextmanager
+    def _aside(self, what: str) -> Iterator[Any]:
+        """The pipeline with its own attributes (its call sets some), on a stream of its own, for work that
+        may go on beside a denoising loop. What was queued before is waited for, and it is done at the end."""
+        pipe = self.pipe if self._offloads else copy.copy(self.pipe)  # hooks know the pipeline that set them
+        if self.device.type != "cuda":
+            yield pipe
+            return
+        if what not in self._streams:  # kept: each stream has memory of its own
+            self._streams[what] = torch.cuda.Stream(self.device)
+        stream = self._streams[what]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            yield pipe
+        stream.synchronize()
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], negatives: Sequence[str | None], sampling: Sampling) -> Encoded:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        *,
+        known: MutableMapping[str, Text] | None = None,
+    ) -> Encoded:
         """Prompts through the pipeline's text encoders, each distinct text once.
 
         Where guidance runs a negative prompt, None means the empty one, as in the pipelines' own examples.
+        `known`: texts that were encoded before, by the same pipeline with the same `sampling`, which are not
+        encoded again; new ones are added.
         """
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one each")
@@ -318,18 +373,25 @@ class Engine:
             wanted = []
             if any(negatives):
                 self._tell("negative prompts have no effect: these settings run no negative prompt")
-        encoded = self._encode(prompts, sampling, {})
+        known = {} if known is None else known
+        encoded = self._encode(prompts, sampling, known)
         # As the pipelines do, not in one batch with the prompts: that may change an embedding's last bits.
-        negative = self._encode(wanted, sampling, dict(zip(prompts, encoded, strict=True)))
+        negative = self._encode(wanted, sampling, known)
         return Encoded(tuple(encoded), tuple(negative) or (None,) * len(prompts))
 
-    def _encode(self, texts: Sequence[str], sampling: Sampling, known: Mapping[str, Text]) -> list[Text]:
+    def _encode(
+        self, texts: Sequence[str], sampling: Sampling, known: MutableMapping[str, Text]
+    ) -> list[Text]:
         """Each distinct text once, and none of those that are `known`."""
         if self.family.text is None:
             return [{"prompt": text} for text in texts]
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        encoded = {**known, **dict(zip(new, self._encode_all(new, sampling), strict=True))}
-        return [encoded[text] for text in texts]
+        here = {text: known[text] for text in dict.fromkeys(texts) if text in known}
+        new = [text for text in dict.fromkeys(texts) if text not in here]
+        if new:
+            added = dict(zip(new, self._encode_all(new, sampling), strict=True))
+            here |= added
+            known.update(added)
+        return [here[text] for text in texts]
 
     def _encode_all(self, texts: list[str], sampling: Sampling) -> list[Text]:
         call = self._arguments(sampling)
@@ -347,13 +409,14 @@ class Engine:
             arguments["lora_scale"] = (call.get("joint_attention_kwargs") or {}).get("scale")
         assert self.family.text is not None
         rows: list[Text] = []
-        for start in range(0, len(texts), _ENCODE_TOGETHER):
-            some = texts[start : start + _ENCODE_TOGETHER]
-            # A list of its own: some pipelines write their chat template into it.
-            values = self.pipe.encode_prompt(**(arguments | {"prompt": list(some)}))
-            values = values if isinstance(values, tuple) else (values,)
-            named = {n: v for n, v in zip(self.family.text, values, strict=False) if n and v is not None}
-            rows += [self._row(named, i) for i in range(len(some))]
+        with self._aside("encode") as pipe:
+            for start in range(0, len(texts), _ENCODE_TOGETHER):
+                some = texts[start : start + _ENCODE_TOGETHER]
+                # A list of its own: some pipelines write their chat template into it.
+                values = pipe.encode_prompt(**(arguments | {"prompt": list(some)}))
+                values = values if isinstance(values, tuple) else (values,)
+                named = {n: v for n, v in zip(self.family.text, values, strict=False) if n and v is not None}
+                rows += [self._row(named, i) for i in range(len(some))]
         return rows
 
     def _row(self, named: Mapping[str, Any], index: int) -> Text:
@@ -388,46 +451,43 @@ class Engine:
         seeds: Sequence[int],
         sampling: Sampling,
         *,
+        batch_sizes: Sequence[int] | None = None,
         on_step: OnStep | None = None,
     ) -> tuple[Tensor, list[StageReport]]:
-        """A batch from noise to latents on the full grid, [B, C, H, W] or [B, C, T, H, W], in the dtype of
-        the pipeline's own latents.
+        """Rows from noise to latents on the full grid, [B, C, H, W] or [B, C, T, H, W], in the dtype of the
+        pipeline's own latents.
 
-        `encoded` and `plan` must be made with the same `sampling`. Raises NonFiniteLatents at the end of the
-        stage in which a row went wrong; whatever the pipeline raises goes through.
+        `encoded` and `plan` must be made with the same `sampling`. `batch_sizes`: for each stage the most
+        rows to take at once, or unset: all. Raises NonFiniteLatents at the end of the batch in which a row
+        went wrong; whatever the pipeline raises goes through.
         """
+        sizes = [len(seeds)] * len(plan.stages) if batch_sizes is None else list(batch_sizes)
+        if len(sizes) != len(plan.stages) or min(sizes) < 1 <= len(seeds):
+            raise ValueError(f"batch_sizes is {sizes}; give {len(plan.stages)} numbers of 1 or more")
+        group = self.begin(plan, encoded, seeds, sampling)
+        batches = [
+            (index, range(start, min(start + size, len(group))))
+            for index, size in enumerate(sizes)
+            for start in range(0, len(group), size)
+        ]
+        total, done = sum(plan.stages[index].steps for index, _ in batches), 0
+        reports: list[StageReport] = []
+        for index, rows in batches:
+            told = None if on_step is None else _counting(on_step, done, total)
+            reports += group.run(index, rows, on_step=told)
+            done += plan.stages[index].steps
+        return group.latents(range(len(group))), reports
+
+    def begin(
+        self, plan: SamplingPlan, encoded: Encoded, seeds: Sequence[int], sampling: Sampling
+    ) -> Trajectories:
+        """Rows ready for their first stage, one for each prompt and seed. Nothing is computed yet."""
         if len(seeds) != len(encoded):
             raise ValueError(f"{len(seeds)} seeds for {len(encoded)} prompts; give one seed each")
         if not len(encoded):
             raise ValueError("nothing to denoise: the batch has no rows")
         self._check_parallel()
-        schedule = self._schedule(plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling)
-        generators = [noise.row_generator(seed) for seed in seeds]
-        trajectory = Trajectory(schedule, plan, generators)
-        text = self._text(encoded, sampling)
-        full = plan.stages[-1]
-        base = self._noise(seeds, noise.BASE, full.frames, full.grid)  # on the full grid, for all stages
-        reports: list[StageReport] = []
-        latents = base
-        for index, stage in enumerate(plan.stages):
-            before = plan.stages[index - 1] if index else None
-            start = self._now()
-            if before is None and stage.grid != full.grid:
-                latents = self._corner(plan, stage.grid, base)
-            elif before is not None and stage.grid != before.grid:
-                latents = self._expand(plan, index, latents, base, seeds)
-                sigmas = before.sigma_end, stage.sigma_start
-                reports.append(_report("expand", stage, 0, self._now() - start, sigmas))
-                start = self._now()
-            if stage.steps:
-                scheduler = trajectory.stage(index)
-                latents = self._run(plan, index, scheduler, latents, text, generators, sampling, on_step)
-            bad = ~torch.isfinite(latents).flatten(1).all(dim=1)  # [B]
-            if bad.any():
-                raise NonFiniteLatents(bad.nonzero().flatten().tolist(), index)
-            sigmas = stage.sigma_start, stage.sigma_end
-            reports.append(_report("denoise", stage, stage.steps, self._now() - start, sigmas))
-        return latents, reports
+        return Trajectories(self, plan, encoded, seeds, sampling)
 
     def _text(self, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
         arguments = self._collate(encoded.positive)
@@ -472,7 +532,7 @@ class Engine:
         index: int,
         scheduler: StageScheduler,
         latents: Tensor,
-        text: dict[str, Any],
+        encoded: Encoded,
         generators: list[torch.Generator],
         sampling: Sampling,
         on_step: OnStep | None,
@@ -484,10 +544,9 @@ class Engine:
             values = call.get(name, self._call_defaults[name])
             if values is not None:
                 call[name] = list(values)[stage.first : stage.last]
-        before = sum(s.steps for s in plan.stages[:index])
         theirs = call.pop("callback_on_step_end", None)
         if theirs is not None or on_step is not None:
-            call["callback_on_step_end"] = _callback(theirs, on_step, scheduler, before, plan.steps)
+            call["callback_on_step_end"] = _callback(theirs, on_step, scheduler, stage.steps)
         if "generator" in self._call_defaults:
             call["generator"] = generators
         self._reset_caches(stage.steps)
@@ -496,7 +555,7 @@ class Engine:
                 # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
                 latents=layouts.pack(self.family, latents),
                 **self._size(stage.grid, plan.num_frames, stage.steps),
-                **text,
+                **self._text(encoded, sampling),
                 **call,
             )
         # Not the call's result: FLUX.2 hands that out converted for its VAE, which cannot be undone exactly.
@@ -550,18 +609,101 @@ class Engine:
         if getattr(self._transformer.config, "guidance_embeds", False):
             arguments.setdefault("guidance_scale", 1.0)
         made: list[Any] = []
-        for row in latents:
-            scheduler = StageScheduler(self.pipe.scheduler, 0, 0)  # no step left
-            with swapped(self.pipe, scheduler):
-                (output,) = self.pipe(latents=layouts.pack(self.family, row[None]), **arguments)
-            made.append(_uint8(output[0]) if video else output[0])
+        with self._aside("decode") as pipe:
+            for row in latents:
+                scheduler = StageScheduler(pipe.scheduler, 0, 0)  # no step left
+                with swapped(pipe, scheduler):
+                    (output,) = pipe(latents=layouts.pack(self.family, row[None]), **arguments)
+                made.append(_uint8(output[0]) if video else output[0])
         return made
 
 
+class Trajectories:
+    """Rows on their way from noise to latents. Between stages they wait on the device, which is little: what
+    a transformer holds while it runs is far more.
+
+        rows = engine.begin(plan, encoded, seeds, sampling)
+        for stage in range(len(plan.stages)):
+            rows.run(stage, range(len(rows)))          # or a few at a time, in any order
+        images = engine.decode(plan, rows.latents(range(len(rows))))
+
+    A row comes out the same however it is batched, within what a batched matrix product rounds. What a batch
+    raises leaves its rows where they were, to be run again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: SamplingPlan,
+        encoded: Encoded,
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> None:
+        self.plan = plan
+        self._engine, self._encoded, self._seeds, self._sampling = engine, encoded, list(seeds), sampling
+        self._schedule = engine._schedule(
+            plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling
+        )
+        full = plan.stages[-1]
+        # On the full grid, for all stages: [C, H, W] each, float32.
+        self._base = list(engine._noise(self._seeds, noise.BASE, full.frames, full.grid))
+        self._latents = list(self._base)
+        self._walks: dict[tuple[int, ...], Trajectory] = {}
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def latents(self, rows: Sequence[int]) -> Tensor:
+        """Where these rows, on one grid, are now: [B, C, H, W] or [B, C, T, H, W]."""
+        return torch.stack([self._latents[row] for row in rows])
+
+    def run(self, index: int, rows: Sequence[int], *, on_step: OnStep | None = None) -> list[StageReport]:
+        """Take rows that have stage `index` next through it, all at once.
+
+        Consecutive stages on one grid, which only a plan made by hand has, must be run with the same rows.
+        Raises NonFiniteLatents where rows went wrong; whatever the pipeline raises goes through. `on_step`
+        counts the steps of this batch.
+        """
+        engine, plan = self._engine, self.plan
+        stage, before = plan.stages[index], plan.stages[index - 1] if index else None
+        seeds = [self._seeds[row] for row in rows]
+        reports: list[StageReport] = []
+        start = engine._now()
+        latents = self.latents(rows)
+        if before is None and stage.grid != plan.stages[-1].grid:
+            latents = engine._corner(plan, stage.grid, latents)
+        elif before is not None and stage.grid != before.grid:
+            base = torch.stack([self._base[row] for row in rows])
+            latents = engine._expand(plan, index, latents, base, seeds)
+            sigmas = before.sigma_end, stage.sigma_start
+            reports.append(_report("expand", stage, 0, engine._now() - start, sigmas, len(rows)))
+            start = engine._now()
+        if stage.steps:
+            generators = [noise.row_generator(seed, noise.sampler(index)) for seed in seeds]
+            walk = self._walks.setdefault(tuple(rows), Trajectory(self._schedule, plan))
+            scheduler, encoded = walk.stage(index, generators), self._encoded[list(rows)]
+            latents = engine._run(
+                plan, index, scheduler, latents, encoded, generators, self._sampling, on_step
+            )
+        finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()  # [B]
+        if not all(finite):
+            raise NonFiniteLatents([row for row, ok in zip(rows, finite, strict=True) if not ok], index)
+        for row, own in zip(rows, latents, strict=True):
+            self._latents[row] = own
+        sigmas = stage.sigma_start, stage.sigma_end
+        reports.append(_report("denoise", stage, stage.steps, engine._now() - start, sigmas, len(rows)))
+        return reports
+
+
 def _report(
-    kind: Literal["denoise", "expand"], stage: Stage, steps: int, seconds: float, sigmas: tuple[float, float]
+    kind: Literal["denoise", "expand"],
+    stage: Stage,
+    steps: int,
+    seconds: float,
+    sigmas: tuple[float, float],
+    rows: int,
 ) -> StageReport:
-    return StageReport(kind, *stage.grid, stage.frames, stage.tokens, steps, seconds, *sigmas)
+    return StageReport(kind, *stage.grid, stage.frames, stage.tokens, steps, seconds, *sigmas, rows)
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
@@ -575,17 +717,22 @@ def _uint8(video: Any) -> np.ndarray:
 
 
 def _callback(
-    theirs: Any, on_step: OnStep | None, scheduler: StageScheduler, before: int, total: int
+    theirs: Any, on_step: OnStep | None, scheduler: StageScheduler, total: int
 ) -> Callable[..., dict[str, Any]]:
     def call(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if theirs is not None:
             values = theirs(pipe, step, timestep, values)
             scheduler.latents = values.get("latents", scheduler.latents)
         if on_step is not None:
-            on_step(before + step + 1, total)
+            on_step(step + 1, total)
         return values
 
     return call
+
+
+def _counting(on_step: OnStep, before: int, total: int) -> OnStep:
+    """Told the steps of one batch, tells those of all."""
+    return lambda done, _: on_step(before + done, total)
 
 
 @contextmanager

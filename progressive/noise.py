@@ -16,13 +16,16 @@ from torch import Tensor
 
 BASE = "base"
 """Purpose of the noise that a trajectory starts from, on the full grid."""
-SAMPLER = "sampler"
-"""Purpose of the noise that a stochastic scheduler asks for while it steps."""
 
 
 def expansion(stage: int) -> str:
     """Purpose of the fresh noise that the expansion after stage `stage` adds."""
     return f"expand/{stage}"
+
+
+def sampler(stage: int) -> str:
+    """Purpose of the noise that a stochastic scheduler asks for while it steps through stage `stage`."""
+    return f"sampler/{stage}"
 
 
 def _key(seed: int, purpose: str) -> bytes:
@@ -47,7 +50,7 @@ def batch_noise(seeds: Sequence[int], purpose: str, shape: Sequence[int]) -> Ten
     return torch.stack([row_noise(seed, purpose, shape) for seed in seeds])
 
 
-def row_generator(seed: int, purpose: str = SAMPLER) -> torch.Generator:
+def row_generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator of one row for code that takes nothing else, such as a pipeline's `generator`.
 
     torch keeps 32 bits of what seeds it: for noise that must never repeat between rows use `row_noise`.

@@ -141,14 +141,12 @@ class StageScheduler:
 class Trajectory:
     """One walk through the stages of a plan, in order."""
 
-    def __init__(
-        self, schedule: Schedule, plan: SamplingPlan, generators: Sequence[torch.Generator] | None = None
-    ) -> None:
-        self._schedule, self._plan, self._generators = schedule, plan, generators
+    def __init__(self, schedule: Schedule, plan: SamplingPlan) -> None:
+        self._schedule, self._plan = schedule, plan
         self._scheduler: Any = None
 
-    def stage(self, index: int) -> StageScheduler:
-        """The scheduler of stage `index`.
+    def stage(self, index: int, generators: Sequence[torch.Generator] | None = None) -> StageScheduler:
+        """The scheduler of stage `index`; `generators`: one a row, for one that draws noise as it steps.
 
         After an expansion a fresh copy: what a multistep solver remembers is of the coarser grid. Between
         stages on one grid nothing is forgotten, so that a cut alone changes no bit.
@@ -157,8 +155,9 @@ class Trajectory:
         if index == 0 or self._plan.stages[index - 1].grid != stage.grid:
             self._scheduler = copy.deepcopy(self._schedule.scheduler)
             self._scheduler.set_begin_index(stage.first)
+        assert self._scheduler is not None, "a stage on the grid of the one before goes on with its scheduler"
         _install(self._scheduler, stage.first, stage.sigmas)
-        return StageScheduler(self._scheduler, stage.first, stage.last, self._generators)
+        return StageScheduler(self._scheduler, stage.first, stage.last, generators)
 
 
 def _install(scheduler: Any, first: int, sigmas: Sequence[float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -159,6 +160,59 @@ def test_prompts_of_different_lengths_together_as_one_by_one(family):
         for part in (one, encoded[[row]], encoded[row : row + 1]):
             alone, _ = engine.denoise(plan, part, [seed], sampling)
             assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_stage_in_batches_of_its_own_as_one_by_one(family):
+    """Four rows: together on the coarse grid, then three and one on the full one."""
+    engine, sampling = engine_of(family), settings(family)
+    plan = engine.plan(sampling)
+    seeds = [*SEEDS, 6, 7]
+    encoded = engine.encode([*tiny_pipes.PROMPTS] * 2, negatives(family) * 2, sampling)
+    seen: list[tuple[int, int]] = []
+    latents, reports = engine.denoise(
+        plan, encoded, seeds, sampling, batch_sizes=[4, 3], on_step=lambda *done: seen.append(done)
+    )
+    full, coarse = plan.stages[1], plan.stages[0]
+    assert [(r.kind, r.height, r.rows, r.steps) for r in reports] == [
+        ("denoise", coarse.height, 4, coarse.steps),
+        ("expand", full.height, 3, 0),
+        ("denoise", full.height, 3, full.steps),
+        ("expand", full.height, 1, 0),
+        ("denoise", full.height, 1, full.steps),
+    ]
+    total = coarse.steps + 2 * full.steps
+    assert seen == [(done, total) for done in range(1, total + 1)]
+    for row, seed in enumerate(seeds):
+        alone, _ = engine.denoise(plan, encoded[[row]], [seed], sampling)
+        assert torch.allclose(alone[0], latents[row], atol=1e-4)
+
+
+def test_rows_wait_between_stages_and_what_fails_is_run_again():
+    """A stochastic scheduler, whose noise must not be drawn on by the batch that ran out of memory."""
+    pipe = copy.copy(pipe_of("flux1"))
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    engine, sampling = Engine(pipe), settings("flux1", noise="fresh")
+    plan, encoded, expected, _ = run(engine, sampling)
+
+    def full(done: int, total: int) -> None:
+        if done == 2:
+            raise torch.OutOfMemoryError
+
+    rows = engine.begin(plan, encoded, SEEDS, sampling)
+    rows.run(0, [1])
+    rows.run(0, [0])
+    with pytest.raises(torch.OutOfMemoryError):
+        rows.run(1, [0, 1], on_step=full)
+    for row in (1, 0):
+        rows.run(1, [row])
+    assert torch.allclose(rows.latents([0, 1]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[2], [2, 0], [1, 2, 3]])
+def test_batch_sizes_are_one_a_stage(sizes):
+    with pytest.raises(ValueError, match="give 2 numbers of 1 or more"):
+        run(engine_of("flux1"), settings("flux1"), batch_sizes=sizes)
 
 
 def test_guidance_by_a_negative_prompt_changes_the_sample_and_none_is_the_empty_one():
@@ -458,9 +512,17 @@ def test_nan_is_caught_at_the_end_of_its_stage():
     encoded = engine.encode(tiny_pipes.PROMPTS, negatives("flux1"), sampling)
     bad = dict(encoded.positive[1], prompt_embeds=encoded.positive[1]["prompt_embeds"] * float("nan"))
     encoded = Encoded((encoded.positive[0], bad), encoded.negative)
-    with pytest.raises(NonFiniteLatents, match="rows \\[1\\]") as caught:
-        engine.denoise(plan, encoded, SEEDS, sampling)
-    assert (caught.value.rows, caught.value.stage) == ([1], 0)
+    for sizes in (None, [1, 1]):
+        with pytest.raises(NonFiniteLatents, match="rows \\[1\\]") as caught:
+            engine.denoise(plan, encoded, SEEDS, sampling, batch_sizes=sizes)
+        assert (caught.value.rows, caught.value.stage) == ([1], 0)
+    rows = engine.begin(plan, encoded, SEEDS, sampling)
+    with pytest.raises(NonFiniteLatents):
+        rows.run(0, [0, 1])
+    rows.run(0, [0])  # the other row is where it was
+    rows.run(1, [0])
+    alone, _ = engine.denoise(plan, encoded[[0]], SEEDS[:1], sampling)
+    assert torch.equal(rows.latents([0]), alone)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.rows, again.stage, str(again)) == ([1], 0, str(caught.value))
 
@@ -545,6 +607,47 @@ def test_text_is_encoded_once_a_distinct_prompt():
     assert encoded.negative[0] is encoded.negative[2]
     again = Encoded.cat([encoded[1:], encoded[[0]]])
     assert again.positive == (encoded.positive[1], encoded.positive[2], encoded.positive[0])
+
+
+def test_a_text_that_is_known_is_not_encoded_again():
+    pipe = tiny_pipes.flux1()
+    engine, sampling, seen = Engine(pipe), settings("flux1"), []
+    encoder = pipe.text_encoder_2
+    encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    known: dict[str, Any] = {}
+    first = engine.encode(["a ring", "green"], ["", ""], sampling, known=known)
+    again = engine.encode(["green", "a cup", "a ring"], ["", "green", ""], sampling, known=known)
+    assert seen == [2, 1, 1]  # the two prompts, the empty negative one, the new one
+    assert again.positive[0] is first.positive[1] is again.negative[1]
+    assert list(known) == ["a ring", "green", "", "a cup"]
+    fresh = engine.encode(["a cup"], [""], sampling)
+    assert torch.equal(fresh.positive[0]["prompt_embeds"], again.positive[1]["prompt_embeds"])
+
+
+@pytest.mark.parametrize("family", ["flux1", "flux2", "wan2.1"])
+def test_decoding_and_encoding_beside_a_denoising_loop(family):
+    """In the middle of a step: the pipeline's own attributes, its scheduler too, are the loop's."""
+    engine, sampling = engine_of(family), settings(family)
+    plan, encoded, expected, _ = run(engine, sampling)
+    pictures, own = engine.decode(plan, expected), engine.pipe.__dict__
+    beside: list[Any] = []
+
+    def go_on(done: int, total: int) -> None:
+        before = dict(own)
+        with ThreadPoolExecutor(2) as pool:
+            decoding = pool.submit(engine.decode, plan, expected)
+            encoding = pool.submit(engine.encode, tiny_pipes.PROMPTS, negatives(family), sampling)
+            beside.append((decoding.result(), encoding.result()))
+        assert {name: id(value) for name, value in own.items()} == {n: id(v) for n, v in before.items()}
+
+    latents, _ = engine.denoise(plan, encoded, SEEDS, sampling, on_step=go_on)
+    assert torch.equal(latents, expected)
+    assert len(beside) == STEPS
+    for decoded, texts in beside[:2]:
+        assert all(np.array_equal(a, b) for a, b in zip(decoded, pictures, strict=True))
+        for name, value in encoded.positive[0].items():
+            assert torch.equal(texts.positive[0][name], value)
+    assert not engine.overlaps  # on a CPU it may, but gains nothing
 
 
 def test_the_tiny_family_is_known_by_where_it_was_loaded_from(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progressive.noise import BASE, SAMPLER, batch_noise, expansion, row_generator, row_noise
+from progressive.noise import BASE, batch_noise, expansion, row_generator, row_noise, sampler
 
 settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")
@@ -37,7 +37,7 @@ def test_streams_differ_between_rows_and_purposes(rows):
     streams = [
         row_noise(seed, purpose, (8,))
         for seed in rows
-        for purpose in (BASE, SAMPLER, expansion(0), expansion(1), expansion(10))
+        for purpose in (BASE, sampler(0), sampler(1), expansion(0), expansion(1), expansion(10))
     ]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(streams, 2))
 
@@ -90,7 +90,7 @@ def test_noise_does_not_touch_the_global_generators():
     np_state = np.random.get_state()[1].copy()
     before = torch.get_rng_state()
     row_noise(1, BASE, SHAPE)
-    row_generator(1)
+    row_generator(1, sampler(0))
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(np.random.get_state()[1], np_state)
 
@@ -98,9 +98,9 @@ def test_noise_does_not_touch_the_global_generators():
 @settings(max_examples=20)
 @given(seeds)
 def test_generators_repeat_by_seed_and_purpose(seed):
-    first, again = (torch.rand(4, generator=row_generator(seed)) for _ in range(2))
+    first, again = (torch.rand(4, generator=row_generator(seed, sampler(0))) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, torch.rand(4, generator=row_generator(seed, "other")))
+    assert not torch.equal(first, torch.rand(4, generator=row_generator(seed, sampler(1))))
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
@@ -108,4 +108,4 @@ def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(ValueError, match=rf"seed is {seed}; it must be from -2\*\*63 to 2\*\*64 - 1"):
         row_noise(seed, BASE, SHAPE)
     with pytest.raises(ValueError, match="seed is"):
-        row_generator(seed)
+        row_generator(seed, sampler(0))
