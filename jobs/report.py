@@ -35,7 +35,7 @@ from jobs.progress import duration
 from jobs.spec import JobSpec
 from jobs.status import status
 from jobs.store import NoSuchObject, Store, open_store
-from jobs.timings import COLUMNS, MAIN_STAGES, Timings
+from jobs.timings import COLUMNS, DENOISER, GENERATION, Timings
 from progressive.schedule import SamplingPlan
 
 _PICTURE_PX = 256
@@ -218,8 +218,8 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
     wall_s = sum(one.wall_s for one in workers)
     gpu = any(one.device.startswith("cuda") for one in workers)
     names = {stage for one in workers for stage, _ in one.seconds}
-    main = [stage for stage in MAIN_STAGES if stage in names]
-    seconds = {name: sum(one.of(name) for one in workers) for name in [*main, *sorted(names - {*main})]}
+    ordered = [*(stage for stage in GENERATION if stage in names), *sorted(names - {*GENERATION})]
+    seconds = {name: sum(one.of(name) for one in workers) for name in ordered}
     palette = charts.Palette((grid.height, grid.width) for grid in grids)
     several = len(grids) > 1  # or there is nothing to compare
     with style():
@@ -242,14 +242,17 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
         "unit_s": wall_s * ((spec.workers.num_gpus or 1) if gpu else 1),
         "workers": len(workers),
         "devices": ", ".join(sorted({one.device for one in workers})),
-        "denoise_share": (seconds.get("denoise", 0.0) + seconds.get("expand", 0.0)) / wall_s,
-        "stages": [(name, took, took / wall_s, name in MAIN_STAGES) for name, took in seconds.items()],
+        "denoise_share": sum(one.denoise_s for one in workers) / wall_s,
+        "stages": [(name, took, took / wall_s, name in GENERATION) for name, took in seconds.items()],
         "sizes": sizes,
         "grids": grids,
         "saving": None if spec.sampling.mode == "fullres" else saving,
         "timeline": timeline,
-        "main_legend": [*palette.legend(main), ("waiting", "waiting")],
-        "denoise_legend": palette.legend([name for name in ("denoise", "expand") if name in names]),
+        "stage_legend": [
+            *palette.legend([name for name in GENERATION if name in names]),
+            ("waiting", "waiting"),
+        ],
+        "denoise_legend": palette.legend([name for name in DENOISER if name in names]),
     }
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from jobs.page import COARSE_TO_FULL, colour
 from jobs.progress import duration
-from jobs.timings import MAIN_STAGES, Grid, GridTime, Saving, Throughput, Timeline, What, WorkerTime
+from jobs.timings import GENERATION, Grid, GridTime, Saving, Throughput, Timeline, What, WorkerTime
 
 _HALF_IN = (5.2, 2.9)  # width and height of a chart beside another
 _FULL_WIDTH_IN = 10.8
@@ -92,7 +92,8 @@ def throughput(made: Throughput) -> Figure:
 
 
 def stages(workers: Sequence[WorkerTime], palette: Palette) -> Figure:
-    """Shares of the wall time of the workers' main threads: of all of them, and of those at work longest."""
+    """Shares of the workers' wall time: of all of them, and of those at work longest. Prompts and pictures
+    count where they are not made beside the denoiser."""
     longest = sorted(workers, key=lambda one: -one.wall_s)[:_MOST_WORKERS]
     bars = [("all workers", workers), *((one.worker, [one]) for one in longest if len(workers) > 1)]
     figure = Figure(figsize=(_HALF_IN[0], max(1.5, 0.6 + 0.28 * len(bars))), layout="constrained")
@@ -100,8 +101,8 @@ def stages(workers: Sequence[WorkerTime], palette: Palette) -> Figure:
     for row, (_, own) in enumerate(bars):
         wall_s = max(sum(one.wall_s for one in own), 1e-9)
         left = 0.0
-        for what in _main_thread(own, palette):
-            share = 100 * sum(one.seconds.get(what, 0.0) for one in own) / wall_s
+        for what in sorted({what for one in own for what in one.exposed}, key=lambda w: _order(w, palette)):
+            share = 100 * sum(one.exposed.get(what, 0.0) for one in own) / wall_s
             axes.barh(row, share, left=left, height=0.66, color=colour(palette.name(what)), linewidth=0)
             left += share
         waiting = 100 * sum(one.waiting_s for one in own) / wall_s
@@ -238,19 +239,13 @@ def batch_sizes(sizes: dict[int, int]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", length=0)
     axes.set_title("batches")
-    axes.set_xlabel("rows in a batch")
+    axes.set_xlabel("rows in a batch on its largest grid")
     return figure
-
-
-def _main_thread(workers: Sequence[WorkerTime], palette: Palette) -> list[What]:
-    """What is on the workers' main threads, in the order of a batch."""
-    found = {what for one in workers for what in one.seconds if what[0] in MAIN_STAGES}
-    return sorted(found, key=lambda what: _order(what, palette))
 
 
 def _order(what: What, palette: Palette) -> tuple[int, int]:
     stage, grid = what
-    return MAIN_STAGES.index(stage), palette.grids.index(grid) if grid is not None else 0
+    return GENERATION.index(stage), palette.grids.index(grid) if grid is not None else 0
 
 
 def _time_unit(seconds: float) -> tuple[int, str]:

@@ -3,9 +3,10 @@
     timings = Timings(table)           # the tables of any number of shards, one after the other, `COLUMNS`
     timings.workers(), timings.grids(), timings.saving(), timings.throughput(), timings.timeline()
 
-A worker's main thread goes through `MAIN_STAGES`, one batch after the other; everything else goes on in
-threads beside it. Working time is seconds from the job's beginning without the pauses in which nobody worked
-on it, so that a job that was resumed a day later is not said to have taken a day.
+A batch is the rows that the timings number together: on each grid they are denoised at once or in several
+goes. A worker denoises on one thread, and everything else may go on beside it. Working time is seconds from
+the job's beginning without the pauses in which nobody worked on it, so that a job that was resumed a day
+later is not said to have taken a day.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ COLUMNS = (
     *("start_s", "start", "worker", "device", "node"),
 )
 """Of the timings, those that are looked at."""
-MAIN_STAGES = ("text_encode", "denoise", "expand", "vae_decode")
+DENOISER = ("denoise", "expand")
+"""The stages that a worker is there for."""
+GENERATION = ("text_encode", *DENOISER, "vae_decode")
+"""Those that its device is used in: beside the denoiser, or before and after it."""
 _PAUSE_S = 60.0  # shorter is no pause, whatever the length of an attempt
 _INTERVALS = 80
 _TIMELINE_BATCHES = 4
@@ -43,22 +47,23 @@ class Batches:
     worker: np.ndarray
     """Index in `Timings.names`."""
     rows: np.ndarray
+    """Those that came as far as the largest grid."""
     begin: np.ndarray
-    """Seconds since 1970, of its first stage on the main thread."""
+    """Seconds since 1970, of its first stage of `GENERATION`."""
     end: np.ndarray
     height: np.ndarray
-    """Latent cells of its last, largest grid."""
+    """Latent cells of its largest grid."""
     width: np.ndarray
     tokens: np.ndarray
     """Of one row on that grid."""
-    steps: np.ndarray
-    """On all grids."""
-    token_steps: np.ndarray
-    """Of one row: tokens times steps, over all grids."""
+    row_steps: np.ndarray
+    """Steps on all grids, summed over rows."""
+    row_token_steps: np.ndarray
+    """Tokens times steps, summed over rows."""
     seconds: np.ndarray
-    """Of denoising and expansions."""
+    """Of the denoiser."""
     full_step_s: np.ndarray
-    """Seconds a step on the largest grid."""
+    """Seconds a row and step on the largest grid."""
     first: np.ndarray
     """Whether it is its worker's first of its size, which also warms up."""
 
@@ -82,16 +87,23 @@ class WorkerTime:
     wall_s: float
     """Working time from its first attempt's beginning to its last one's end."""
     seconds: dict[What, float]
-    """Those outside `MAIN_STAGES` overlap the others."""
+    """In each stage. They overlap."""
+    exposed: dict[What, float]
+    """Of `GENERATION`, without what went on beside the denoiser."""
 
     def of(self, stage: str) -> float:
         """Seconds in a stage, on all grids."""
         return sum(seconds for (name, _), seconds in self.seconds.items() if name == stage)
 
     @property
+    def denoise_s(self) -> float:
+        """Seconds of the denoiser."""
+        return sum(map(self.of, DENOISER))
+
+    @property
     def waiting_s(self) -> float:
-        """What the main thread did not spend in its stages: waiting for a shard, its rows or its commit."""
-        return max(0.0, self.wall_s - sum(map(self.of, MAIN_STAGES)))
+        """What was spent in no stage of `GENERATION`: waiting for a shard, its rows or its commit."""
+        return max(0.0, self.wall_s - sum(self.exposed.values()))
 
 
 @dataclass(frozen=True)
@@ -102,18 +114,19 @@ class GridTime:
     width: int
     tokens: int
     batches: int
+    """Goes: where a batch was denoised in several, each counts."""
     batch_rows: float
     steps: float
     step_s: float
-    """A step of a whole batch."""
+    """A step of all rows of a go."""
     step_row_s: float
-    """The same over the batch's rows."""
+    """The same over its rows."""
     row_s: float
     """All steps of a row."""
     share: float
     """Of all denoising."""
     points: np.ndarray
-    """Each batch's `step_row_s`."""
+    """Each go's `step_row_s`."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,7 @@ class Bar:
     """From the timeline's beginning."""
     seconds: float
     batch: int | None
-    """Counts the timeline's batches; None: of a whole shard, or of a batch before or after."""
+    """Counts the timeline's batches; None: of a whole shard, or of a batch that is not the timeline's."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,7 @@ class Timeline:
     @property
     def denoise_share(self) -> float:
         """Of the timeline, in [0, 1]."""
-        return sum(bar.seconds for bar in self.bars if bar.what[0] in ("denoise", "expand")) / self.seconds
+        return sum(bar.seconds for bar in self.bars if bar.what[0] in DENOISER) / self.seconds
 
 
 class Timings:
@@ -229,9 +242,9 @@ class Timings:
         return _Clock(self._attempt_begin, self._attempt_end, max(_PAUSE_S, 2 * self.weight * usual_s))
 
     @cached_property
-    def _main(self) -> tuple[np.ndarray, np.ndarray]:
-        """(lines on the main thread of batches that were denoised, the batch of each)."""
-        lines = np.flatnonzero(np.isin(self._stage, MAIN_STAGES) & (self._batch >= 0))
+    def _generated(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lines of `GENERATION` of batches that were denoised, the batch of each)."""
+        lines = np.flatnonzero(np.isin(self._stage, GENERATION) & (self._batch >= 0))
         _, batch = _groups(self._attempt[lines], self._batch[lines])
         denoised = np.unique(batch[self._stage[lines] == "denoise"])
         known = np.isin(batch, denoised)
@@ -240,45 +253,52 @@ class Timings:
     @cached_property
     def batches(self) -> Batches:
         """All batches that were denoised."""
-        lines, batch = self._main
+        lines, batch = self._generated
         num = int(batch.max(initial=-1)) + 1
-        rows, begin, end = np.zeros(num, np.int64), np.full(num, np.inf), np.full(num, -np.inf)
-        np.maximum.at(rows, batch, self._rows[lines])
+        begin, end, tokens = np.full(num, np.inf), np.full(num, -np.inf), np.zeros(num, np.int64)
         np.minimum.at(begin, batch, self._begin[lines])
         np.maximum.at(end, batch, self._end[lines])
         denoise = self._stage[lines] == "denoise"
-        with_expansions = denoise | (self._stage[lines] == "expand")
+        np.maximum.at(tokens, batch[denoise], self._tokens[lines[denoise]])
+        full = denoise & (self._tokens[lines] == tokens[batch])  # [lines] on the batch's largest grid
+        row_steps = self._rows * np.maximum(1, self._steps)
 
         def total(values: np.ndarray, of: np.ndarray) -> np.ndarray:
             return np.bincount(batch[of], values[lines[of]], num)
 
-        by_size = np.lexsort((self._tokens[lines[denoise]], batch[denoise]))
-        largest = np.flatnonzero(np.diff(batch[denoise][by_size], append=num))
-        full = lines[denoise][by_size[largest]]  # [batches] its line on the largest grid
-        worker = self._worker[self._attempt[full]]
+        def common(values: np.ndarray) -> np.ndarray:
+            found = np.zeros(num, np.int64)
+            found[batch[full]] = values[lines[full]]
+            return found
+
+        worker, height, width = (
+            common(values) for values in (self._worker[self._attempt], self._height, self._width)
+        )
         in_time = np.argsort(begin, kind="stable")
-        earliest, _ = _groups(worker[in_time], self._height[full][in_time], self._width[full][in_time])
+        earliest, _ = _groups(worker[in_time], height[in_time], width[in_time])
         first = np.zeros(num, bool)
         first[in_time[earliest]] = True
         return Batches(
-            attempt=self._attempt[full],
+            attempt=common(self._attempt),
             worker=worker,
-            rows=rows,
+            rows=total(self._rows, full),
             begin=begin,
             end=end,
-            height=self._height[full],
-            width=self._width[full],
-            tokens=self._tokens[full],
-            steps=total(self._steps, denoise),
-            token_steps=total(self._steps * self._tokens, denoise),
-            seconds=total(self._seconds, with_expansions),
-            full_step_s=self._seconds[full] / np.maximum(1, self._steps[full]),
+            height=height,
+            width=width,
+            tokens=tokens,
+            row_steps=total(row_steps, denoise),
+            row_token_steps=total(row_steps * self._tokens, denoise),
+            seconds=total(self._seconds, np.isin(self._stage[lines], DENOISER)),
+            full_step_s=total(self._seconds, full) / total(row_steps, full),
             first=first,
         )
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches had how many rows."""
-        sizes = Counter(self.batches.rows.tolist())
+        """How many goes on the largest grid of their batch had how many rows."""
+        lines, batch = self._generated
+        full = (self._stage[lines] == "denoise") & (self._tokens[lines] == self.batches.tokens[batch])
+        sizes = Counter(self._rows[lines[full]].tolist())
         return {rows: round(self.weight * count) for rows, count in sorted(sizes.items())}
 
     def workers(self) -> list[WorkerTime]:
@@ -291,13 +311,21 @@ class Timings:
             wall_s = self._clock.at(self._attempt_end[own].max()) - self._clock.at(
                 self._attempt_begin[own].min()
             )
-            seconds = self._sums(np.flatnonzero(worker == number))
-            found.append(WorkerTime(*name, self.weight * float(made[number]), float(wall_s), seconds))
+            lines = np.flatnonzero(worker == number)
+            found.append(
+                WorkerTime(
+                    *name,
+                    rows=self.weight * float(made[number]),
+                    wall_s=float(wall_s),
+                    seconds=self._sums(lines, self._seconds),
+                    exposed=self._exposed(lines),
+                )
+            )
         return found
 
     def grids(self) -> list[GridTime]:
         """Each grid that was denoised on, the smallest first."""
-        lines, batch = self._main
+        lines, batch = self._generated
         own = (self._stage[lines] == "denoise") & self.batches.counted[batch]
         lines = lines[own]
         first, group = _groups(self._height[lines], self._width[lines], self._tokens[lines])
@@ -329,14 +357,17 @@ class Timings:
         rows, seconds = batches.rows[counted], float(batches.seconds[counted].sum())
         if not seconds:
             return None
-        full_s = batches.steps * batches.full_step_s
-        full_token_steps = (batches.tokens * batches.steps)[counted]
-        lines, batch = self._main
-        own = counted[batch] & np.isin(self._stage[lines], ("denoise", "expand"))
+        full_s = batches.row_steps * batches.full_step_s
+        full_token_steps = batches.row_steps * batches.tokens
+        lines, batch = self._generated
+        own = lines[counted[batch] & np.isin(self._stage[lines], DENOISER)]
         return Saving(
-            ideal=float((rows * full_token_steps).sum() / (rows * batches.token_steps[counted]).sum()),
+            ideal=float(full_token_steps[counted].sum() / batches.row_token_steps[counted].sum()),
             measured=float(np.median((full_s / batches.seconds)[counted])),
-            row_s={what: took / self.weight / rows.sum() for what, took in self._sums(lines[own]).items()},
+            row_s={
+                what: took / self.weight / float(rows.sum())
+                for what, took in self._sums(own, self._seconds).items()
+            },
             warming=bool((batches.first & counted).any()),
         )
 
@@ -374,18 +405,16 @@ class Timings:
         spans = batches.end[windows[:, -1]] - batches.begin[windows[:, 0]]
         window = windows[np.argmin(spans * np.where(one_shard, _OVER_SHARDS, 1.0))]
         begin, end = float(batches.begin[window[0]]), float(batches.end[window[-1]])
-        lines, batch = self._main
+        lines, batch = self._generated
         number = {int(which): k for k, which in enumerate(window)}
-        of_batch = {
-            int(line): number[b] for line, b in zip(lines, batch.tolist(), strict=True) if b in number
-        }
-        beside = ~np.isin(self._stage, MAIN_STAGES) & (self._worker[self._attempt] == worker)
-        shown = np.flatnonzero(beside & (self._end > begin) & (self._begin < end))
+        of_window = np.isin(batch, window)
+        of_batch = dict(zip(lines[of_window].tolist(), batch[of_window].tolist(), strict=True))
+        theirs = self._worker[self._attempt] == worker
         bars = []
-        for line in sorted([*of_batch, *shown.tolist()]):
+        for line in np.flatnonzero(theirs & (self._end > begin) & (self._begin < end)).tolist():
             starts, ends = max(begin, self._begin[line]), min(end, self._end[line])
-            bar = Bar(self._what(line), float(starts - begin), float(ends - starts), of_batch.get(line))
-            bars.append(bar)
+            which = number[of_batch[line]] if line in of_batch else None
+            bars.append(Bar(self._what(line), float(starts - begin), float(ends - starts), which))
         return Timeline(self.names[worker][0], end - begin, tuple(bars))
 
     def _spans(self, worker: int) -> tuple[np.ndarray, np.ndarray]:
@@ -398,13 +427,24 @@ class Timings:
         grid = (int(self._height[line]), int(self._width[line])) if stage == "denoise" else None
         return stage, grid
 
-    def _sums(self, lines: np.ndarray) -> dict[What, float]:
-        """Seconds of some of the lines by what they are, weighted."""
+    def _sums(self, lines: np.ndarray, seconds: np.ndarray) -> dict[What, float]:
+        """`seconds` of some of the lines by what they are, weighted."""
         denoise = self._stage[lines] == "denoise"
         grids = (np.where(denoise, side[lines], -1) for side in (self._height, self._width))
         first, group = _groups(self._stage[lines], *grids)
-        sums = self.weight * np.bincount(group, self._seconds[lines], len(first))
-        return {self._what(line): float(seconds) for line, seconds in zip(lines[first], sums, strict=True)}
+        sums = self.weight * np.bincount(group, seconds[lines], len(first))
+        return {self._what(line): float(total) for line, total in zip(lines[first], sums, strict=True)}
+
+    def _exposed(self, lines: np.ndarray) -> dict[What, float]:
+        """Of a worker's lines of `GENERATION`: the seconds in which it did not denoise, or did only that."""
+        lines = lines[np.isin(self._stage[lines], GENERATION)]
+        denoising = np.isin(self._stage[lines], DENOISER)
+        seconds = self._seconds.copy()
+        if denoising.any():
+            clock = _Clock(self._begin[lines[denoising]], self._end[lines[denoising]], 0.0)
+            other = lines[~denoising]
+            seconds[other] -= clock.at(self._end[other]) - clock.at(self._begin[other])
+        return self._sums(lines, seconds)
 
 
 class _Clock:

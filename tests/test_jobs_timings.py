@@ -107,6 +107,44 @@ def test_where_there_are_only_first_batches_they_count():
     assert saving.warming
 
 
+def test_a_batch_may_be_denoised_in_several_goes():
+    """Eight rows at once on the coarse grid, twice four on the full one."""
+    lines = []
+    for batch, at in enumerate((0.0, 100.0)):
+        for stage, side, rows, steps, seconds, begin in (
+            ("denoise", 8, 8, 6, 2.4, 0.0),
+            ("expand", 16, 4, 0, 0.1, 2.4),
+            ("denoise", 16, 4, 10, 6.0, 2.5),
+            ("expand", 16, 4, 0, 0.1, 8.5),
+            ("denoise", 16, 4, 10, 6.0, 8.6),
+        ):
+            about = {"shard": 0, "batch": batch, "stage": stage, "rows": rows, "seconds": seconds}
+            about |= {"worker": "w0", "device": "cuda:0", "node": "here", "start_s": at + begin}
+            about |= {"height": side, "width": side, "tokens": side * side // 4, "steps": steps}
+            lines.append(about | {"start": datetime.fromtimestamp(START + at + begin, UTC)})
+    job = timings(lines)
+    small, large = job.grids()
+    assert (small.batches, small.batch_rows, large.batches, large.batch_rows) == (1, 8, 2, 4)
+    assert (small.row_s, large.row_s) == pytest.approx((0.3, 1.5))
+    assert job.batch_sizes() == {4: 4}
+    assert job.batches.rows.tolist() == [8, 8]
+    saving = job.saving()
+    assert saving.ideal == pytest.approx(16 * 64 / (6 * 16 + 10 * 64))
+    assert saving.measured == pytest.approx(8 * 16 * 0.15 / 14.6)
+    assert sum(saving.row_s.values()) == pytest.approx(14.6 / 8)
+
+
+def test_what_goes_on_beside_the_denoiser_does_not_fill_the_wall_time():
+    lines = attempt(0, START, batches=2)
+    first = next(line for line in lines if line["stage"] == "vae_decode")
+    first |= {"seconds": 5.0}  # four of them beside the next batch: half a second of text, 3.5 of denoising
+    (worker,) = timings(lines).workers()
+    assert worker.of("vae_decode") == pytest.approx(6)
+    assert worker.exposed["vae_decode", None] == pytest.approx(6 - 3.5)
+    assert worker.denoise_s == pytest.approx(2 * 8.5)
+    assert worker.exposed["denoise", (16, 16)] == pytest.approx(12)
+
+
 def test_some_of_the_shards_stand_for_all(job):
     many = timings(attempt(0, START, slow=3), attempt(2, START + 44), weight=5.0)
     few = timings(attempt(0, START, slow=3), attempt(2, START + 44))
