@@ -49,6 +49,7 @@ class NoopEngine:
 
     device = "cpu"
     family = FAMILIES["flux1"]
+    overlaps = False
 
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
@@ -56,17 +57,37 @@ class NoopEngine:
         return plan_sampling(sampling, self.family, (1.0, 0.0), height_px=height_px, width_px=width_px)
 
     def encode(
-        self, prompts: Sequence[str], negatives: Sequence[str | None], sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        *,
+        known: Any = None,
     ) -> list[str]:
         return list(prompts)
+
+    def begin(
+        self, plan: SamplingPlan, encoded: list[str], seeds: Sequence[int], sampling: Sampling
+    ) -> NoopTrajectories:
+        return NoopTrajectories()
 
     def denoise(
         self, plan: SamplingPlan, encoded: list[str], seeds: Sequence[int], sampling: Sampling
     ) -> tuple[Any, list[Any]]:
-        return np.zeros((len(seeds), 1, 1, 1), np.float32), []
+        return NoopTrajectories().latents(range(len(seeds))), []
 
     def decode(self, plan: SamplingPlan, latents: Any) -> list[Image.Image]:
         return [Image.new("RGB", (_SIDE_PX, _SIDE_PX)) for _ in latents]
+
+
+class NoopTrajectories:
+    """Rows that need nothing done."""
+
+    def run(self, index: int, rows: Sequence[int]) -> list[Any]:
+        return []
+
+    def latents(self, rows: Sequence[int]) -> Any:
+        return np.zeros((len(rows), 1, 1, 1), np.float32)
 
 
 def noop_engine(spec: JobSpec) -> NoopEngine:

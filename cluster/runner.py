@@ -4,9 +4,12 @@
     for event in runner.attempt(assignment): ...     # events of cluster.dispatch, as they happen
     for event in runner.flush(): ...                 # wait for commits in the background
 
-The calling thread does nothing but generate. Reading the next shard, encoding pictures and committing the
-last shard go on in threads beside it. What an exception means is decided by `cluster.faults` alone; a row
-that cannot be made becomes a reject here, anything else ends the attempt with a `ShardFailed`.
+Rows of one size make a group, which goes through the stages together: on each grid in batches of as many rows
+as are best there, so that a coarse stage, whose rows are small, takes more at once. The calling thread does
+nothing but generate. Reading the next shard, encoding pictures and committing the last shard go on in threads
+beside it; on a GPU, encoding the next group's prompts and decoding the last batch too. What an exception
+means is decided by `cluster.faults` alone; a row that cannot be made becomes a reject here, anything else
+ends the attempt with a `ShardFailed`.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 from uuid import uuid4
@@ -45,7 +48,7 @@ from jobs.prompts import ShardRows, read_shard
 from jobs.rows import PROMPT_CUT, Reject, Row
 from jobs.spec import JobSpec
 from jobs.store import Store
-from progressive.schedule import SamplingPlan
+from progressive.schedule import SamplingPlan, Stage
 from progressive.settings import Sampling
 
 ALIVE_S = 1.0
@@ -54,8 +57,10 @@ ENCODERS = 4
 """Threads that encode pictures, at most."""
 CPU_BATCH = 4
 """Rows a batch where `batch_size: auto` runs on a CPU, which larger ones do not make faster."""
-GPU_BATCH_MAX = 64
-"""Largest batch that `batch_size: auto` tries."""
+BATCH_MAX = 64
+"""Largest batch that `batch_size: auto` tries, and that a coarse stage gets of itself."""
+TEXTS = 64
+"""Encoded prompts that are remembered, for those that come again. FLUX.1's take 4 MB each."""
 WORTH_IT = 1.05
 """A batch twice as large must make this many times as many rows a second to be kept."""
 
@@ -77,6 +82,15 @@ class StageReport(Protocol):
     def steps(self) -> int: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+
+
+class Trajectories(Protocol):
+    """Rows on their way through the stages, as `progressive.engine.Trajectories`."""
+
+    def run(self, index: int, rows: Sequence[int]) -> Sequence[StageReport]: ...
+    def latents(self, rows: Sequence[int]) -> Any: ...
 
 
 class Engine(Protocol):
@@ -86,10 +100,22 @@ class Engine(Protocol):
     def device(self) -> Any: ...
     @property
     def family(self) -> Any: ...
+    @property
+    def overlaps(self) -> bool: ...
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
     ) -> SamplingPlan: ...
-    def encode(self, prompts: Sequence[str], negatives: Sequence[str | None], sampling: Sampling) -> Any: ...
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        *,
+        known: MutableMapping[str, Any] | None = None,
+    ) -> Any: ...
+    def begin(
+        self, plan: SamplingPlan, encoded: Any, seeds: Sequence[int], sampling: Sampling
+    ) -> Trajectories: ...
     def denoise(
         self, plan: SamplingPlan, encoded: Any, seeds: Sequence[int], sampling: Sampling
     ) -> tuple[Any, Sequence[StageReport]]: ...
@@ -97,9 +123,11 @@ class Engine(Protocol):
 
 
 class BatchSizes:
-    """How many rows to denoise together, by size in pixels. Remembers what ran out of memory.
+    """How many rows to denoise together, by grid. Remembers what ran out of memory.
 
-    `auto` on a GPU doubles the batch while that makes more rows a second, then stays with the best.
+    A number is the rows at full size; a coarse stage starts with as many as have no more tokens, up to
+    `BATCH_MAX`. `auto` on a GPU doubles each grid's batch while that makes more rows a second, then stays
+    with the best.
     """
 
     def __init__(self, setting: int | Literal["auto"], *, gpu: bool) -> None:
@@ -111,12 +139,21 @@ class BatchSizes:
         self._settled: set[Any] = set()
         self._warm: set[tuple[Any, int]] = set()
 
-    def next(self, key: Any) -> int:
-        """Rows for the next batch of this size."""
-        return self._sizes.setdefault(key, self._first)
+    def first(self, stage: Stage, full: Stage) -> int:
+        """Rows that a stage of a plan whose last stage is `full` starts with."""
+        return max(self._first, min(BATCH_MAX, self._first * full.tokens // stage.tokens))
 
-    def done(self, key: Any, rows: int, seconds: float) -> None:
-        """A batch was made."""
+    def next(self, stage: Stage, full: Stage) -> int:
+        """Rows for the next batch of this stage."""
+        return self._sizes.setdefault(_key(stage), self.first(stage, full))
+
+    def group(self, plan: SamplingPlan) -> int:
+        """Rows to take through the stages together: enough for the largest batch of any."""
+        return max(self.next(stage, plan.stages[-1]) for stage in plan.stages)
+
+    def done(self, stage: Stage, rows: int, seconds: float) -> None:
+        """A batch was denoised."""
+        key = _key(stage)
         if not self._grows or key in self._settled or rows != self._sizes.get(key):
             return
         if (key, rows) not in self._warm:  # the first of a size also compiles and plans memory
@@ -124,7 +161,7 @@ class BatchSizes:
             return
         rates = self._rates.setdefault(key, {})
         rates[rows] = rows / max(seconds, 1e-9)
-        larger = min(2 * rows, self._limits.get(key, GPU_BATCH_MAX), GPU_BATCH_MAX)
+        larger = min(2 * rows, self._limits.get(key, BATCH_MAX), BATCH_MAX)
         if rates[rows] < WORTH_IT * rates.get(rows // 2, 0.0):
             self._sizes[key] = rows // 2
             self._settled.add(key)
@@ -133,17 +170,30 @@ class BatchSizes:
         else:
             self._sizes[key] = larger
 
-    def limit(self, key: Any, rows: int) -> int:
+    def limit(self, stage: Stage, rows: int) -> int:
         """How many of these rows are not known to be too many."""
-        return min(rows, self._limits.get(key, rows))
+        return min(rows, self._limits.get(_key(stage), rows))
 
-    def failed(self, key: Any, rows: int) -> int:
+    def failed(self, stage: Stage, rows: int) -> int:
         """A batch of this many rows, above 1, ran out of memory; the size to go on with."""
-        half = max(1, rows // 2)
+        key, half = _key(stage), max(1, rows // 2)
         self._limits[key] = min(half, self._limits.get(key, half))
         self._sizes[key] = min(self._limits[key], self._sizes.get(key, half))
         self._settled.add(key)
         return self._sizes[key]
+
+
+class Texts(OrderedDict[str, Any]):
+    """The encoded prompts that were used last, `TEXTS` of them."""
+
+    def __getitem__(self, text: str) -> Any:
+        self.move_to_end(text)
+        return super().__getitem__(text)
+
+    def __setitem__(self, text: str, encoded: Any) -> None:
+        super().__setitem__(text, encoded)
+        if len(self) > TEXTS:
+            self.popitem(last=False)
 
 
 class _Returned(Exception):
@@ -159,12 +209,41 @@ class _Failed(Exception):
 
 
 @dataclass
+class _Group:
+    """Rows of one size that go through the stages together."""
+
+    number: int
+    """In the attempt, from 0."""
+    rows: list[Row]
+    plan: SamplingPlan
+    trajectories: Trajectories
+    stages: list[list[StageTime]]
+    """Of each row."""
+    denoise_seconds: list[float]
+    """Of each row, with the expansions."""
+
+    def ids(self, some: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.rows[index].row_id for index in some)
+
+
+@dataclass
+class _Decoded:
+    """A batch as the engine's decoder gave it."""
+
+    media: Sequence[Any]
+    latents: Sequence[np.ndarray | None]
+    begin: float
+    """Seconds since 1970."""
+    seconds: float
+
+
+@dataclass
 class _Picture:
     """A sample whose picture is being encoded."""
 
     row: Row
     plan: SamplingPlan
-    batch: int
+    group: int
     stages: tuple[StageTime, ...]
     denoise_seconds: float
     latents: np.ndarray | None
@@ -184,7 +263,16 @@ class _Attempt:
     pictures: list[_Picture] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
-    batches: int = 0
+    groups: int = 0
+    named: tuple[str, ...] = ()
+    """The rows that were last said to be in flight."""
+    decoding: tuple[_Group, list[int], Future[_Decoded]] | None = None
+    """A batch whose pictures are being decoded."""
+
+    @property
+    def careful(self) -> bool:
+        """One row at a time, and nothing beside it."""
+        return self.assignment.isolate or bool(self.assignment.suspects)
 
     @property
     def shard(self) -> int:
@@ -225,6 +313,12 @@ class Runner:
         self._kind: Literal["image", "video"] = "video" if engine.family.default_frames else "image"
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        self._beside = {
+            what: ThreadPoolExecutor(1, thread_name_prefix=what) if engine.overlaps else _Inline()
+            for what in ("text", "decode")
+        }
+        self._texts = Texts()
+        self._texts_ahead: tuple[tuple[Row, ...], Future[tuple[Any, float, float]]] | None = None
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._ahead: tuple[int, Future[tuple[ShardRows, Timing, float]]] | None = None
         self._commits: list[tuple[_Attempt, Future[tuple[int, list[Reject]]]]] = []
@@ -266,7 +360,7 @@ class Runner:
 
     def close(self) -> None:
         """Finish the commits in the background and end the threads."""
-        for pool in (self._reader, self._encoders, self._committer):
+        for pool in (self._reader, *self._beside.values(), self._encoders, self._committer):
             pool.shutdown(wait=True, cancel_futures=pool is self._reader)
 
     # One attempt, in call order.
@@ -276,10 +370,7 @@ class Runner:
         self._go_on(run)
         yield from self._read(run)
         assert run.read is not None
-        rows = self._without_quarantined(run, run.read)
-        for batch, plan in self._batches(run, rows):
-            yield from self._batch(run, batch, plan)
-            yield from self._reap()
+        yield from self._generate(run, self._without_quarantined(run, run.read))
         run.stage = "commit"
         while self._commits:  # one commit at a time: more would pile up pictures
             yield from self._wait(run, self._commits[0][1])
@@ -321,8 +412,16 @@ class Runner:
                 run.rejects.append(_reject(row, why.error_class, why.message, "generate", why.deaths))
         return [row for row in read.rows if row.row_id not in known]
 
-    def _batches(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[tuple[list[Row], SamplingPlan]]:
-        """Rows to make together: suspects first, each alone, then runs of one size in source order."""
+    def _generate(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
+        for group, plan, upcoming in self._groups(run, rows):
+            yield from self._group(run, group, plan, upcoming)
+        yield from self._decoded(run)
+
+    def _groups(
+        self, run: _Attempt, rows: Sequence[Row]
+    ) -> Iterator[tuple[list[Row], SamplingPlan, list[Row]]]:
+        """(rows to make together, their stages, what most likely comes next): suspects first, each alone,
+        then runs of one size in source order."""
         first = set(run.assignment.suspects)
         alone = [row for row in rows if row.row_id in first]
         sizes: dict[tuple[int | None, int | None], list[Row]] = {}
@@ -332,13 +431,19 @@ class Runner:
         for row in alone:
             plan = self._plan(run, [row])
             if plan is not None:
-                yield [row], plan
+                yield [row], plan, []
         for same in sizes.values():
             plan = self._plan(run, same)
             while plan is not None and same:
-                count = 1 if run.assignment.isolate else self._sizes.next(_key(plan))
-                yield same[:count], plan
+                count = 1 if run.assignment.isolate else self._sizes.group(plan)
+                yield same[:count], plan, same[count : 2 * count] or self._next_shard(count)
                 same = same[count:]
+
+    def _next_shard(self, count: int) -> list[Row]:
+        """The first rows of the next shard, as far as they are known."""
+        if self._ahead is None or not self._ahead[1].done() or self._ahead[1].exception():
+            return []
+        return list(self._ahead[1].result()[0].rows[:count])
 
     def _plan(self, run: _Attempt, rows: Sequence[Row]) -> SamplingPlan | None:
         """The stages of rows of one size; None, and the rows rejected, where the model cannot make it."""
@@ -349,79 +454,164 @@ class Runner:
             self._reject(run, rows, SizeError(first_line(error)))
             return None
 
-    def _batch(self, run: _Attempt, rows: list[Row], plan: SamplingPlan) -> Iterator[Event]:
-        """Make rows together, or in ever smaller batches where that does not go; the others are rejected."""
+    def _group(
+        self, run: _Attempt, rows: list[Row], plan: SamplingPlan, upcoming: list[Row]
+    ) -> Iterator[Event]:
+        """Take rows through all stages; where their prompts cannot be encoded together, in smaller groups."""
         todo = [rows]
         while todo:
             self._go_on(run)
             rows = todo.pop()
-            most = self._sizes.limit(_key(plan), len(rows))
-            if most < len(rows):  # its other half was found not to fit
-                todo.append(rows[most:])
-                rows = rows[:most]
-            ids = tuple(row.row_id for row in rows)
-            yield RowsStarted(self.worker, run.shard, run.assignment.attempt, ids)
+            yield from self._started(run, rows)
             try:
-                self._make(run, rows, plan)
-                ended = rows
+                group = self._begin(run, rows, plan, upcoming)
             except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
-                ended, again = self._after(run, rows, plan, error)
-                todo += reversed(again)
-            if ended:
-                ids = tuple(row.row_id for row in ended)
-                yield RowsDone(self.worker, run.shard, run.assignment.attempt, ids)
+                ended, again = self._after(run, list(range(len(rows))), error)
+                self._reject(run, [rows[index] for index in ended], error)
+                yield from self._ended(run, [rows[index] for index in ended])
+                todo += reversed([[rows[index] for index in some] for some in again])
+                continue
+            left = list(range(len(rows)))
+            for index in range(len(plan.stages)):
+                left = yield from self._stage(run, group, index, left)
 
-    def _make(self, run: _Attempt, rows: Sequence[Row], plan: SamplingPlan) -> None:
-        sampling, count, begin = self.spec.sampling, len(rows), time.perf_counter()
-        timings: list[Timing] = []
-        full = plan.stages[-1]
-        ids = tuple(row.row_id for row in rows)
-
-        def note(stage: str, start: float, seconds: float, **grid: int) -> None:
-            offset = start - begin + (begun - run.started)
-            timings.append(
-                Timing(
-                    run.batches, stage, count, seconds=seconds, start_s=max(0.0, offset), row_ids=ids, **grid
-                )
-            )
-
-        begun = time.time()
+    def _begin(self, run: _Attempt, rows: list[Row], plan: SamplingPlan, upcoming: list[Row]) -> _Group:
+        """The group's prompts encoded, those that come next on their way, and its rows ready to go."""
         run.stage = "text_encode"
-        encoded = self.engine.encode(
-            [row.prompt for row in rows], [row.negative_prompt for row in rows], sampling
-        )
-        then = time.perf_counter()
-        note("text_encode", begin, then - begin)
-
+        ahead, self._texts_ahead = self._texts_ahead, None
+        if ahead is not None and ahead[0] == tuple(rows):
+            encoding = ahead[1]
+        else:
+            encoding = self._beside["text"].submit(self._text, rows)
+        if self.engine.overlaps and upcoming and not run.careful:
+            self._texts_ahead = tuple(upcoming), self._beside["text"].submit(self._text, upcoming)
+        encoded, begin, seconds = encoding.result()
+        timings = [self._timing(run, run.groups, "text_encode", rows, begin, seconds)]
         run.stage = "denoise"
-        latents, reports = self.engine.denoise(plan, encoded, [row.seed for row in rows], sampling)
-        for report in reports:
+        seeds = [row.seed for row in rows]
+        trajectories = self.engine.begin(plan, encoded, seeds, self.spec.sampling)
+        self._note(run, timings)
+        run.groups += 1
+        count = len(rows)
+        return _Group(run.groups - 1, rows, plan, trajectories, [[] for _ in rows], [0.0] * count)
+
+    def _text(self, rows: Sequence[Row]) -> tuple[Any, float, float]:
+        """(encoded prompts, when that began, seconds); in the one thread that uses `_texts`."""
+        begin = time.time()
+        prompts, negatives = [row.prompt for row in rows], [row.negative_prompt for row in rows]
+        encoded = self.engine.encode(prompts, negatives, self.spec.sampling, known=self._texts)
+        return encoded, begin, time.time() - begin
+
+    def _stage(
+        self, run: _Attempt, group: _Group, index: int, rows: list[int]
+    ) -> Generator[Event, None, list[int]]:
+        """Take rows of a group through a stage, in batches, or in ever smaller ones where that does not go.
+        Returns the rows that are left; the others are rejected."""
+        stage, full = group.plan.stages[index], group.plan.stages[-1]
+        waiting, again, left = list(rows), list[list[int]](), list[int]()
+        while waiting or again:
+            self._go_on(run)
+            if again:
+                batch = again.pop()
+            else:
+                count = self._sizes.next(stage, full)
+                batch, waiting = waiting[:count], waiting[count:]
+            most = self._sizes.limit(stage, len(batch))
+            if most < len(batch):  # its other half was found not to fit
+                again.append(batch[most:])
+                batch = batch[:most]
+            yield from self._started(run, [group.rows[row] for row in batch])
+            run.stage = "denoise"
+            try:
+                self._denoise(run, group, index, batch)
+            except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
+                ended, smaller = self._after(run, batch, error, stage)
+                again += reversed(smaller)
+                self._reject(run, [group.rows[row] for row in ended], error)
+                yield from self._ended(run, [group.rows[row] for row in ended])
+                continue
+            left += batch
+            if stage is full:
+                yield from self._decode(run, group, batch)
+            yield from self._reap()
+        return sorted(left)
+
+    def _denoise(self, run: _Attempt, group: _Group, index: int, batch: list[int]) -> None:
+        then, timings, waiting = time.time(), list[Timing](), list(batch)
+        for report in group.trajectories.run(index, batch):
+            some = waiting[: report.rows]  # an engine may take fewer at once, in the same order
             grid = {"height": report.height, "width": report.width, "tokens": report.tokens}
-            note(report.kind, then, report.seconds, steps=report.steps, **grid)
+            rows = [group.rows[row] for row in some]
+            timing = self._timing(
+                run, group.number, report.kind, rows, then, report.seconds, steps=report.steps, **grid
+            )
+            timings.append(timing)
             then += report.seconds
+            share = report.seconds / report.rows
+            for row in some:
+                group.denoise_seconds[row] += share
+            if report.kind == "denoise":
+                waiting = waiting[report.rows :]
+                self._sizes.done(group.plan.stages[index], report.rows, report.seconds)
+                for row in some:
+                    group.stages[row].append(StageTime(**grid, steps=report.steps, seconds=share))
+        self._note(run, timings)
 
-        run.stage = "vae_decode"
-        then = time.perf_counter()
-        media = self.engine.decode(plan, latents)
-        kept = _arrays(latents) if self.spec.output.latents else [None] * count
-        assert len(media) == count, f"{len(media)} pictures of {count} rows"
-        now = time.perf_counter()
-        note("vae_decode", then, now - then, height=full.height, width=full.width, tokens=full.tokens)
-        self._sizes.done(_key(plan), count, now - begin)
+    def _decode(self, run: _Attempt, group: _Group, batch: list[int]) -> Iterator[Event]:
+        """Start on a batch's pictures, once those of the batch before are there."""
+        yield from self._decoded(run)
+        future = self._beside["decode"].submit(self._media, group, batch)
+        run.decoding = group, batch, future
+        if run.careful or not self.engine.overlaps:
+            yield from self._decoded(run)
 
-        run.timings += timings
-        self._on_timings(timings)
-        stages = tuple(
-            StageTime(r.height, r.width, r.tokens, r.steps, r.seconds / count)
-            for r in reports
-            if r.kind == "denoise"
-        )
-        seconds = sum(report.seconds for report in reports) / count
-        for row, medium, own in zip(rows, media, kept, strict=True):
-            encoding = self._encoders.submit(self._encode, medium)
-            run.pictures.append(_Picture(row, plan, run.batches, stages, seconds, own, encoding))
-        run.batches += 1
-        waiting = [picture.encoding for picture in run.pictures[: -2 * count]]
+    def _decoded(self, run: _Attempt) -> Iterator[Event]:
+        """Wait for the pictures that are being decoded, if any; fewer at a time where that does not go."""
+        if run.decoding is None:
+            return
+        (group, batch, future), run.decoding = run.decoding, None
+        todo = [batch]
+        while todo:
+            batch = todo.pop()
+            run.stage = "vae_decode"
+            try:
+                self._keep(run, group, batch, future.result())
+                ended = batch
+            except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
+                ended, again = self._after(run, batch, error)
+                self._reject(run, [group.rows[row] for row in ended], error)
+                todo += reversed(again)
+            if todo:
+                future = self._beside["decode"].submit(self._media, group, todo[-1])
+            yield from self._ended(run, [group.rows[row] for row in ended])
+
+    def _media(self, group: _Group, batch: list[int]) -> _Decoded:
+        begin = time.time()
+        latents = group.trajectories.latents(batch)
+        media = self.engine.decode(group.plan, latents)
+        assert len(media) == len(batch), f"{len(media)} pictures of {len(batch)} rows"
+        kept = _arrays(latents) if self.spec.output.latents else [None] * len(batch)
+        return _Decoded(media, kept, begin, time.time() - begin)
+
+    def _keep(self, run: _Attempt, group: _Group, batch: list[int], decoded: _Decoded) -> None:
+        """Hand a batch's pictures to the threads that encode them."""
+        full = group.plan.stages[-1]
+        grid = {"height": full.height, "width": full.width, "tokens": full.tokens}
+        rows = [group.rows[row] for row in batch]
+        timing = self._timing(run, group.number, "vae_decode", rows, decoded.begin, decoded.seconds, **grid)
+        self._note(run, [timing])
+        for row, medium, latents in zip(batch, decoded.media, decoded.latents, strict=True):
+            picture = _Picture(
+                row=group.rows[row],
+                plan=group.plan,
+                group=group.number,
+                stages=tuple(group.stages[row]),
+                denoise_seconds=group.denoise_seconds[row],
+                latents=latents,
+                encoding=self._encoders.submit(self._encode, medium),
+            )
+            run.pictures.append(picture)
+        waiting = [picture.encoding for picture in run.pictures[: -2 * len(batch)]]
         if waiting:  # pictures not yet encoded are large: at most two batches of them
             wait(waiting)
 
@@ -430,31 +620,30 @@ class Runner:
         return encode_media(medium, self.spec.output), begin, time.time()
 
     def _after(
-        self, run: _Attempt, rows: list[Row], plan: SamplingPlan, error: Exception
-    ) -> tuple[list[Row], list[list[Row]]]:
-        """What a batch's exception asks for: (rows that it ended, batches to try again)."""
-        failure = Failure.of(error, run.stage)
+        self, run: _Attempt, batch: list[int], error: Exception, stage: Stage | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """What a batch's exception asks for: (rows to reject, batches to try again). `stage`: the one that it
+        was in, whose batches are too large if there was not enough memory."""
+        failure, half = Failure.of(error, run.stage), (len(batch) + 1) // 2
         if failure.action is Action.HALVE_BATCH:
             error.__traceback__ = None  # its frames hold the batch's tensors
             self._free_memory()
-            if len(rows) > 1:
-                size = self._sizes.failed(_key(plan), len(rows))
-                _log.warning("out of memory with %d rows; %d a batch from now on", len(rows), size)
-                return [], [rows[k : k + size] for k in range(0, len(rows), size)]
+            if stage is not None and len(batch) > 1:
+                half = self._sizes.failed(stage, len(batch))
+                _log.warning(
+                    "out of memory with %d rows on the %d x %d grid; %d a batch from now on",
+                    *(len(batch), stage.height, stage.width, half),
+                )
         elif failure.action is Action.REJECT_ROW:
-            named = {k for k in getattr(error, "rows", ()) if 0 <= k < len(rows)}
-            if named:
-                bad = [row for k, row in enumerate(rows) if k in named]
-                good = [row for k, row in enumerate(rows) if k not in named]
-                self._reject(run, bad, error)
+            bad = [row for row in batch if row in getattr(error, "rows", ())]
+            good = [row for row in batch if row not in bad]
+            if bad:
                 return bad, [good] if good else []
-            if len(rows) > 1:
-                half = len(rows) // 2
-                return [], [rows[:half], rows[half:]]
         else:
             raise _Failed(failure) from error
-        self._reject(run, rows, error)
-        return rows, []
+        if len(batch) == 1:
+            return batch, []
+        return [], [batch[k : k + half] for k in range(0, len(batch), half)]
 
     def _reject(self, run: _Attempt, rows: Iterable[Row], error: Exception) -> None:
         stage = getattr(error, "stage", None)
@@ -485,7 +674,7 @@ class Runner:
                 attempt = run.assignment.attempt
                 rejects.append(_reject(row, failure.error_class, failure.message, "image_encode", attempt))
                 continue
-            spans.setdefault(picture.batch, []).append((row.row_id, begin, end))
+            spans.setdefault(picture.group, []).append((row.row_id, begin, end))
             made.append(
                 Made(
                     row=row,
@@ -501,13 +690,13 @@ class Runner:
             )
         run.pictures.clear()
         before = len(run.timings)
-        for batch, span in spans.items():
+        for group, span in spans.items():
             begin = min(begin for _, begin, _ in span)
             seconds = max(end for _, _, end in span) - begin
             ids = tuple(row_id for row_id, _, _ in span)
             start_s = begin - run.started
             run.timings.append(
-                Timing(batch, "image_encode", len(span), seconds=seconds, start_s=start_s, row_ids=ids)
+                Timing(group, "image_encode", len(span), seconds=seconds, start_s=start_s, row_ids=ids)
             )
         part = build_part(
             self.spec,
@@ -539,6 +728,39 @@ class Runner:
         return len(made) + len(rejects), rejects
 
     # Between batches.
+
+    def _started(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
+        """Name the rows that are in flight from now on: these, and those whose pictures are being decoded."""
+        decoding = run.decoding[0].ids(run.decoding[1]) if run.decoding else ()
+        ids = (*decoding, *(row.row_id for row in rows))
+        if ids != run.named:
+            run.named = ids
+            yield RowsStarted(self.worker, run.shard, run.assignment.attempt, ids)
+
+    def _ended(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
+        if rows:
+            ids = tuple(row.row_id for row in rows)
+            run.named = tuple(row_id for row_id in run.named if row_id not in ids)
+            yield RowsDone(self.worker, run.shard, run.assignment.attempt, ids)
+
+    def _timing(
+        self,
+        run: _Attempt,
+        group: int,
+        stage: str,
+        rows: Sequence[Row],
+        begin: float,
+        seconds: float,
+        **grid: int,
+    ) -> Timing:
+        """A line of the timings for some of a group's rows; `begin` in seconds since 1970."""
+        ids = tuple(row.row_id for row in rows)
+        start_s = begin - run.started  # below 0 where it began beside the shard before
+        return Timing(group, stage, len(rows), seconds=seconds, start_s=start_s, row_ids=ids, **grid)
+
+    def _note(self, run: _Attempt, timings: Sequence[Timing]) -> None:
+        run.timings += timings
+        self._on_timings(timings)
 
     def _go_on(self, run: _Attempt) -> None:
         if self.draining or run.cancelled():
@@ -582,8 +804,20 @@ class Runner:
             torch.cuda.empty_cache()
 
 
-def _key(plan: SamplingPlan) -> tuple[int, int, int | None]:
-    return plan.height_px, plan.width_px, plan.num_frames
+class _Inline(Executor):
+    """Runs what is submitted at once, in the thread that submits it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - raised again by the future's `result`
+            future.set_exception(error)
+        return future
+
+
+def _key(stage: Stage) -> tuple[int, int, int]:
+    return stage.height, stage.width, stage.frames
 
 
 def _reject(row: Row, error_class: str, message: str, stage: str, attempts: int) -> Reject:

@@ -141,14 +141,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One line of the timings: one stage of one batch."""
+    """One line of the timings: rows that go through one stage at once."""
 
     batch: int | None
-    """Counts the attempt's batches from 0; None: what is done once for the whole shard."""
+    """Counts the attempt's batches from 0: rows that are made together, though a stage may take a few at a
+    time, with a line for each. None: what is done once for the whole shard."""
     stage: str
     """read, text_encode, denoise, expand, vae_decode, image_encode, part_write or upload."""
     rows: int
-    """Rows in the batch."""
+    """At once."""
     height: int | None = None
     """Latent cells, where the stage has a grid."""
     width: int | None = None
@@ -157,9 +158,10 @@ class Timing:
     steps: int | None = None
     seconds: float = 0.0
     start_s: float | None = None
-    """Seconds from the attempt's start to this stage's: tells what overlapped what."""
+    """Seconds from the attempt's start to this stage's: tells what overlapped what. Below 0 for what was done
+    ahead, beside the shard before."""
     row_ids: tuple[str, ...] = ()
-    """The rows in the batch, for joins with the data."""
+    """The rows, for joins with the data."""
 
 
 @dataclass(frozen=True)

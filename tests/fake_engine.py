@@ -5,6 +5,7 @@
 "!oom"             out of memory in a batch above 1    "!huge"     out of memory always
 "!bug"             TypeError                           "!words"    the tokenizer raises
 "!once PATH"       ends the process unless PATH exists, and creates it
+"!until PATH"      ends the process unless PATH exists
 "!slow SECONDS"    takes that long
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class NotFinite(ValueError):
     """As `progressive.engine.NonFiniteLatents`, without torch."""
 
     def __init__(self, rows: Sequence[int], stage: int) -> None:
-        super().__init__(f"latents of batch rows {list(rows)} are NaN")
+        super().__init__(f"latents of rows {list(rows)} are NaN")
         self.rows, self.stage = list(rows), stage
 
 
@@ -47,17 +48,36 @@ class Report:
     seconds: float
     sigma_start: float
     sigma_end: float
+    rows: int
+
+
+def nothing(*_: Any) -> None:
+    pass
 
 
 @dataclass
 class FakeEngine:
-    """`step_s`: seconds a step takes. `fits`: rows that a batch may have, by height in pixels."""
+    """`step_s`: seconds a step takes. `fits`: rows that a batch may have, by the grid's height in cells.
+    `on_encode`, `on_run` (also told the stage) and `on_decode`: told the prompts of each before it is done;
+    `on_decode` is told how many."""
 
     step_s: float = 0.0
     fits: dict[int, int] = field(default_factory=dict)
     device: str = "cpu"
     family: Any = FAMILIES["tiny"]
-    batches: list[tuple[str, ...]] = field(default_factory=list)
+    overlaps: bool = False
+    on_encode: Callable[[tuple[str, ...]], None] = nothing
+    on_run: Callable[[int, tuple[str, ...]], None] = nothing
+    on_decode: Callable[[int], None] = nothing
+    encoded: list[tuple[str, ...]] = field(default_factory=list)
+    """Texts of each pass of the encoder, those that were known left out."""
+    runs: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    """Stage, counted from the last one, which is -1, and prompts of each batch."""
+
+    @property
+    def batches(self) -> list[tuple[str, ...]]:
+        """Prompts of each batch on the full grid."""
+        return [prompts for stage, prompts in self.runs if stage == -1]
 
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
@@ -66,39 +86,38 @@ class FakeEngine:
         return plan_sampling(sampling, self.family, sigmas, height_px=height_px, width_px=width_px)
 
     def encode(
-        self, prompts: Sequence[str], negatives: Sequence[str | None], sampling: Sampling
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        *,
+        known: MutableMapping[str, str] | None = None,
     ) -> list[str]:
-        self.batches.append(tuple(prompts))
+        known = {} if known is None else known
+        here = {prompt: known[prompt] for prompt in prompts if prompt in known}
+        new = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in here)
+        if new:
+            self.on_encode(new)
+            self.encoded.append(new)
         if "!words" in prompts:
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no such token")
+        known.update(zip(new, new, strict=True))
         return list(prompts)
+
+    def begin(
+        self, plan: SamplingPlan, encoded: list[str], seeds: Sequence[int], sampling: Sampling
+    ) -> FakeTrajectories:
+        return FakeTrajectories(self, plan, encoded, list(seeds))
 
     def denoise(
         self, plan: SamplingPlan, encoded: list[str], seeds: Sequence[int], sampling: Sampling
     ) -> tuple[np.ndarray, list[Report]]:
-        for prompt in encoded:
-            self._disaster(prompt, len(encoded))
-        if len(encoded) > self.fits.get(plan.height_px, len(encoded)):
-            raise MemoryError("out of memory")
-        if bad := [k for k, prompt in enumerate(encoded) if prompt == "!nan"]:
-            raise NotFinite(bad, 0)
-        reports = []
-        for index, stage in enumerate(plan.stages):
-            grid = (stage.height, stage.width, stage.frames, stage.tokens)
-            if index:
-                reports.append(Report("expand", *grid, 0, 0.0, stage.sigma_start, stage.sigma_start))
-            begin = time.perf_counter()
-            time.sleep(self.step_s * stage.steps)
-            seconds = time.perf_counter() - begin
-            reports.append(Report("denoise", *grid, stage.steps, seconds, stage.sigma_start, stage.sigma_end))
-        full = plan.stages[-1]
-        latents = [
-            np.random.default_rng(seed).standard_normal((CHANNELS, full.height, full.width), np.float32)
-            for seed in seeds
-        ]
-        return np.stack(latents), reports  # [B, C, H, W]
+        group, rows = self.begin(plan, encoded, seeds, sampling), range(len(seeds))
+        reports = [report for index in range(len(plan.stages)) for report in group.run(index, rows)]
+        return group.latents(rows), reports
 
     def decode(self, plan: SamplingPlan, latents: np.ndarray) -> list[Image.Image]:
+        self.on_decode(len(latents))
         colours = (128 + 40 * latents[:, :3, 0, 0]).clip(0, 255).astype(np.uint8)  # [B, 3]
         return [
             Image.new("RGB", (plan.width_px, plan.height_px), tuple(colour)) for colour in colours.tolist()
@@ -111,6 +130,8 @@ class FakeEngine:
         if what == "!once" and not Path(argument).exists():
             Path(argument).touch()
             os._exit(1)
+        if what == "!until" and not Path(argument).exists():
+            os._exit(1)
         if what == "!raise":
             raise RuntimeError("this prompt raises")
         if what == "!bug":
@@ -121,6 +142,45 @@ class FakeEngine:
             time.sleep(float(argument))
         if what == "!huge" or (what == "!oom" and rows > 1):
             raise MemoryError("out of memory")
+
+
+class FakeTrajectories:
+    """Rows on their way; each must go through the stages in order."""
+
+    def __init__(self, engine: FakeEngine, plan: SamplingPlan, prompts: list[str], seeds: list[int]) -> None:
+        self.engine, self.plan, self.prompts, self.seeds = engine, plan, prompts, seeds
+        self.stage = [0] * len(seeds)
+
+    def run(self, index: int, rows: Sequence[int]) -> list[Report]:
+        stage, prompts = self.plan.stages[index], tuple(self.prompts[row] for row in rows)
+        assert all(self.stage[row] == index for row in rows), f"{prompts} are not at stage {index}"
+        self.engine.on_run(index - len(self.plan.stages), prompts)
+        self.engine.runs.append((index - len(self.plan.stages), prompts))
+        if index == 0:
+            for prompt in prompts:
+                self.engine._disaster(prompt, len(rows))
+        if len(rows) > self.engine.fits.get(stage.height, len(rows)):
+            raise MemoryError("out of memory")
+        if bad := [row for row in rows if self.prompts[row] == "!nan"]:
+            raise NotFinite(bad, index)
+        grid = (stage.height, stage.width, stage.frames, stage.tokens)
+        reports = []
+        if index:
+            sigma = stage.sigma_start
+            reports.append(Report("expand", *grid, 0, 0.0, sigma, sigma, len(rows)))
+        begin = time.perf_counter()
+        time.sleep(self.engine.step_s * stage.steps)
+        seconds, sigmas = time.perf_counter() - begin, (stage.sigma_start, stage.sigma_end)
+        for row in rows:
+            self.stage[row] += 1
+        return [*reports, Report("denoise", *grid, stage.steps, seconds, *sigmas, len(rows))]
+
+    def latents(self, rows: Sequence[int]) -> np.ndarray:
+        full = self.plan.stages[-1]
+        assert all(self.stage[row] == len(self.plan.stages) for row in rows)
+        shape = (CHANNELS, full.height, full.width)
+        drawn = [np.random.default_rng(self.seeds[row]).standard_normal(shape, np.float32) for row in rows]
+        return np.stack(drawn)  # [B, C, H, W]
 
 
 @dataclass(frozen=True)

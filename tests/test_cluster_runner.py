@@ -1,4 +1,5 @@
-"""A runner with an engine that has no model: batches, memory, rows that go wrong, and where the time went."""
+"""A runner with an engine that has no model: batches, memory, rows that go wrong, what overlaps what, and
+where the time went."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ from cluster.dispatch import (
     WorkerDraining,
 )
 from cluster.faults import Action
-from cluster.runner import CPU_BATCH, BatchSizes, Runner
+from cluster.runner import BATCH_MAX, CPU_BATCH, TEXTS, BatchSizes, Runner
 from jobs.plan import make_plan
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store
+from progressive.schedule import Stage
 
 SIDE_PX = 64
+FULL = SIDE_PX // 8
+"""Rows of the full latent grid."""
 
 
 class Bench:
@@ -113,15 +117,31 @@ def test_a_shard_becomes_a_part_in_source_order(bench):
     assert job.engine.batches == [tuple(plain(6)[:4]), tuple(plain(6)[4:])]
 
 
-def test_rows_are_named_before_and_after_each_batch(bench):
-    events = bench(plain(5)).attempt()
+def test_a_coarse_stage_takes_as_many_rows_as_have_no_more_tokens(bench):
+    job = bench(plain(20))
+    job.attempt()
+    assert [(stage, len(prompts)) for stage, prompts in job.engine.runs] == [
+        (-2, 16), (-1, 4), (-1, 4), (-1, 4), (-1, 4), (-2, 4), (-1, 4),
+    ]  # fmt: skip
+    assert [row["row_id"] for row in job.rows] == [f"r{k}" for k in range(20)]
+
+
+def test_rows_are_named_before_and_after_each_batch_and_only_those_of_the_batch(bench):
+    events = bench(plain(6), workers={"batch_size": 2}).attempt()
     named = [event for event in events if isinstance(event, RowsStarted | RowsDone)]
-    assert [(type(event), event.rows) for event in named] == [
-        (RowsStarted, ("r0", "r1", "r2", "r3")),
-        (RowsDone, ("r0", "r1", "r2", "r3")),
-        (RowsStarted, ("r4",)),
-        (RowsDone, ("r4",)),
-    ]
+    together = tuple(f"r{k}" for k in range(6))
+    assert (
+        [(type(event), event.rows) for event in named]
+        == [
+            (RowsStarted, together),  # their prompts, then the coarse stage
+            (RowsStarted, together[:2]),
+            (RowsDone, together[:2]),
+            (RowsStarted, together[2:4]),
+            (RowsDone, together[2:4]),
+            (RowsStarted, together[4:]),
+            (RowsDone, together[4:]),
+        ]
+    )
 
 
 def test_rows_of_one_size_share_a_batch(bench):
@@ -129,6 +149,7 @@ def test_rows_of_one_size_share_a_batch(bench):
     job = bench(plain(5), columns=columns)
     job.attempt()
     assert [len(batch) for batch in job.engine.batches] == [2, 2, 1]
+    assert len(job.engine.encoded) == 3
     assert [(row["height"], row["width"]) for row in job.rows] == [
         (64, 64), (128, 64), (64, 64), (128, 64), (64, 64),
     ]  # fmt: skip
@@ -253,18 +274,27 @@ class BrokenStore(SlowStore):
 # Memory.
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered(bench):
+def test_a_batch_that_does_not_fit_is_halved_at_that_stage_alone_and_the_size_is_remembered(bench):
     job = bench(plain(20), workers={"batch_size": 8})
-    job.engine.fits[SIDE_PX] = 3
+    job.engine.fits[FULL] = 3
     assert job.attempt()[-1].rejects == 0
     assert [len(batch) for batch in job.engine.batches] == [8, 4] + [2] * 10
+    assert [len(prompts) for stage, prompts in job.engine.runs if stage == -2] == [20]
     assert len(job.rows) == 20
 
 
-def test_what_fits_is_known_by_size(bench):
+def test_a_coarse_batch_that_does_not_fit_leaves_the_full_size_as_it_is(bench):
+    job = bench(plain(20))
+    job.engine.fits[FULL // 2] = 9
+    assert job.attempt()[-1].rejects == 0
+    assert [len(prompts) for stage, prompts in job.engine.runs if stage == -2] == [16, 8, 8, 4]
+    assert {len(batch) for batch in job.engine.batches} == {4}
+
+
+def test_what_fits_is_known_by_grid(bench):
     columns = {"height": [128] * 4 + [64] * 4, "width": [64] * 8}
     job = bench(plain(8), columns=columns)
-    job.engine.fits[128] = 2
+    job.engine.fits[2 * FULL] = 2
     job.attempt()
     assert [len(batch) for batch in job.engine.batches] == [4, 2, 2, 4]
 
@@ -277,33 +307,46 @@ def test_a_row_that_never_fits_is_rejected(bench):
     assert [row["row_id"] for row in job.rows] == ["r0", "r1", "r2"]
 
 
-def test_on_a_gpu_the_batch_grows_while_that_pays():
+def stage(side: int) -> Stage:
+    return Stage(side, side, 1, 0, 4, side * side // 4, (1.0, 0.5, 0.0))
+
+
+def test_on_a_gpu_the_batch_grows_while_that_pays_at_each_stage_by_itself():
     sizes = BatchSizes("auto", gpu=True)
-    used = []
+    full, coarse = stage(64), stage(32)
+    took = {full: {1: 1.0, 2: 1.2, 4: 2.0, 8: 4.0}, coarse: {4: 1.0, 8: 1.5, 16: 2.5, 32: 5.0}}
+    used: dict[Stage, list[int]] = {full: [], coarse: []}
     for _ in range(20):
-        rows = sizes.next("1024")
-        used.append(rows)
-        sizes.done("1024", rows, {1: 1.0, 2: 1.2, 4: 2.0, 8: 4.0}[rows])  # 8 is no faster than 4
-    assert used[:8] == [1, 1, 2, 2, 4, 4, 8, 8]
-    assert set(used[8:]) == {4}
+        for one, seconds in took.items():
+            rows = sizes.next(one, full)
+            used[one].append(rows)
+            sizes.done(one, rows, seconds[rows])
+    assert used[full][:8] == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert set(used[full][8:]) == {4}  # 8 is no faster than 4
+    assert used[coarse][:6] == [4, 4, 8, 8, 16, 16]
+    assert set(used[coarse][8:]) == {16}
 
 
 def test_growing_stops_below_what_ran_out_of_memory():
-    sizes = BatchSizes("auto", gpu=True)
+    sizes, full = BatchSizes("auto", gpu=True), stage(64)
     for _ in range(12):
-        rows = sizes.next("1024")
+        rows = sizes.next(full, full)
         if rows > 4:
-            sizes.failed("1024", rows)
+            sizes.failed(full, rows)
         else:
-            sizes.done("1024", rows, 1.0)
-    assert sizes.next("1024") == 4
+            sizes.done(full, rows, 1.0)
+    assert sizes.next(full, full) == 4
 
 
 def test_a_fixed_batch_and_a_cpu_do_not_grow():
+    full, coarse, tiny = stage(64), stage(32), stage(4)
     for sizes, size in ((BatchSizes(6, gpu=True), 6), (BatchSizes("auto", gpu=False), CPU_BATCH)):
         for _ in range(5):
-            sizes.done("1024", sizes.next("1024"), 1.0)
-        assert sizes.next("1024") == size
+            sizes.done(full, sizes.next(full, full), 1.0)
+        assert sizes.next(full, full) == size
+        assert sizes.next(coarse, full) == 4 * size
+        assert sizes.next(tiny, full) == BATCH_MAX
+    assert BatchSizes(100, gpu=True).next(coarse, full) == 100
 
 
 # Rows that go wrong.
@@ -332,7 +375,33 @@ def test_rows_with_nan_latents_are_rejected_at_once_and_the_rest_of_the_batch_is
         ("r1", "NotFinite"),
         ("r3", "NotFinite"),
     ]
-    assert [len(batch) for batch in job.engine.batches] == [4, 2]
+    assert [(stage, len(prompts)) for stage, prompts in job.engine.runs] == [(-2, 4), (-2, 2), (-1, 2)]
+
+
+def test_a_row_that_goes_wrong_costs_the_others_one_stage(bench):
+    """Found at the first stage: no row of it goes through again what it has behind it."""
+    job = bench([*plain(3), "!raise"])
+    job.attempt()
+    assert len(job.engine.encoded) == 1
+    assert [len(prompts) for stage, prompts in job.engine.runs if stage == -1] == [3]
+
+
+def test_a_picture_that_cannot_be_decoded_is_found_without_denoising_again(bench):
+    tried: list[int] = []
+
+    def fail(rows: int) -> None:
+        tried.append(rows)
+        if rows > 1:
+            raise MemoryError("out of memory")
+        if tried.count(1) == 2:
+            raise ValueError("no such colour")
+
+    job = bench(plain(4))
+    job.engine.on_decode = fail
+    assert job.attempt()[-1].rejects == 1
+    assert tried == [4, 2, 1, 1, 2, 1, 1]
+    assert len(job.engine.runs) == 2
+    assert [(r["row_id"], r["stage"]) for r in job.rejects] == [("r1", "vae_decode")]
 
 
 def test_a_prompt_that_the_tokenizer_refuses(bench):
@@ -367,8 +436,7 @@ def test_a_shard_of_rejects_alone_is_committed_too(bench):
 def test_suspects_run_first_and_alone(bench):
     job = bench(plain(6))
     job.attempt(suspects=("r4", "r1"))
-    assert job.engine.batches[:2] == [("prompt 1",), ("prompt 4",)]
-    assert len(job.engine.batches) == 3
+    assert job.engine.batches == [("prompt 1",), ("prompt 4",), tuple(plain(6)[k] for k in (0, 2, 3, 5))]
 
 
 def test_isolated_rows_run_alone(bench):
@@ -419,8 +487,7 @@ def test_an_input_file_that_changed_ends_the_attempt(bench):
 
 def test_a_cancelled_attempt_ends_after_the_batch_in_hand(bench):
     job = bench(plain(20))
-    asked = iter([False, False, False, True])
-    events = list(job.runner.attempt(Assignment(0, 1), lambda: next(asked)))
+    events = list(job.runner.attempt(Assignment(0, 1), lambda: len(job.engine.batches) == 2))
     assert events[-1] == ShardReturned(7, 0, 1)
     assert len(job.engine.batches) == 2
     assert not job.rows
@@ -437,11 +504,97 @@ def test_a_worker_that_drains_gives_its_shard_back_and_finishes_the_commit_befor
     assert len(job.rows) == 4
 
 
+# What overlaps what.
+
+
+def test_identical_prompts_are_encoded_once(bench):
+    job = bench(["a", "b", "a", "a", "b", "c"] * 2, workers={"batch_size": 1})
+    job.attempt()
+    assert job.engine.encoded == [("a", "b"), ("c",)]
+    assert len(job.rows) == 12
+
+
+def test_as_many_prompts_are_remembered_as_were_used_last(bench):
+    once = [f"prompt {k}" for k in range(TEXTS)]
+    prompts = ["usual", *once[:-1], "usual", once[-1], "usual", once[0]]
+    job = bench(prompts, sampling={"mode": "fullres", "num_steps": 1}, workers={"batch_size": 1})
+    job.attempt()
+    encoded = [text for texts in job.engine.encoded for text in texts]
+    assert encoded == ["usual", *once, once[0]]
+
+
+def test_on_a_gpu_prompts_and_pictures_are_done_beside_the_denoising(bench):
+    """Each denoising but the first waits until the batch before it is being decoded and the prompts of the
+    next group are encoded: the other way round none of them would begin."""
+    job = bench(plain(12), sampling={"mode": "fullres", "height": SIDE_PX, "width": SIDE_PX})
+    decoding, encoded = threading.Semaphore(0), threading.Semaphore(0)
+    decoded = threading.Semaphore(0)
+
+    def run(stage: int, prompts: tuple[str, ...]) -> None:
+        if prompts[0] != "prompt 8":
+            assert encoded.acquire(timeout=30), "the next group's prompts wait for this one"
+        if prompts[0] != "prompt 0":
+            assert decoding.acquire(timeout=30), "the pictures before wait for this batch"
+            decoded.release()
+
+    def decode(rows: int) -> None:
+        decoding.release()
+        if len(job.engine.runs) < 3:
+            assert decoded.acquire(timeout=30), "the next batch waits for these pictures"
+
+    job.engine.overlaps = True
+    job.engine.on_run, job.engine.on_decode = run, decode
+    job.engine.on_encode = lambda texts: None if texts[0] == "prompt 0" else encoded.release()
+    job.runner.close()
+    job.runner = job.another()
+    events = job.attempt()
+    assert events[-1] == ShardCommitted(7, 0, 1, rows=12, rejects=0)
+    assert job.engine.encoded == [tuple(plain(12)[k : k + 4]) for k in (0, 4, 8)]
+    assert len(job.rows) == 12
+    in_flight = [event.rows for event in of(RowsStarted, events)]
+    ids = [f"r{k}" for k in range(12)]
+    assert in_flight == [tuple(ids[:4]), tuple(ids[:8]), tuple(ids[4:])]  # those being decoded too
+
+
+def test_the_prompts_of_the_next_shard_are_encoded_beside_the_end_of_this_one(bench):
+    job = bench(plain(8), shards=4, sampling={"mode": "fullres", "height": SIDE_PX, "width": SIDE_PX})
+    job.engine.overlaps = True
+    job.runner.close()
+    job.runner = job.another()
+    read, encoded = threading.Event(), threading.Event()
+    job.engine.on_encode = lambda texts: encoded.set() if "prompt 4" in texts else None
+    job.engine.on_run = lambda *_: encoded.wait(30)
+    real = job.runner._start_reading
+
+    def reading(index: int):
+        future = real(index)
+        future.result(30)  # as long as the shard before takes, or less
+        read.set()
+        return future
+
+    job.runner._start_reading = reading
+    job.attempt(0, next_shard=1)
+    assert read.is_set()
+    assert encoded.is_set()
+    job.attempt(1)
+    assert job.engine.encoded == [tuple(plain(8)[:4]), tuple(plain(8)[4:])]
+
+
+def test_under_suspicion_nothing_goes_on_beside(bench):
+    job = bench(plain(4))
+    job.engine.overlaps = True
+    job.runner.close()
+    job.runner = job.another()
+    events = job.attempt(isolate=True)
+    assert [event.rows for event in of(RowsStarted, events)] == [(f"r{k}",) for k in range(4)]
+    assert [len(texts) for texts in job.engine.encoded] == [1] * 4
+
+
 # Where the time went.
 
 
 def test_the_stages_of_a_batch_cover_its_time(bench):
-    job = bench(plain(12))
+    job = bench(plain(24), workers={"batch_size": 2})
     job.engine.step_s = 0.1
     job.attempt()
     batches = {line["batch"] for line in job.timings} - {None}
@@ -484,6 +637,24 @@ def test_every_stage_is_in_the_timings_with_its_grid(bench):
     assert all(line["rows"] == 2 and line["device"] == "cpu" for line in denoise)
     [row] = [row for row in job.rows if row["row_id"] == "r0"]
     assert [stage["steps"] for stage in row["stages"]] == [line["steps"] for line in denoise]
+
+
+def test_a_rows_seconds_are_its_share_of_its_own_batches(bench):
+    job = bench(plain(5), workers={"batch_size": 2})
+    job.engine.step_s = 0.01
+    job.attempt()
+    lines = [line for line in job.timings if line["stage"] == "denoise"]
+    assert [(line["batch"], line["height"], line["rows"]) for line in lines] == [
+        (0, 4, 5), (0, 8, 2), (0, 8, 2), (0, 8, 1),
+    ]  # fmt: skip
+    for row in job.rows:
+        own = [line for line in lines if row["row_id"] in line["row_ids"]]
+        assert [stage["seconds"] for stage in row["stages"]] == [
+            pytest.approx(line["seconds"] / line["rows"]) for line in own
+        ]
+    assert sum(row["denoise_seconds"] for row in job.rows) == pytest.approx(
+        sum(line["seconds"] for line in lines), rel=1e-3
+    )
 
 
 def test_attempts_have_names_of_their_own(bench):
