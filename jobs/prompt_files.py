@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class Place(ABC):
         """A seekable file. PromptsError where there is none any more."""
 
     def tail(self, found: Found, length: int) -> bytes:
-        """The last `length` bytes, or all where there are fewer."""
+        """The last `length` bytes, or all where there are fewer. PromptsError where the file is gone."""
         with self.open(found.path) as file:
             file.seek(max(0, found.size_bytes - length))
             return file.read(length)
@@ -75,12 +76,12 @@ class Place(ABC):
 class _Disk(Place):
     def stat(self, path: str) -> Found | None:
         try:
-            stat = os.stat(path)
+            status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if not os.path.isfile(path):
+        if not stat.S_ISREG(status.st_mode):
             return None
-        return Found(path, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}")
+        return Found(path, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
 
     def walk(self, folder: str, start: str, depth: int | None) -> Iterator[Found]:
         seen = set()
@@ -134,8 +135,11 @@ class _S3(Place):
 
     def tail(self, found: Found, length: int) -> bytes:
         store, key = self._split(found.path)
-        with _s3_names(found.path):
-            return store.read(key, -min(length, found.size_bytes)) if found.size_bytes else b""
+        try:
+            with _s3_names(found.path):
+                return store.read(key, -min(length, found.size_bytes)) if found.size_bytes else b""
+        except NoSuchObject:
+            raise gone(found.path) from None
 
     def _split(self, path: str) -> tuple[Store, str]:
         bucket, _, key = path.removeprefix("s3://").partition("/")

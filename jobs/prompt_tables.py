@@ -8,6 +8,7 @@ null; in jsonl a column has one type over all rows, and a key that a row lacks i
 from __future__ import annotations
 
 import csv
+import io
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -134,15 +135,15 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _scan_parquet(place: Place, found: Found) -> Scan:
-    metadata, digest = _footer(place, found)
+    metadata, digest, _ = _footer(place, found)
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if sum(rows) != metadata.num_rows or any(n < 0 for n in rows):
         raise PromptsError(f"{found.path} is damaged: its footer contradicts itself about its rows")
     return Scan(metadata.num_rows, len(rows), (), digest, _parquet_schema(metadata, found.path))
 
 
-def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str]:
-    """(footer, its SHA-256 in hex), mostly with a single read of the file's end."""
+def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes]:
+    """(footer, its SHA-256 in hex, the file's end that was read for it, mostly at once)."""
     path = found.path
     tail = place.tail(found, _TAIL_BYTES)
     if len(tail) < 12 or tail[-4:] not in (b"PAR1", b"PARE"):
@@ -160,7 +161,7 @@ def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str]:
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
     except (pa.ArrowException, OSError) as error:
         raise PromptsError(f"{path} is not a whole Parquet file: {_line(error)}") from error
-    return metadata, sha256(footer).hexdigest()
+    return metadata, sha256(footer).hexdigest(), tail
 
 
 def _parquet_schema(metadata: pq.FileMetaData, path: str) -> pa.Schema:
@@ -190,7 +191,7 @@ def _read_parquet(
     blocks: Sequence[int],
     digest: str,
 ) -> Iterator[Batch]:
-    metadata, now = _footer(place, found)
+    metadata, now, tail = _footer(place, found)
     if now != digest:
         raise _changed(found.path)
     there = set(metadata.schema.to_arrow_schema().names)
@@ -205,10 +206,16 @@ def _read_parquet(
     skip, left = first_row - int(starts[groups[0]]), num_rows
     names = [name for name in dict.fromkeys([*values, *others.names]) if name in there]
     with (
-        place.open(found.path) as file,
+        io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
         pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
     ):
-        for raw in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=names):
+        batches = table.iter_batches(
+            batch_size=_BATCH_ROWS,
+            row_groups=groups,
+            columns=names,
+            use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
+        )
+        for raw in batches:
             batch = raw.slice(min(skip, raw.num_rows), left)
             skip -= min(skip, raw.num_rows)
             if batch.num_rows:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import posixpath
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 from itertools import accumulate, count, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,9 @@ from jobs.spec import COLUMNS, JobSpec, is_url
 
 if TYPE_CHECKING:
     from jobs.plan import JobPlan
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 OUTPUT_COLUMNS = frozenset(
     (
@@ -46,7 +51,8 @@ _TYPES: dict[str, tuple[str, ...]] = {
 }
 """What each column may hold; fractions only because tables often turn to them where values are missing."""
 _USUAL_PROMPTS = ("caption", "text", "description", "Prompt", "Text", "TEXT")
-_FOOTER_THREADS = 16
+_THREADS = 32  # that read files at once: most wait for an answer
+_AHEAD = 4 * _THREADS
 _NAMED_ROWS = 8192
 _HASHED_BYTES = 256 * 1024**2
 
@@ -184,11 +190,8 @@ def list_files(spec: JobSpec) -> FileList:
     small = sum(source.found.size_bytes for source in sources) <= _HASHED_BYTES
     files: list[InputFile] = []
     schema: pa.Schema | None = None
-    pool = ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers")
-    try:
-        for source, (scanned, etag) in zip(
-            sources, pool.map(lambda source: _scanned(spec, source, small), sources), strict=True
-        ):
+    with closing(_in_threads(lambda source: _scanned(spec, source, small), sources)) as scans:
+        for source, (scanned, etag) in zip(sources, scans, strict=True):
             path = source.found.path
             columns = _columns(spec, scanned, path, source.format)
             schema = _same_columns(schema, _passthrough(spec, scanned, columns, path), source, files)
@@ -211,14 +214,27 @@ def list_files(spec: JobSpec) -> FileList:
             left -= files[-1].num_rows
             if not left:
                 break
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
     assert schema is not None
     if not any(file.num_rows for file in files):
         raise PromptsError(f"{_and_others(files)} no rows; there is nothing to make")
     _writable(schema, files[0].path)
     _distinct_stems(files)
     return FileList.of(files, schema)
+
+
+def _in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out]:
+    """`map` over files in threads, in order, at most `_AHEAD` files ahead of who asks."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+    try:
+        futures: deque[Future[_Out]] = deque()
+        for item in items:
+            futures.append(pool.submit(work, item))
+            if len(futures) >= _AHEAD:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -545,16 +561,21 @@ def _named_rows(spec: JobSpec, file: InputFile) -> Iterator[tuple[list[str], lis
         start += batch.num_rows
 
 
+def _hashes(spec: JobSpec, file: InputFile) -> np.ndarray:
+    """[samples] int64, in no order that means anything: `hash` of each name in a file."""
+    names = [np.fromiter(map(hash, some), np.int64, len(some)) for some, _ in _named_rows(spec, file)]
+    return np.concatenate([np.empty(0, np.int64), *names])
+
+
 def check_row_ids(spec: JobSpec, plan: JobPlan) -> None:
     """PromptsError where two samples of the job have one name. For a driver, before any GPU work.
 
-    Memory: 8 bytes a sample, and twice that for a moment.
+    Reads files in parallel. Memory: 8 bytes a sample, and twice that for a moment.
     """
     if not any("row_id" in dict(file.columns) for file in plan.files):
         return  # named after file and index: distinct by construction
-    hashes = np.concatenate(
-        [np.fromiter(map(hash, ids), np.int64, len(ids)) for _, ids in expected_row_ids(spec, plan)]
-    )
+    with closing(_in_threads(lambda i: _hashes(spec, plan.files[i]), range(len(plan.files)))) as some:
+        hashes = np.concatenate([*some])
     hashes.sort()
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not twice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tracemalloc
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from jobs.errors import PromptsError, VerifyError
 from jobs.plan import MAX_SHARDS, JobPlan, Shard, difference, make_plan, remaining
 from jobs.prompts import FileList, InputFile
+from jobs.shard_set import ShardSet
 from jobs.spec import JobSpec
 
 SAMPLES = {"seed": 0, "sampling": {"delta": 0.1, "scales": [0.5, 1.0]}}
@@ -46,7 +48,8 @@ def plan(
 
 
 def job(path, **settings) -> JobSpec:
-    return JobSpec(model="tiny", prompts=str(path), output="/out", **settings)
+    prompts = path if isinstance(path, dict) else str(path)
+    return JobSpec(model="tiny", prompts=prompts, output="/out", **settings)
 
 
 QUICK = settings(max_examples=50, deadline=None)
@@ -210,6 +213,55 @@ def test_a_damaged_plan_is_a_verify_error(damage):
         data = damage
     with pytest.raises(VerifyError, match="the job's plan"):
         JobPlan.from_bytes(data)
+
+
+def test_shards_are_made_as_they_are_asked_for():
+    made = plan(*[5000 * 256] * 2000, shard_rows=256)
+    tracemalloc.start()
+    some = list(islice(made.shards(), 3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [shard.index for shard in some] == [0, 1, 2]
+    assert peak < 1e6
+
+
+def test_footers_are_read_at_most_a_little_ahead(tmp_path):
+    """And once each: a job that uses the first rows of many files does not look at the others."""
+    for i in range(600):
+        pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / f"{i:03d}.parquet")
+    (tmp_path / "599.parquet").write_bytes(b"not Parquet")
+    assert make_plan(job({"path": str(tmp_path), "limit": 3}, shards=1)).num_shards == 3
+    with pytest.raises(PromptsError, match=r"599\.parquet is not a whole Parquet file"):
+        make_plan(job({"path": str(tmp_path)}))
+
+
+def test_a_set_of_shards_is_a_set():
+    some, plain = ShardSet(50, [7, 3, 49, 7]), {3, 7, 49}
+    assert some == plain
+    assert plain == some
+    assert list(some) == [3, 7, 49]
+    assert len(some) == 3
+    assert 3 in some
+    assert not {-1, 4, 50} & some
+    some.add(4)
+    some.discard(7)
+    some.discard(7)
+    assert some == {3, 4, 49}
+    assert 51 not in some
+    with pytest.raises(IndexError):
+        some.add(50)
+    with pytest.raises(IndexError):
+        some.add(-1)
+
+
+def test_a_set_of_ten_million_shards_takes_a_byte_a_shard():
+    tracemalloc.start()
+    some = ShardSet(10_000_000, range(0, 10_000_000, 1000))
+    assert len(some) == 10_000
+    assert sum(1 for _ in some) == 10_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10.5e6
 
 
 def test_a_plan_of_ten_million_shards_is_as_small_as_its_files():

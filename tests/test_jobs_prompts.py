@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import threading
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -921,6 +922,27 @@ def test_s3_gives_the_same_rows_as_the_disk(server, bucket, tmp_path):
         assert [f.relpath for f in make_plan(there).files] == [f.relpath for f in make_plan(here).files]
     whole = job(f"s3://{bucket}/in", **s3)
     assert make_plan(whole).fingerprint == make_plan(whole).fingerprint
+
+
+def test_s3_requests_of_a_file(server, bucket, tmp_path):
+    """Planning asks once for each file; reading a small one, whose end is all of it, takes two requests."""
+    for i in range(30):
+        table(tmp_path / f"{i}.parquet", {"prompt": ["x", "y"], "row_id": [f"a{i}", f"b{i}"]})
+    upload(server, bucket, tmp_path)
+    spec = job(f"s3://{bucket}/*.parquet", rows=2, endpoint_url=server.endpoint_url, region="us-east-1")
+
+    def asked(call):
+        server.requests.clear()
+        call()
+        objects = [(method, path) for method, path, _ in server.requests if path.endswith(".parquet")]
+        kinds = Counter(method for method, path in objects if "*" not in path)
+        assert len(server.requests) - kinds.total() <= 3  # whether such a file is there, and the list
+        return kinds
+
+    assert asked(lambda: make_plan(spec)) == {"GET": 30}
+    plan = make_plan(spec)
+    assert asked(lambda: check_row_ids(spec, plan)) == {"GET": 30, "HEAD": 30}
+    assert asked(lambda: read_shard(spec, plan.files[7], 0, 2)) == {"GET": 1, "HEAD": 1}
 
 
 def test_the_outputs_server_serves_for_the_prompts(server, bucket, tmp_path):
