@@ -473,11 +473,6 @@ class Dispatcher:
         return self._busy
 
     @property
-    def busy(self) -> int:
-        """Shards that some worker runs or commits."""
-        return sum(bool(shard.runs) for shard in self._shards.values())
-
-    @property
     def ready(self) -> int:
         """Workers that have their model."""
         return len(self._workers) - self._starting
