@@ -24,19 +24,17 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
 from accelerate import init_empty_weights
 
 from progressive.checkpoints import Checkpoint, describe
+from progressive.compile import COMPILE, Compile, compile_blocks
 from progressive.engine import Encoded, Engine, load
 from progressive.schedule import SamplingPlan
 from progressive.settings import Sampling
-
-Compile = Literal["off", "blocks", "max"]
-COMPILE: tuple[Compile, ...] = ("off", "blocks", "max")
 
 
 @dataclass(frozen=True)
@@ -242,20 +240,6 @@ def open_case(case: Case, device: torch.device, dtype: torch.dtype) -> Engine:
         return Engine(load("tiny", device=device))
     checkpoint = describe(case.model).with_scheduler(**case.scheduler)
     return Engine(build(checkpoint, device, dtype))
-
-
-def compile_blocks(engine: Engine, mode: Compile, *, shapes: int, backend: str = "inductor") -> None:
-    """Compile the transformer's repeated blocks for `shapes` combinations of grid and batch size.
-
-    Each shape is compiled by itself. Where there are more of them than dynamo was told to expect it would
-    fall back to uncompiled code with no more than a log line: here that is an error.
-    """
-    if mode == "off":
-        return
-    torch._dynamo.config.recompile_limit = max(8, 4 * shapes)
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    tuned = {"mode": "max-autotune-no-cudagraphs"} if mode == "max" else {}
-    engine.pipe.transformer.compile_repeated_blocks(dynamic=False, backend=backend, **tuned)
 
 
 # --------------------------------------------------------------------------------------------- measuring

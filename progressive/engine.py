@@ -35,6 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from progressive import checkpoints, layouts, noise, spectral
+from progressive.caches import check_cache, row_by_row, step_cache
 from progressive.families import Family
 from progressive.pipelines import load, resolve
 from progressive.schedule import SamplingPlan, Stage, grid_for, latent_frames, plan_sampling
@@ -211,6 +212,7 @@ class Engine:
     ) -> SamplingPlan:
         """The stages of one sample, from the pipeline's own schedule. A size given here comes before
         `sampling`'s, which comes before the family's. ValueError for what cannot be made."""
+        check_cache(self.pipe, sampling)
         height_px = height_px or sampling.height or self.family.default_height
         width_px = width_px or sampling.width or self.family.default_width
         num_frames = num_frames or sampling.num_frames or self.family.default_frames
@@ -489,6 +491,14 @@ class Engine:
         self._check_parallel()
         return Trajectories(self, plan, encoded, seeds, sampling)
 
+    def _batches(
+        self, plan: SamplingPlan, index: int, rows: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """The rows as they go through stage `index` together. One that is there twice fills its batch up."""
+        if row_by_row(sampling):
+            return [[row] for row in rows]
+        return [list(rows)]
+
     def _text(self, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
         arguments = self._collate(encoded.positive)
         if self._guided(sampling):
@@ -550,7 +560,7 @@ class Engine:
         if "generator" in self._call_defaults:
             call["generator"] = generators
         self._reset_caches(stage.steps)
-        with swapped(self.pipe, scheduler):
+        with swapped(self.pipe, scheduler), step_cache(self.pipe, sampling, scheduler):
             self.pipe(
                 # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
                 latents=layouts.pack(self.family, latents),
@@ -664,7 +674,15 @@ class Trajectories:
         Raises NonFiniteLatents where rows went wrong; whatever the pipeline raises goes through. `on_step`
         counts the steps of this batch.
         """
-        engine, plan = self._engine, self.plan
+        batches = self._engine._batches(self.plan, index, rows, self._sampling)
+        steps, reports = self.plan.stages[index].steps, []
+        for number, batch in enumerate(batches):
+            told = on_step and _counting(on_step, number * steps, len(batches) * steps)
+            reports += self._together(index, batch, told)
+        return reports
+
+    def _together(self, index: int, rows: Sequence[int], on_step: OnStep | None) -> list[StageReport]:
+        engine, plan, count = self._engine, self.plan, len(set(rows))
         stage, before = plan.stages[index], plan.stages[index - 1] if index else None
         seeds = [self._seeds[row] for row in rows]
         reports: list[StageReport] = []
@@ -676,7 +694,7 @@ class Trajectories:
             base = torch.stack([self._base[row] for row in rows])
             latents = engine._expand(plan, index, latents, base, seeds)
             sigmas = before.sigma_end, stage.sigma_start
-            reports.append(_report("expand", stage, 0, engine._now() - start, sigmas, len(rows)))
+            reports.append(_report("expand", stage, 0, engine._now() - start, sigmas, count))
             start = engine._now()
         if stage.steps:
             generators = [noise.row_generator(seed, noise.sampler(index)) for seed in seeds]
@@ -687,11 +705,12 @@ class Trajectories:
             )
         finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()  # [B]
         if not all(finite):
-            raise NonFiniteLatents([row for row, ok in zip(rows, finite, strict=True) if not ok], index)
+            bad = {row for row, ok in zip(rows, finite, strict=True) if not ok}
+            raise NonFiniteLatents(sorted(bad), index)
         for row, own in zip(rows, latents, strict=True):
             self._latents[row] = own
         sigmas = stage.sigma_start, stage.sigma_end
-        reports.append(_report("denoise", stage, stage.steps, engine._now() - start, sigmas, len(rows)))
+        reports.append(_report("denoise", stage, stage.steps, engine._now() - start, sigmas, count))
         return reports
 
 

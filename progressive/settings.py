@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
+StepCache = Literal["none", "first_block", "taylorseer"]
 
 
 def _numbers(value: Any) -> Any:
@@ -86,6 +87,24 @@ class Sampling(BaseModel):
     """(A, beta) of the latent power spectrum P(w) = A w^-beta; unset: the family's fit. A job spec may name
     the JSON file that `overtone calibrate` wrote (relative to the spec)."""
 
+    cache: StepCache = "none"
+    """Leave out most of the transformer at steps that change little. `first_block`: where its first block
+    gives nearly what it gave before, row by row. `taylorseer`: at a fixed interval, with the result
+    extrapolated from the steps before."""
+
+    cache_warmup_steps: Annotated[int, Field(ge=1)] = 2
+    """Steps at the start of each stage that run whole: what a cache remembers is of the coarser grid."""
+
+    cache_threshold: Annotated[float, Field(ge=0)] | None = None
+    """Of `first_block`: relative change of the first block's output below which the others are left out;
+    unset: 0.05. 0 leaves out nothing."""
+
+    cache_interval: Annotated[int, Field(ge=2)] | None = None
+    """Of `taylorseer`: after the first steps one in this many runs whole; unset: 3."""
+
+    cache_order: Annotated[int, Field(ge=0, le=3)] | None = None
+    """Of `taylorseer`: order of the extrapolation; unset: 1, a straight line."""
+
     call_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More keyword arguments for the pipeline's call, as it documents them
     (`cfg_normalization`, `max_sequence_length`, ...)."""
@@ -105,4 +124,11 @@ class Sampling(BaseModel):
             b >= a for a, b in zip(self.transition_sigmas, self.transition_sigmas[1:], strict=False)
         ):
             raise ValueError(f"transition_sigmas must decrease; got {list(self.transition_sigmas)}")
+        for key, cache in (
+            ("cache_threshold", "first_block"),
+            ("cache_interval", "taylorseer"),
+            ("cache_order", "taylorseer"),
+        ):
+            if getattr(self, key) is not None and self.cache != cache:
+                raise ValueError(f"{key} is of the cache {cache}; set `cache: {cache}`, or leave it out")
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -111,6 +111,9 @@ class StageScheduler:
         self.num_inference_steps = last - first
         self.latents: Tensor | None = None
         """What the last `step` gave; unlike the pipeline's result, never converted."""
+        self.on_step: Callable[[int], None] = lambda done: None
+        """Told after each step how many are done."""
+        self._done = 0
         takes_noise = generators and "generator" in inspect.signature(scheduler.step).parameters
         self._step_kwargs = {"generator": list(generators or ())} if takes_noise else {}
 
@@ -135,6 +138,8 @@ class StageScheduler:
         """The scheduler's own step."""
         result = self._scheduler.step(*args, **(self._step_kwargs | kwargs))
         self.latents = result[0]
+        self._done += 1
+        self.on_step(self._done)
         return result
 
 

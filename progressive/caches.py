@@ -1,0 +1,141 @@
+"""Step caches: most of the transformer left out at steps that change little. Knows no plan and no grids.
+
+The library's own caches, switched on anew for every stage: what they remember is of another grid. Its first
+steps run whole, the last of which is where the cache begins to remember.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models.cache_utils import CacheMixin
+
+from progressive.settings import Sampling
+from progressive.staged import StageScheduler
+
+THRESHOLD = 0.05
+INTERVAL = 3
+ORDER = 1
+_ONE_CALL = ("ZImagePipeline",)
+"""Pipelines that do not name their calls of the transformer for a cache, but make only one a step."""
+_LAST = ("proj_out", "all_final_layer")
+"""Where a transformer ends, by the names that the library uses."""
+
+
+def transformers(pipe: Any) -> list[Any]:
+    """The denoisers of a pipeline; Wan 2.2 and Ideogram 4 have two."""
+    named = (module for name, module in pipe.components.items() if "transformer" in name)
+    return [module for module in named if isinstance(module, torch.nn.Module)]
+
+
+def repeated_blocks(transformer: Any) -> dict[str, Any]:
+    """The modules that a transformer is stacked from, by path: as the library lists them, else all in its
+    lists of modules."""
+    names = getattr(transformer, "_repeated_blocks", None)
+    lists = {name for name, child in transformer.named_children() if isinstance(child, torch.nn.ModuleList)}
+    found = {}
+    for path, module in transformer.named_modules():
+        above, _, index = path.rpartition(".")
+        if type(module).__name__ in names if names else index and above in lists:
+            found[path] = module
+    return found
+
+
+def row_by_row(sampling: Sampling) -> bool:
+    """Whether rows must go through the transformer alone: `first_block` decides by the mean over its batch,
+    and a row must not depend on the rows that happen to be with it."""
+    return sampling.cache == "first_block"
+
+
+def check_cache(pipe: Any, sampling: Sampling) -> None:
+    """ValueError where the pipeline cannot run with the cache that `sampling` asks for."""
+    if sampling.cache == "none":
+        return
+    for transformer in transformers(pipe):
+        why = _why_not(pipe, transformer, sampling.cache)
+        if why:
+            raise ValueError(
+                f"{type(pipe).__name__} cannot run with cache {sampling.cache}: {why}; use `cache: none`"
+            )
+
+
+def _why_not(pipe: Any, transformer: Any, cache: str) -> str | None:
+    name = type(transformer).__name__
+    if type(pipe).__name__ not in _ONE_CALL and "cache_context" not in inspect.getsource(type(pipe).__call__):
+        return "it does not tell a cache which of its calls is which"
+    if getattr(transformer, "is_cache_enabled", False):
+        return f"its {name} has a cache enabled already (`disable_cache` takes it away)"
+    blocks = repeated_blocks(transformer)
+    if len(blocks) < 2:
+        return f"its {name} has fewer than two blocks"
+    if cache == "taylorseer":
+        return None if _ends(transformer) else f"its {name} has no final layer known here"
+    try:
+        known = [TransformerBlockRegistry.get(type(block)) for block in blocks.values()]
+    except ValueError:
+        return f"the installed diffusers does not know the blocks of its {name}"
+    if any("hidden_states" not in inspect.signature(type(b).forward).parameters for b in blocks.values()):
+        return f"the installed diffusers does not know how the blocks of its {name} are called"
+    if len({block.return_encoder_hidden_states_index is None for block in known}) > 1:
+        return f"the blocks at the two ends of its {name} return different things (`taylorseer` can)"
+    return None
+
+
+def _ends(transformer: Any) -> list[str]:
+    """The final layer, by path."""
+    paths = []
+    for name in _LAST:
+        last = getattr(transformer, name, None)
+        if isinstance(last, torch.nn.ModuleDict):
+            paths += [f"{name}.{key}" for key in last]
+        elif last is not None:
+            paths.append(name)
+    return paths
+
+
+@contextmanager
+def step_cache(pipe: Any, sampling: Sampling, scheduler: StageScheduler) -> Iterator[None]:
+    """Within it, which is one stage, the pipeline's transformers have the cache that `sampling` asks for."""
+    if sampling.cache == "none":
+        yield
+        return
+    with ExitStack() as stack:
+
+        def enable() -> None:
+            for transformer in transformers(pipe):
+                if not isinstance(transformer, CacheMixin):  # Z-Image's can be cached, but does not say so
+                    transformer.is_cache_enabled = False
+                CacheMixin.enable_cache(transformer, _config(transformer, sampling))
+                stack.callback(CacheMixin.disable_cache, transformer)
+                if type(pipe).__name__ in _ONE_CALL:
+                    stack.enter_context(CacheMixin.cache_context(transformer, "step"))
+
+        first = sampling.cache_warmup_steps if sampling.cache == "first_block" else 1
+        if first == 1:
+            enable()
+        else:  # the step at which it is on for the first time runs whole: there is nothing to compare with
+            scheduler.on_step = lambda done: enable() if done == first - 1 else None
+        yield
+
+
+def _config(transformer: Any, sampling: Sampling) -> FirstBlockCacheConfig | TaylorSeerCacheConfig:
+    if sampling.cache == "first_block":
+        threshold = THRESHOLD if sampling.cache_threshold is None else sampling.cache_threshold
+        return FirstBlockCacheConfig(threshold=threshold)
+    # The output of the whole transformer is what is extrapolated: that leaves out all blocks, and keeps one
+    # small tensor an order where keeping every block's would take gigabytes.
+    return TaylorSeerCacheConfig(
+        cache_interval=sampling.cache_interval or INTERVAL,
+        disable_cache_before_step=sampling.cache_warmup_steps,
+        max_order=ORDER if sampling.cache_order is None else sampling.cache_order,
+        taylor_factors_dtype=torch.float32,
+        skip_predict_identifiers=[re.escape(path) for path in repeated_blocks(transformer)],
+        cache_identifiers=[re.escape(path) for path in _ends(transformer)],
+    )
