@@ -9,6 +9,7 @@ Names that begin with `.` or `_` are found only where the pattern spells that ou
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -191,9 +192,11 @@ class _Fsspec(Place):
         fs, name = self._fs(path)
         with _any_failure(path):
             try:
-                return cast(BinaryIO, fs.open(name, "rb"))
+                file = fs.open(name, "rb")
             except FileNotFoundError:
                 raise gone(path) from None
+        # Most of its files lack what Python's own have, such as a limit of `readline`.
+        return cast(BinaryIO, file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(file))
 
     def _fs(self, path: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
