@@ -3,6 +3,7 @@ Knows stores and shards; what is Ray's is `cluster.fleet`'s.
 
     summary = run_job(spec)                          # Ray is started here
     summary = run_job(spec, address="auto")          # on a cluster
+    summary = retry_job("s3://bucket/run-7")         # once more those that were rejected
 
 Whatever the user got wrong is found before anything is written. The job's folder is the only state: a run
 that ends in any way at all is gone on with by the next.
@@ -16,10 +17,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cluster.dispatch import (
     Abort,
@@ -57,10 +61,11 @@ from jobs.errors import (
     VerifyError,
 )
 from jobs.folder import JobFolder
-from jobs.plan import JobPlan, make_plan
+from jobs.plan import JobPlan, RetryPlan, make_plan
 from jobs.preview import checkpoint_of, sampling_plan
 from jobs.progress import Snapshot
 from jobs.prompts import check_row_ids
+from jobs.retry import bearing_rejects, find_rejects, retry_plan
 from jobs.sheet import contact_sheet, first_pictures
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store, probed
@@ -87,7 +92,7 @@ def run_job(
     on_event: Callable[[Snapshot], None] = lambda snapshot: None,
     engine_factory: EngineFactory | None = None,
 ) -> Summary:
-    """Run a job, or what earlier runs of it left, to its end.
+    """Run a job, or what earlier runs and retries of it left, to its end.
 
     Args:
         address: of a Ray cluster, as `ray.init` takes it; None: Ray is started on this machine, unless this
@@ -102,8 +107,59 @@ def run_job(
     began = time.monotonic()
     _check_model(spec)
     plan = make_plan(spec)
+    folder = JobFolder(_store(spec))
+    if not folder.exists():
+        check_row_ids(spec, plan)  # reads the row_id columns, so once a job, before anything is written
+    folder.open(spec, plan)
+    retry = None
+    if len(folder.finished()) == plan.num_shards:
+        retry = folder.unfinished_retry()
+        if retry is None:
+            folder.repair_derived()
+            if card_rows(folder.store) is None:  # the run that finished the job ended before its card
+                write_card(folder.store, spec, plan)
+            return _summary(spec, plan, folder.store, began, done=plan.num_shards)
+        spec = bearing_rejects(spec)
+    return _run(spec, plan, folder, retry, began, address, on_event, engine_factory)
+
+
+def retry_job(
+    output: str,
+    overrides: Sequence[str] = (),
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    address: str | None = None,
+    on_event: Callable[[Snapshot], None] = lambda snapshot: None,
+    engine_factory: EngineFactory | None = None,
+) -> Summary:
+    """Try the rejects of a finished job once more, or go on with a retry that was begun.
+
+    What is made is committed in parts of its own beside the old ones; what fails again stays a reject, with
+    its newest reason. Rows that killed workers are tried like all others.
+
+    Args:
+        output: the job's folder or s3:// URL.
+        overrides: `key=value` of the job's spec, of what does not change samples.
+
+    The others, and what is raised, are those of `run_job`.
+    """
+    began = time.monotonic()
+    spec, plan = retry_plan(open_store(output, endpoint_url=endpoint_url, region=region), overrides)
+    _check_model(spec)
+    folder = JobFolder(_store(spec))
+    folder.repair_derived()
+    found = find_rejects(folder, spec, plan)
+    if not found.retry.num_shards:
+        summary = _summary(spec, plan, folder.store, began, done=plan.num_shards)
+        return replace(summary, notes=(found.text(),))
+    retry = folder.begin_retry(found.retry)
+    return _run(spec, plan, folder, retry, began, address, on_event, engine_factory)
+
+
+def _store(spec: JobSpec) -> Store:
     output = spec.output
-    store = probed(
+    return probed(
         open_store(
             output.path,
             endpoint_url=output.endpoint_url,
@@ -112,21 +168,23 @@ def run_job(
             unsafe_overwrite=output.unsafe_overwrite,
         )
     )
-    folder = JobFolder(store)
-    if not folder.exists():
-        check_row_ids(spec, plan)  # reads the row_id columns, so once a job, before anything is written
-    folder.open(spec, plan)
-    if len(folder.finished()) == plan.num_shards:
-        folder.repair_derived()
-        if card_rows(store) is None:  # the run that finished the job ended before its card
-            write_card(store, spec, plan)
-        return _summary(spec, plan, store, began, done=plan.num_shards)
+
+
+def _run(
+    spec: JobSpec,
+    plan: JobPlan,
+    folder: JobFolder,
+    retry: RetryPlan | None,
+    began: float,
+    address: str | None,
+    on_event: Callable[[Snapshot], None],
+    engine_factory: EngineFactory | None,
+) -> Summary:
     epoch = folder.take_epoch(f"{socket.gethostname()}:{os.getpid()}")
     with suppress(StoreError):  # tidiness: not worth a job, nor a right that its writers do not need
-        store.sweep()
-    # Once more: the driver before may have committed until it saw the new epoch.
-    finished = folder.finished()
-    run = Run(spec, plan, store, folder, epoch, finished, on_event)
+        folder.store.sweep()
+    # Only now: the driver before may have committed until it saw the new epoch.
+    run = Run(spec, plan, folder, retry, epoch, on_event)
     with _interrupts() as interrupted:
         try:
             run.go(address, engine_factory, interrupted)
@@ -136,26 +194,27 @@ def run_job(
 
 
 class Run:
-    """What one driver keeps while a job runs."""
+    """What one driver keeps while a job, or a retry of its rejects, runs."""
 
     def __init__(
         self,
         spec: JobSpec,
         plan: JobPlan,
-        store: Store,
         folder: JobFolder,
+        retry: RetryPlan | None,
         epoch: int,
-        finished: set[int],
         on_event: Callable[[Snapshot], None],
     ) -> None:
-        self.spec, self.plan, self.store, self.folder = spec, plan, store, folder
-        self.epoch, self.finished, self.on_event = epoch, finished, on_event
+        self.spec, self.plan, self.folder, self.store = spec, plan, folder, folder.store
+        self.retry, self.epoch, self.on_event = retry, epoch, on_event
+        self.work = plan if retry is None else retry  # what is counted: a retry's shards and rows are its own
+        self.finished = folder.finished(retry)
         self.error: JobError | None = None
         self.traceback = ""
         self.rows = self.rejects = self.retries = self.lost = 0
         self.reasons: Counter[str] = Counter()
         self.notes: list[str] = []
-        self._rows_finished = sum(plan.shard(index).num_rows for index in finished)
+        self._rows_finished = sum(map(self._rows_of, self.finished))
         self._in_hand: Counter[int] = Counter()  # rows made of shards that are not committed
         self._ready: set[int] = set()  # workers that had their engine at some time
         self._leaving: dict[int, float] = {}  # workers whose machine goes: when they are killed
@@ -166,8 +225,8 @@ class Run:
         workers, faults = spec.workers, spec.faults
         self.dispatcher = Dispatcher(
             num_shards=plan.num_shards,
-            num_rows=plan.num_rows,
-            done=finished,
+            num_rows=self.work.num_rows,
+            done=chain(self.finished, self._others()),
             rules=Rules(
                 min_workers=workers.min,
                 max_workers=workers.max or workers.min,
@@ -177,9 +236,22 @@ class Run:
                 max_reject_fraction=faults.max_reject_fraction,
                 silence_s=faults.row_timeout_s,
             ),
-            quarantine=folder.quarantined(),
-            rows_of=lambda shard: plan.shard(shard).num_rows,
+            quarantine=folder.quarantined(self._number),
+            rows_of=self._rows_of,
         )
+
+    @property
+    def _number(self) -> int:
+        return 0 if self.retry is None else self.retry.number
+
+    def _others(self) -> list[int]:
+        """The shards of which a retry has no row."""
+        if self.retry is None:
+            return []
+        return np.setdiff1d(np.arange(self.plan.num_shards), self.retry.shards).tolist()
+
+    def _rows_of(self, shard: int) -> int:
+        return self.plan.shard(shard).num_rows if self.retry is None else self.retry.rows_of(shard)
 
     # The loop.
 
@@ -202,6 +274,7 @@ class Run:
             epoch=self.epoch,
             address=address,
             engine_factory=engine_factory,
+            retry=self.retry,
         )
         self._metrics = JobMetrics(self.spec.name)
         try:
@@ -257,7 +330,7 @@ class Run:
     def _keep_quarantines(self) -> None:
         try:
             while self._unkept:
-                self.folder.add_quarantine(self._unkept[0])
+                self.folder.add_quarantine(self._unkept[0], self._number)
                 self._unkept.pop(0)
         except StoreError:
             pass  # tried again at the next tick
@@ -274,7 +347,7 @@ class Run:
                 self._in_hand.pop(event.shard, None)
                 if event.shard not in self.finished:
                     self.finished.add(event.shard)
-                    self._rows_finished += self.plan.shard(event.shard).num_rows
+                    self._rows_finished += self._rows_of(event.shard)
                     self.rows += event.rows - event.rejects
                     self.rejects += event.rejects
                     self.reasons.update(dict(event.reasons))
@@ -334,15 +407,15 @@ class Run:
     # For people.
 
     def _tell(self, note: str | None = None) -> None:
-        plan = self.plan
-        done = min(self._rows_finished + self._in_hand.total(), plan.num_rows)
+        work = self.work
+        done = min(self._rows_finished + self._in_hand.total(), work.num_rows)
         rejected = min(self.rejects, done)
         self.on_event(
             Snapshot(
-                rows_total=plan.num_rows,
+                rows_total=work.num_rows,
                 rows_done=done - rejected,
                 rows_rejected=rejected,
-                shards_total=plan.num_shards,
+                shards_total=work.num_shards,
                 shards_done=len(self.finished),
                 workers_ready=self.dispatcher.ready,
                 workers_starting=self.dispatcher.starting,
@@ -368,13 +441,16 @@ class Run:
 
     def summary(self, began: float) -> Summary:
         """The end of the run, and a sheet of the first pictures where the output is a local folder."""
-        if len(self.finished) == self.plan.num_shards:
+        if len(self.finished) == self.work.num_shards:
             self.folder.repair_derived()
+            other = self.folder.unfinished_retry()
+            if other is not None:
+                self.notes.append(f"retry {other.number} lacks parts: the same command again goes on with it")
             try:
                 write_card(self.store, self.spec, self.plan)
             except (StoreError, VerifyError) as error:
                 self.notes.append(f"{CARD} is not written, `overtone card` tries again: {error}")
-        summary = _summary(self.spec, self.plan, self.store, began, done=len(self.finished))
+        summary = _summary(self.spec, self.work, self.store, began, done=len(self.finished))
         sheet = summary.sheet
         if self.error is None and not self.store.url.startswith("s3://"):
             pictures = list(first_pictures(self.store, SHEET_PICTURES))
@@ -406,12 +482,12 @@ def _check_model(spec: JobSpec) -> None:
     sampling_plan(spec, checkpoint)
 
 
-def _summary(spec: JobSpec, plan: JobPlan, store: Store, began: float, *, done: int) -> Summary:
+def _summary(spec: JobSpec, work: JobPlan | RetryPlan, store: Store, began: float, *, done: int) -> Summary:
     """What holds for any end."""
     return Summary(
-        name=spec.name,
+        name=spec.name if isinstance(work, JobPlan) else f"{spec.name}, retry {work.number}",
         output=short(store.url),
-        shards_total=plan.num_shards,
+        shards_total=work.num_shards,
         shards_done=done,
         rows=0,
         rejects=0,

@@ -41,7 +41,7 @@ from cluster.dispatch import (
 from cluster.faults import Action, Failure, first_line
 from cluster.worker import EngineFactory, Ready, Worker, load_engine
 from jobs.errors import UserError
-from jobs.plan import JobPlan
+from jobs.plan import JobPlan, RetryPlan
 from jobs.spec import JobSpec
 from jobs.store import Store
 
@@ -89,6 +89,7 @@ class Fleet:
         epoch: int,
         address: str | None = None,
         engine_factory: EngineFactory | None = None,
+        retry: RetryPlan | None = None,
     ) -> None:
         self._spec, self._epoch = spec, epoch
         self._members: dict[int, _Member] = {}
@@ -109,7 +110,7 @@ class Fleet:
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs (`workers`), and this machine "
                 f"has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
             )
-        self._loading = (ray.put(spec), ray.put(plan), store, engine_factory or load_engine)
+        self._loading = (ray.put(spec), ray.put(plan), store, engine_factory or load_engine, ray.put(retry))
 
     def capacity(self) -> int:
         """Workers that the cluster has room for, as it is now, nothing else running on it."""

@@ -43,8 +43,9 @@ from cluster.logs import about
 from jobs.errors import SizeError
 from jobs.media import encode_media
 from jobs.parts import Made, StageTime, Timing, build_part, commit_part
-from jobs.plan import JobPlan
+from jobs.plan import JobPlan, RetryPlan
 from jobs.prompts import ShardRows, read_shard
+from jobs.retry import read_rejected
 from jobs.rows import PROMPT_CUT, Reject, Row
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -287,6 +288,7 @@ class Runner:
         label: its name in the timings.
         node: where it runs, for the timings.
         epoch: of the driver, for the attempts' names.
+        retry: whose rows to make, instead of all rows of a shard.
         on_timings: told the timings of each batch, and of what is done once for a shard, from any thread.
     """
 
@@ -301,10 +303,11 @@ class Runner:
         label: str | None = None,
         node: str = "",
         epoch: int = 0,
+        retry: RetryPlan | None = None,
         on_timings: Callable[[Sequence[Timing]], None] = lambda timings: None,
     ) -> None:
         self.spec, self.plan, self.store, self.engine = spec, plan, store, engine
-        self.worker, self.node, self.epoch = worker, node, epoch
+        self.worker, self.node, self.epoch, self.retry = worker, node, epoch, retry
         self.label = label or f"worker-{worker}"
         self._on_timings = on_timings
         self.draining = False
@@ -399,7 +402,10 @@ class Runner:
         def read() -> tuple[ShardRows, Timing, float]:
             begin = time.time()
             shard = self.plan.shard(index)
-            rows = read_shard(self.spec, self.plan.files[shard.file], shard.first_row, shard.num_rows)
+            if self.retry is not None:
+                rows = read_rejected(self.store, self.spec, self.plan, self.retry, index)
+            else:
+                rows = read_shard(self.spec, self.plan.files[shard.file], shard.first_row, shard.num_rows)
             return rows, Timing(None, "read", len(rows.rows), seconds=time.time() - begin), begin
 
         return self._reader.submit(read)
@@ -713,6 +719,7 @@ class Runner:
             node=self.node,
             started=run.started,
             kind=self._kind,
+            retry=0 if self.retry is None else self.retry.number,
         )
         once = part.footer.timings[before:]
         begin = time.time()

@@ -22,7 +22,7 @@ from cluster.dispatch import Assignment, Event, RowsStarted
 from cluster.faults import Failure
 from cluster.metrics import WorkerMetrics
 from cluster.runner import Engine, Runner
-from jobs.plan import JobPlan
+from jobs.plan import JobPlan, RetryPlan
 from jobs.spec import JobSpec
 from jobs.store import Store
 
@@ -81,7 +81,12 @@ class Worker:
         signal.signal(signal.SIGTERM, self._terminate)
 
     def load(
-        self, spec: JobSpec, plan: JobPlan, store: Store, engine_factory: EngineFactory
+        self,
+        spec: JobSpec,
+        plan: JobPlan,
+        store: Store,
+        engine_factory: EngineFactory,
+        retry: RetryPlan | None = None,
     ) -> Ready | Failure:
         """Load the model; a failure comes back as data."""
         logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
@@ -99,6 +104,7 @@ class Worker:
             worker=self._worker,
             node=node,
             epoch=self._epoch,
+            retry=retry,
             on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
         )
         self._runner.draining = self._draining

@@ -23,7 +23,7 @@ from jobs.errors import SizeError, SpecError, UserError
 from jobs.features import Feature, as_yaml, feature_of, features_of
 from jobs.folder import JobFolder
 from jobs.media import Kind, media_extension
-from jobs.parts import Footer, part_format, part_index, part_schema, read_footer, stored_schema
+from jobs.parts import Footer, part_format, part_place, part_schema, read_footer, stored_schema
 from jobs.plan import JobPlan
 from jobs.preview import checkpoint_of, sampling_plan
 from jobs.spec import JobSpec
@@ -103,9 +103,11 @@ def _header(store: Store) -> dict[str, Any] | None:
 
 def contents(store: Store, plan: JobPlan) -> Contents:
     """Read the footers of all parts. VerifyError for one that is broken."""
-    parts = [info for info in store.list("data/") if part_index(plan, info.key) is not None]
+    parts = [(place, info) for info in store.list("data/") if (place := part_place(plan, info.key))]
+    newest = {shard: run for (shard, run), _ in sorted(parts, key=lambda part: part[0])}
     with ThreadPoolExecutor(_READERS, "card") as pool:
-        return _summed(parts, pool.map(lambda info: _footer(store, info), parts))
+        footers = pool.map(lambda part: _footer(store, part[1]), parts)
+        return _summed([info for _, info in parts], footers, newest)
 
 
 def _footer(store: Store, info: ObjectInfo) -> Footer:
@@ -113,13 +115,15 @@ def _footer(store: Store, info: ObjectInfo) -> Footer:
         return read_footer(file, part_format(info.key))
 
 
-def _summed(parts: list[ObjectInfo], footers: Iterable[Footer]) -> Contents:
+def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int, int]) -> Contents:
+    """`newest`: the retry whose part of a shard has the shard's rejects."""
     rows, rejects, kinds = 0, Counter[str](), set()
     versions: dict[str, set[str]] = {}
     devices: set[str] = set()
     for footer in footers:  # one at a time: they hold all timings
         rows += footer.rows
-        rejects.update(reject.error_class for reject in footer.rejects)
+        if newest[footer.shard] == footer.retry:
+            rejects.update(reject.error_class for reject in footer.rejects)
         kinds.add(footer.kind)
         devices.add(footer.device)
         for name, number in footer.versions.items():

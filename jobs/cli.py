@@ -119,6 +119,48 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
 
 @main.command()
 @_output_argument
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a key that changes no sample, e.g. --set faults.row_deaths=4. Repeatable.",
+)
+@_store_options
+@click.option("--address", help="A Ray cluster to run on, e.g. `auto`. Default: Ray is started here.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be tried again.")
+@click.option("--quiet", is_flag=True, help="Print only the summary and errors.")
+def retry(
+    output: str,
+    overrides: tuple[str, ...],
+    endpoint_url: str | None,
+    region: str | None,
+    address: str | None,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Try the rejects of the finished job in OUTPUT once more, or finish a retry that was begun.
+
+    What is made is added to `data/`; what fails again stays in `rejects/`, with its newest reason.
+    """
+    if dry_run:
+        from jobs.retry import preview
+
+        click.echo(preview(output, overrides, endpoint_url=endpoint_url, region=region).text())
+        return
+    from cluster.driver import retry_job
+    from jobs.progress import Progress
+
+    with Progress(enabled=not quiet) as progress:
+        summary = retry_job(
+            output, overrides, endpoint_url=endpoint_url, region=region, address=address, on_event=progress
+        )
+    click.echo(summary.text())
+    click.get_current_context().exit(summary.exit_code)
+
+
+@main.command()
+@_output_argument
 @_store_options
 @click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
 @click.option("--no-decode", is_flag=True, help="Do not decode the images (much faster).")

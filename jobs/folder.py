@@ -1,10 +1,13 @@
-"""A job's folder, its only state: plan, parts, epochs, quarantine. Knows no workers.
+"""A job's folder, its only state: plan, parts, epochs, quarantine, retries. Knows no workers.
 
 _job/plan.parquet              which job this is; whoever creates it first decides
 _job/spec.json                 how it was asked for
 _job/epochs/000002.json        one a driver: the newest is the live one
 _job/quarantine/00042-ab12.json  one a row that kills workers
+_job/retries/001/shards.parquet  which shards have rejects to try again; whoever creates it first decides
+_job/retries/001/quarantine/  as above, of that retry
 data/train-00042-of-00128.parquet  the commit of shard 42
+data/train-00042-of-00128-retry-001.parquet  that of its rejects
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from hashlib import blake2b
 from uuid import uuid4
 
 from jobs.errors import FingerprintMismatch, UserError, VerifyError
-from jobs.parts import part_format, part_index, read_footer, timings_name, write_derived
-from jobs.plan import JobPlan, difference
+from jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
+from jobs.plan import JobPlan, RetryPlan, difference
 from jobs.rows import Quarantined
 from jobs.spec import JobSpec
 from jobs.store import NoSuchObject, Store
@@ -27,6 +30,8 @@ SPEC = "_job/spec.json"
 PLAN = "_job/plan.parquet"
 EPOCHS = "_job/epochs/"
 QUARANTINE = "_job/quarantine/"
+RETRIES = "_job/retries/"
+_RETRY = re.compile(r"_job/retries/(\d{3,})/shards\.parquet")
 _EPOCH = re.compile(r"_job/epochs/(\d{6,})\.json")
 
 
@@ -50,11 +55,15 @@ class JobFolder:
             PLAN, plan.to_parquet_bytes(), attempt=uuid4().hex, content_type="application/vnd.apache.parquet"
         )
         if not created:
-            self._same(self._plan(), plan)
+            self.check(plan)
         self._num_shards = plan.num_shards
         # After the plan, which decides, also where an earlier run ended between the two.
         self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
         return not created
+
+    def check(self, plan: JobPlan) -> None:
+        """FingerprintMismatch, which shows what differs, where the folder holds another job than this."""
+        self._same(self._plan(), plan)
 
     def load(self) -> tuple[JobSpec, JobPlan]:
         """The job as it was begun. UserError where the folder holds none, or its spec is damaged."""
@@ -68,11 +77,45 @@ class JobFolder:
             ) from None
         return JobSpec.from_json(text), plan
 
-    def finished(self) -> set[int]:
-        """The shards that are committed, by their names alone."""
-        num_shards = self._known_shards()
-        found = (part_index(num_shards, info.key) for info in self.store.list("data/"))
-        return {index for index in found if index is not None}
+    def finished(self, retry: RetryPlan | None = None) -> set[int]:
+        """The shards that are committed, by their names alone; of a retry, its own."""
+        num_shards, number = self._known_shards(), retry.number if retry else 0
+        found = (part_index(num_shards, info.key, number) for info in self.store.list("data/"))
+        return {index for index in found if index is not None and (retry is None or retry.has(index))}
+
+    def num_retries(self) -> int:
+        """How many retries were begun."""
+        return sum(_RETRY.fullmatch(info.key) is not None for info in self.store.list(RETRIES))
+
+    def retries(self) -> list[RetryPlan]:
+        """The retries that were begun, in order. VerifyError where the record of one is damaged or gone."""
+        found = sorted(
+            (int(match[1]), info.key)
+            for info in self.store.list(RETRIES)
+            if (match := _RETRY.fullmatch(info.key))
+        )
+        retries = []
+        for number, (given, key) in enumerate(found, 1):
+            try:
+                retries.append(RetryPlan.from_bytes(self.store.read(key)))
+            except VerifyError as error:
+                raise VerifyError(f"{self.store.where(key)}: {error}") from error
+            if not number == given == retries[-1].number:
+                raise VerifyError(f"{self.store.where(key)}: there is no plan of retry {number} before it")
+        return retries
+
+    def begin_retry(self, retry: RetryPlan) -> RetryPlan:
+        """Record a retry; another driver's of the same number where it was first."""
+        key = f"{_retry_folder(retry.number)}shards.parquet"
+        self.store.create(key, retry.to_bytes(), attempt=uuid4().hex)
+        return RetryPlan.from_bytes(self.store.read(key))
+
+    def unfinished_retry(self) -> RetryPlan | None:
+        """The first retry that lacks a part."""
+        for retry in self.retries():
+            if len(self.finished(retry)) < retry.num_shards:
+                return retry
+        return None
 
     def take_epoch(self, owner: str) -> int:
         """Become the job's one live driver: older ones stop when they see it. `owner` is for people."""
@@ -92,15 +135,17 @@ class JobFolder:
         found = ((_EPOCH.fullmatch(info.key), info) for info in self.store.list(EPOCHS))
         return {int(match[1]): info.modified_s for match, info in found if match}
 
-    def add_quarantine(self, row: Quarantined) -> None:
-        """Remember, for later runs too, that a row kills workers. For the same row, the newest counts."""
+    def add_quarantine(self, row: Quarantined, retry: int = 0) -> None:
+        """Remember, for those who go on with this run, that a row kills workers. For the same row, the newest
+        counts. A retry begins with none: it was asked for to try them again."""
         name = blake2b(row.row_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-        self.store.put(f"{QUARANTINE}{row.shard:05d}-{name}.json", json.dumps(asdict(row)).encode())
+        key = f"{quarantine_folder(retry)}{row.shard:05d}-{name}.json"
+        self.store.put(key, json.dumps(asdict(row)).encode())
 
-    def quarantined(self) -> dict[int, list[Quarantined]]:
-        """The rows not to run, by shard."""
+    def quarantined(self, retry: int = 0) -> dict[int, list[Quarantined]]:
+        """The rows not to run in this run, by shard."""
         found: dict[int, list[Quarantined]] = {}
-        for info in self.store.list(QUARANTINE):
+        for info in self.store.list(quarantine_folder(retry)):
             try:
                 row = Quarantined(**json.loads(self.store.read(info.key)))
             except (ValueError, TypeError) as error:
@@ -116,14 +161,15 @@ class JobFolder:
         """
         num_shards = self._known_shards()
         written = {info.key for info in self.store.list("timings/")}
-        repaired = 0
-        for info in list(self.store.list("data/")):
-            index = part_index(num_shards, info.key)
-            if index is not None and timings_name(num_shards, index) not in written:
-                with self.store.open(info.key) as file:
-                    write_derived(self.store, read_footer(file, part_format(info.key)))
-                repaired += 1
-        return repaired
+        parts = ((part_place(num_shards, info.key), info.key) for info in self.store.list("data/"))
+        repaired: list[int] = []
+        for (index, retry), key in sorted((place, key) for place, key in parts if place is not None):
+            # After an older part of the shard, for a shard's rejects are those of its newest part.
+            if timings_name(num_shards, index, retry) not in written or repaired[-1:] == [index]:
+                with self.store.open(key) as file:
+                    write_derived(self.store, read_footer(file, part_format(key)))
+                repaired.append(index)
+        return len(repaired)
 
     def _known_shards(self) -> int:
         if self._num_shards is None:
@@ -146,3 +192,12 @@ class JobFolder:
             f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
             "Undo that to go on with the job, or choose a new `output`"
         )
+
+
+def quarantine_folder(retry: int = 0) -> str:
+    """Where a run's rows that kill workers are kept; 0: the job itself."""
+    return f"{_retry_folder(retry)}quarantine/" if retry else QUARANTINE
+
+
+def _retry_folder(number: int) -> str:
+    return f"{RETRIES}{number:03}/"

@@ -49,12 +49,14 @@ TAR_FOOTER = "__overtone__/footer"
 ROW_GROUP_ROWS = 100
 ROW_GROUP_BYTES = 100_000_000
 _PAGE_BYTES = 1024**2
-_READ_ROWS = 16
+_READ_ROWS = 1024
+_READ_BYTES = 2 * 1024**2
 _DIGITS = 5
 _EXTENSION: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar"}
 _CONTENT_TYPE = {"parquet": "application/vnd.apache.parquet", "tar": "application/x-tar"}
-_NAME = re.compile(r"data/train-(\d{5,})-of-(\d{5,})\.(parquet|tar)")
-_DERIVED = re.compile(r"(?:timings|rejects)/part-(\d{5,})\.parquet")
+_NAME = re.compile(r"data/train-(\d{5,})-of-\d{5,}(?:-retry-(\d{3,}))?\.(?:parquet|tar)")
+_TIMINGS = re.compile(r"timings/part-(\d{5,})(?:-retry-(\d{3,}))?\.parquet")
+_REJECTS = re.compile(r"rejects/part-(\d{5,})\.parquet")
 _PACKAGES = ("overtone", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow", "av")
 
 MEDIA = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -189,6 +191,8 @@ class Footer:
     """Of the packages that took part."""
     rejects: tuple[Reject, ...] = ()
     timings: tuple[Timing, ...] = ()
+    retry: int = 0
+    """The retry that made it, from the rejects of the shard's part before; 0: the job, from all its rows."""
     version: int = FOOTER_VERSION
 
     def to_bytes(self) -> bytes:
@@ -260,45 +264,65 @@ class PartRow:
 # Names
 
 
-def part_name(plan: JobPlan | int, index: int, format: Format = "parquet") -> str:
+def part_name(plan: JobPlan | int, index: int, format: Format = "parquet", retry: int = 0) -> str:
     """`data/train-00042-of-00128.parquet` (or `.tar`); `plan` may be just the number of shards.
 
-    Past 99,999 shards all numbers get more digits, so that names sort like shards.
+    Of a retry `data/train-00042-of-00128-retry-001.parquet`, which `datasets` counts to the same split. Past
+    99,999 shards all numbers get more digits, so that names sort like shards.
     """
     num_shards, digits = _digits(plan)
-    return f"data/train-{index:0{digits}}-of-{num_shards:0{digits}}.{_EXTENSION[format]}"
+    return f"data/train-{index:0{digits}}-of-{num_shards:0{digits}}{_suffix(retry)}.{_EXTENSION[format]}"
 
 
-def timings_name(plan: JobPlan | int, index: int) -> str:
-    """`timings/part-00042.parquet`."""
-    return f"timings/part-{index:0{_digits(plan)[1]}}.parquet"
+def timings_name(plan: JobPlan | int, index: int, retry: int = 0) -> str:
+    """`timings/part-00042.parquet`, of a retry `timings/part-00042-retry-001.parquet`."""
+    return f"timings/part-{index:0{_digits(plan)[1]}}{_suffix(retry)}.parquet"
 
 
 def rejects_name(plan: JobPlan | int, index: int) -> str:
-    """`rejects/part-00042.parquet`."""
+    """`rejects/part-00042.parquet`: those of the shard's newest part, whichever run made it."""
     return f"rejects/part-{index:0{_digits(plan)[1]}}.parquet"
 
 
-def part_index(plan: JobPlan | int, key: str) -> int | None:
-    """The shard whose part has this name; None where it is no part of such a plan."""
+def part_index(plan: JobPlan | int, key: str, retry: int = 0) -> int | None:
+    """The shard whose part of this run has this name; None where it is no such part."""
+    found = part_place(plan, key)
+    return found[0] if found is not None and found[1] == retry else None
+
+
+def part_place(plan: JobPlan | int, key: str) -> tuple[int, int] | None:
+    """(shard, retry) of the part with this name; None where it is no part of such a plan."""
     match = _NAME.fullmatch(key)
     if match is None:
         return None
-    index = int(match[1])
-    return index if index < _digits(plan)[0] and key == part_name(plan, index, part_format(key)) else None
+    index, retry = int(match[1]), int(match[2] or 0)
+    known = index < _digits(plan)[0] and key == part_name(plan, index, part_format(key), retry)
+    return (index, retry) if known else None
 
 
-def derived_index(plan: JobPlan | int, key: str) -> int | None:
-    """The shard whose timings or rejects have this name; None where they are no such plan's."""
-    match = _DERIVED.fullmatch(key)
+def timings_place(plan: JobPlan | int, key: str) -> tuple[int, int] | None:
+    """(shard, retry) of the timings with this name; None where they are no such plan's."""
+    match = _TIMINGS.fullmatch(key)
+    if match is None:
+        return None
+    index, retry = int(match[1]), int(match[2] or 0)
+    return (index, retry) if index < _digits(plan)[0] and key == timings_name(plan, index, retry) else None
+
+
+def rejects_index(plan: JobPlan | int, key: str) -> int | None:
+    """The shard whose rejects have this name; None where they are no such plan's."""
+    match = _REJECTS.fullmatch(key)
     index = int(match[1]) if match else -1
-    known = 0 <= index < _digits(plan)[0] and key in (timings_name(plan, index), rejects_name(plan, index))
-    return index if known else None
+    return index if 0 <= index < _digits(plan)[0] and key == rejects_name(plan, index) else None
 
 
 def part_format(key: str) -> Format:
     """The format of a part by its name."""
     return "webdataset" if key.endswith(".tar") else "parquet"
+
+
+def _suffix(retry: int) -> str:
+    return f"-retry-{retry:03}" if retry else ""
 
 
 def _digits(plan: JobPlan | int) -> tuple[int, int]:
@@ -325,6 +349,7 @@ def build_part(
     node: str = "",
     started: float | None = None,
     kind: Kind | None = None,
+    retry: int = 0,
 ) -> Part:
     """The part of a shard, with its rows in the order of the input, however they were batched.
 
@@ -355,6 +380,7 @@ def build_part(
         started=started,
         versions=_versions(),
         rejects=tuple(rejects),
+        retry=retry,
     )
     schema = part_schema(spec, passthrough.schema, kind)
     tables = (_rows(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in _row_groups(made))
@@ -374,7 +400,7 @@ def build_part(
         footer, data = _tar_bytes(tables, kind, finished)
     else:
         footer, data = _parquet_bytes(tables, schema, kind, made, finished)
-    return Part(part_name(plan, shard.index, format), data, footer)
+    return Part(part_name(plan, shard.index, format, retry), data, footer)
 
 
 def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> pa.Schema:
@@ -610,10 +636,15 @@ def commit_part(store: Store, part: Part) -> bool:
 
 
 def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> None:
-    """Write a part's timings and, if it has any, its rejects; `more`: what it cannot know about itself."""
-    if footer.rejects:
+    """Write a part's timings and, if it has any, its rejects; `more`: what it cannot know about itself.
+
+    The rejects of a retry take the place of those before, empty where none is left: writers need no right to
+    delete. Of the parts of one shard, the newest has to be the last.
+    """
+    if footer.rejects or footer.retry:
         store.put(rejects_name(footer.num_shards, footer.shard), _table_bytes(rejects_table(footer)))
-    store.put(timings_name(footer.num_shards, footer.shard), _table_bytes(timings_table(footer, more)))
+    timings = _table_bytes(timings_table(footer, more))
+    store.put(timings_name(footer.num_shards, footer.shard, footer.retry), timings)
 
 
 def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
@@ -672,11 +703,18 @@ def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None) -> Iterator[Par
         file, page_checksum_verification=True, pre_buffer=not few, buffer_size=_PAGE_BYTES if few else 0
     )
     columns = ["row_id", "prompt", "height", "width", kind]
-    batch_rows = _READ_ROWS if limit is None else max(1, min(limit, _READ_ROWS))
+    batch_rows = min(_READ_ROWS, _READ_BYTES // max(1, _mean_bytes(parquet.metadata)))
+    batch_rows = max(1, batch_rows if limit is None else min(limit, batch_rows))
     for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
         *plain, media = (batch.column(name) for name in columns)
-        for values in zip(*plain, media.field("bytes"), strict=True):
-            yield PartRow(*(value.as_py() for value in values))
+        data = (value.as_py() for value in media.field("bytes"))  # one after the other, for they are large
+        yield from map(PartRow, *(column.to_pylist() for column in plain), data)
+
+
+def _mean_bytes(metadata: pq.FileMetaData) -> int:
+    """Of a row, all its columns."""
+    groups = (metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+    return sum(groups) // max(1, metadata.num_rows)
 
 
 def _tar_rows(file: BinaryIO) -> Iterator[PartRow]:

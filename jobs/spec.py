@@ -411,14 +411,26 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     document = parse(_text_of(path), str(path))
     for override in overrides:
         document.set(override, short=_SHORT, rivals=_RIVALS)
+    document.data.setdefault("name", _name_of(path))
+    return _checked(document, path.absolute().parent)
+
+
+def with_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
+    """The same job with `key=value` overrides on top, as `load_spec` takes them. SpecError names the key."""
+    document = Document("the job's spec", spec.model_dump(mode="json"))
+    for override in overrides:
+        document.set(override, short=_SHORT, rivals=_RIVALS)
+    return _checked(document, Path.cwd())
+
+
+def _checked(document: Document, folder: Path) -> JobSpec:
     data = {key: value for key, value in document.data.items() if value is not None}
-    data.setdefault("name", _name_of(path))
-    _read_spectrum(data, document, path.absolute().parent)
+    _read_spectrum(data, document, folder)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError("\n".join(_messages(error, document))) from None
-    return _placed(spec, document, path.absolute().parent)
+    return _placed(spec, document, folder)
 
 
 def _read_spectrum(data: dict[str, Any], document: Document, folder: Path) -> None:

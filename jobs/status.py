@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.folder import QUARANTINE, JobFolder
-from jobs.parts import derived_index, part_index, part_name, rejects_name, timings_name
+from jobs.folder import JobFolder, quarantine_folder
+from jobs.parts import Format, part_index, part_name, rejects_index, rejects_name, timings_name, timings_place
+from jobs.plan import RetryPlan
 from jobs.progress import duration
 from jobs.store import NoSuchObject, ObjectInfo, Store, open_store
 
@@ -67,6 +68,7 @@ class Status:
     rows_done: int
     rows_rejected: int
     rows_left: int
+    """Those of a retry that are not tried again yet among them."""
     shards_total: int
     shards_done: int
     size_bytes: int
@@ -74,7 +76,12 @@ class Status:
     epoch: int
     """How often a driver took the job up."""
     rows_quarantined: int
-    """Rows that killed workers."""
+    """Rows that killed workers, in the newest retry where there is one."""
+    retry: int
+    """The newest retry of rejects; 0: there is none."""
+    retry_shards_total: int
+    """Of that retry."""
+    retry_shards_done: int
     rows_per_second: float | None
     """Over the last minutes of work; None: not known."""
     eta_s: float | None
@@ -93,7 +100,8 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        return self.shards_done == self.shards_total
+        """Every part is there, those of the newest retry too."""
+        return (self.shards_done, self.retry_shards_done) == (self.shards_total, self.retry_shards_total)
 
     @property
     def percent(self) -> int:
@@ -119,6 +127,11 @@ class Status:
             f"{self.model}, {self.mode}",
             self.pace(),
         ]
+        if self.retry:
+            lines.append(
+                f"retry {self.retry} of rejects: {self.retry_shards_done:,} of {self.retry_shards_total:,} "
+                "shards"
+            )
         if self.rejects_by_class:
             reasons = ", ".join(f"{count:,} {name}" for name, count in self.rejects_by_class.items())
             lines.append(f"rejects: {reasons}")
@@ -171,8 +184,12 @@ class StatusReader:
         self._parts = _Names(
             store, "data/", lambda key: part_index(plan, key), lambda shard: part_name(plan, shard, format)
         )
-        self._timings = _Tables(store, "timings/", plan.num_shards, timings_name, _times, _TIMES_COLUMNS)
-        self._rejects = _Tables(store, "rejects/", plan.num_shards, rejects_name, _rejected, _REJECT_COLUMNS)
+        self._timings = _times_of(store, plan.num_shards)
+        rejects = _Names(
+            store, "rejects/", lambda key: rejects_index(plan, key), lambda shard: rejects_name(plan, shard)
+        )
+        self._rejects = _Tables(store, rejects, _rejected, _REJECT_COLUMNS)
+        self._retries: list[_RetrySeen] = []
 
     def read(self, now: float | None = None) -> Status:
         """The job's state; `now` in seconds since 1970, None: this machine's clock."""
@@ -181,17 +198,25 @@ class StatusReader:
         epoch = max(drivers, default=0)
         parts = self._parts.look()
         self._timings.look()
-        # A part's rejects are written before its timings, so where those are, no rejects are to come.
-        self._rejects.look(self._timings.names.first_missing)
+        self._look_at_retries()
+        # A part's rejects are written before its timings, so where those are, no rejects are to come, unless
+        # a retry writes them anew.
+        self._rejects.look(0 if self._retries else self._timings.names.first_missing)
         covered = sum(plan.shard(index).num_rows for index in parts)
-        left = plan.num_rows - covered
         rejected, classes = _sum_rejects(self._rejects)
-        seconds, workers = _sum_times(self._timings)
+        waiting = self._retries[-1].rows_left if self._retries else 0
+        left = plan.num_rows - covered + waiting
+        seconds, workers = _sum_times([self._timings, *(retry.timings for retry in self._retries)])
+        made = [(info.modified_s, plan.shard(index).num_rows) for index, info in parts.items()]
+        for retry in self._retries:
+            made += [
+                (info.modified_s, retry.plan.rows_of(index)) for index, info in retry.parts.found.items()
+            ]
         rate, last_part_s, going = _rate(
-            [(info.modified_s, plan.shard(index).num_rows) for index, info in parts.items()],
-            since=drivers.get(epoch),
-            now=time.time() if now is None else now,
+            made, since=drivers.get(epoch), now=time.time() if now is None else now
         )
+        newest = self._retries[-1] if self._retries else None
+        number = newest.plan.number if newest else 0
         return Status(
             url=self._store.url,
             name=spec.name,
@@ -200,13 +225,20 @@ class StatusReader:
             fingerprint=plan.fingerprint,
             rows_total=plan.num_rows,
             rows_done=max(0, covered - rejected),
-            rows_rejected=rejected,
+            rows_rejected=max(0, rejected - waiting),
             rows_left=left,
             shards_total=plan.num_shards,
             shards_done=len(parts),
-            size_bytes=sum(info.size_bytes for info in parts.values()),
+            size_bytes=sum(
+                info.size_bytes
+                for names in (self._parts, *(retry.parts for retry in self._retries))
+                for info in names.found.values()
+            ),
             epoch=epoch,
-            rows_quarantined=sum(1 for _ in self._store.list(QUARANTINE)),
+            rows_quarantined=sum(1 for _ in self._store.list(quarantine_folder(number))),
+            retry=number,
+            retry_shards_total=newest.plan.num_shards if newest else 0,
+            retry_shards_done=len(newest.parts.found) if newest else 0,
             rows_per_second=rate,
             eta_s=left / rate if rate and left and going else None,
             last_part_s=last_part_s,
@@ -214,8 +246,46 @@ class StatusReader:
             workers=workers,
             rejects_by_class=classes,
             newest_rejects=_newest(self._rejects),
-            sampled=self._timings.weight > 1 or self._rejects.weight > 1,
+            sampled=any(
+                tables.weight > 1
+                for tables in (self._timings, self._rejects, *(retry.timings for retry in self._retries))
+            ),
         )
+
+    def _look_at_retries(self) -> None:
+        if len(self._parts.found) < self._plan.num_shards:
+            return  # a retry begins after the job's last part
+        known = len(self._retries)
+        format, plan = self._spec.output.format, self._plan
+        if self._folder.num_retries() > known:
+            for retry in self._folder.retries()[known:]:
+                self._retries.append(_RetrySeen(self._store, plan.num_shards, retry, format))
+        for seen in self._retries:
+            seen.look()
+
+
+class _RetrySeen:
+    """What is there of a retry. A finished one is not looked at again."""
+
+    def __init__(self, store: Store, num_shards: int, plan: RetryPlan, format: Format) -> None:
+        number = plan.number
+        self.plan = plan
+        self.parts = _Names(
+            store,
+            "data/",
+            lambda key: part_index(num_shards, key, number),
+            lambda shard: part_name(num_shards, shard, format, number),
+        )
+        self.timings = _times_of(store, num_shards, number)
+
+    @property
+    def rows_left(self) -> int:
+        return self.plan.num_rows - sum(map(self.plan.rows_of, self.parts.found))
+
+    def look(self) -> None:
+        for names in (self.parts, self.timings):
+            if len(names.found) < self.plan.num_shards:
+                names.look()
 
 
 class _Names:
@@ -249,27 +319,19 @@ class _Tables:
     """What small tables of shards say, each read once and kept as `digest` makes it."""
 
     def __init__(
-        self,
-        store: Store,
-        prefix: str,
-        num_shards: int,
-        name_of: Callable[[int, int], str],
-        digest: Callable[[pa.Table], Any],
-        columns: list[str],
+        self, store: Store, names: _Names, digest: Callable[[pa.Table], Any], columns: list[str]
     ) -> None:
-        self._store, self._digest, self._columns = store, digest, columns
-        self.names = _Names(
-            store,
-            prefix,
-            lambda key: derived_index(num_shards, key),
-            lambda shard: name_of(num_shards, shard),
-        )
+        self._store, self.names, self._digest, self._columns = store, names, digest, columns
         self._settled = 0
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[int, tuple[str, Any]] = {}  # with the etag of what was read
         self.chosen: list[int] = []
         """The shards whose tables speak for all."""
         self.newest: list[int] = []
         """The shards whose tables were written last, the last first."""
+
+    @property
+    def found(self) -> dict[int, ObjectInfo]:
+        return self.names.found
 
     @property
     def weight(self) -> float:
@@ -278,11 +340,11 @@ class _Tables:
 
     def digests(self, shards: Iterable[int]) -> list[Any]:
         """Of those among the chosen and the newest."""
-        return [self._kept[shard] for shard in shards if shard in self._kept]
+        return [self._kept[shard][1] for shard in shards if shard in self._kept]
 
     def look(self, settled: int | None = None) -> None:
         """Read what is new; below `settled` nothing new is to come."""
-        found = self.names.look(None if settled is None else self._settled)
+        found = self.names.look(None if settled is None else min(self._settled, settled))
         self._settled = settled or 0
         stride = 1
         while len(found) > stride * _MAX_TABLES:  # doubling keeps half of what was chosen before
@@ -290,13 +352,17 @@ class _Tables:
         self.chosen = sorted(shard for shard in found if shard % stride == 0)
         self.newest = sorted(found, key=lambda shard: -(found[shard].modified_s or 0))[:_NEWEST_REJECTS]
         wanted = {*self.chosen, *self.newest}
-        self._kept = {shard: kept for shard, kept in self._kept.items() if shard in wanted}
+        self._kept = {
+            shard: kept
+            for shard, kept in self._kept.items()
+            if shard in wanted and kept[0] == found[shard].etag
+        }
         missing = sorted(wanted - self._kept.keys())
         if missing:
             with ThreadPoolExecutor(_READERS, "status") as pool:
                 digests = pool.map(self._read, missing)
                 self._kept |= {
-                    shard: digest
+                    shard: (found[shard].etag, digest)
                     for shard, digest in zip(missing, digests, strict=True)
                     if digest is not None
                 }
@@ -307,6 +373,15 @@ class _Tables:
         except NoSuchObject:  # replaced or removed while we looked
             return None
         return self._digest(pq.read_table(io.BytesIO(data), columns=self._columns))
+
+
+def _times_of(store: Store, num_shards: int, retry: int = 0) -> _Tables:
+    def index_of(key: str) -> int | None:
+        place = timings_place(num_shards, key)
+        return place[0] if place is not None and place[1] == retry else None
+
+    names = _Names(store, "timings/", index_of, lambda shard: timings_name(num_shards, shard, retry))
+    return _Tables(store, names, _times, _TIMES_COLUMNS)
 
 
 _TIMES_COLUMNS = ["stage", "rows", "seconds", "worker", "device", "node"]
@@ -334,23 +409,20 @@ def _times(table: pa.Table) -> _Times:
     return _Times(dict(seconds), {worker: (rows_of[worker], seconds_of[worker]) for worker in seconds_of})
 
 
-def _sum_times(tables: _Tables) -> tuple[dict[str, float], tuple[WorkerSeen, ...]]:
-    weight = tables.weight
+def _sum_times(runs: Sequence[_Tables]) -> tuple[dict[str, float], tuple[WorkerSeen, ...]]:
     seconds: defaultdict[str, float] = defaultdict(float)
-    worked: defaultdict[_Worker, list[tuple[int, float]]] = defaultdict(list)
-    for times in tables.digests(tables.chosen):
-        for stage, took in times.seconds_by_stage.items():
-            seconds[stage] += weight * took
-        for worker, part in times.workers.items():
-            worked[worker].append(part)
+    worked: defaultdict[_Worker, list[tuple[float, float, float]]] = defaultdict(list)
+    for tables in runs:
+        weight = tables.weight
+        for times in tables.digests(tables.chosen):
+            for stage, took in times.seconds_by_stage.items():
+                seconds[stage] += weight * took
+            for worker, (rows, took) in times.workers.items():
+                worked[worker].append((weight, weight * rows, weight * took))
     workers = tuple(
-        WorkerSeen(
-            *who,
-            parts=round(weight * len(parts)),
-            rows=round(weight * sum(rows for rows, _ in parts)),
-            seconds=weight * sum(took for _, took in parts),
-        )
-        for who, parts in sorted(worked.items())
+        WorkerSeen(*who, parts=round(parts), rows=round(rows), seconds=took)
+        for who, shares in sorted(worked.items())
+        for parts, rows, took in [map(sum, zip(*shares, strict=True))]
     )
     return dict(seconds), workers
 

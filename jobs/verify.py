@@ -1,7 +1,9 @@
 """The proof that every input row is in the output exactly once, in data or in rejects. Trusts no driver.
 
-One pass over the input beside one pass over the parts, shard by shard, in memory that does not grow with the
-job but for eight bytes a row, by which rows that are there twice are found.
+One pass over the input beside one pass over the parts, a few shards at a time, in memory that does not grow
+with the job but for eight bytes a row, by which rows that are there twice are found. A shard's part must have
+each of its input rows, made or rejected; a retry's part each reject of the part before it. So by one step
+after the other each row is made in one part, or a reject of the newest.
 """
 
 from __future__ import annotations
@@ -23,25 +25,28 @@ import pyarrow.parquet as pq
 
 from jobs.card import CARD, card_rows, write_card
 from jobs.errors import StoreError, UserError, VerifyError
-from jobs.folder import JobFolder
+from jobs.folder import RETRIES, JobFolder
 from jobs.media import check_media
 from jobs.parts import (
     Footer,
     Format,
     PartRow,
+    digest,
     part_format,
-    part_index,
     part_name,
+    part_place,
     part_schema,
     read_footer,
     read_rows,
+    rejects_index,
     rejects_name,
     rejects_table,
     stored_schema,
     timings_name,
+    timings_place,
     write_derived,
 )
-from jobs.plan import JobPlan
+from jobs.plan import JobPlan, RetryPlan
 from jobs.prompts import expected_row_ids
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store
@@ -49,12 +54,16 @@ from jobs.store import Store, open_store
 _KEPT_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
 _SHOWN_IDS = 3
+_SHARDS_AT_ONCE = 8
+"""For stores that answer slowly; each holds a few pictures and its row_ids."""
+_DECODED_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as the job promised. `kind`: missing_part, foreign_file, broken_part, wrong_rows,
-    duplicate_rows, broken_media, missing_derived, wrong_derived or unreadable_input."""
+    """One thing that is not as the job promised. `kind`: missing_part, foreign_file, broken_part,
+    orphaned_part, wrong_rows, duplicate_rows, broken_media, missing_derived, wrong_derived, broken_retry or
+    unreadable_input."""
 
     kind: str
     where: str
@@ -75,7 +84,13 @@ class VerifyReport:
     rejects: int = 0
     shards_total: int = 0
     shards: int = 0
-    """Parts found."""
+    """Parts found, those of retries aside."""
+    retries: int = 0
+    """Retries that were begun."""
+    retry_parts: int = 0
+    """Their parts found."""
+    retry_parts_left: int = 0
+    """Parts that the newest of them still has to make; until then its rows are rejects."""
     decoded: bool = True
     """Whether pictures were decoded."""
     repaired: int = 0
@@ -104,6 +119,9 @@ class VerifyReport:
             "rejects": self.rejects,
             "shards_total": self.shards_total,
             "shards": self.shards,
+            "retries": self.retries,
+            "retry_parts": self.retry_parts,
+            "retry_parts_left": self.retry_parts_left,
             "decoded": self.decoded,
             "repaired": self.repaired,
             "wrote_card": self.wrote_card,
@@ -117,6 +135,9 @@ class VerifyReport:
             f"{self.url}: {self.rows:,} rows and {self.rejects:,} rejects in {self.shards:,} of "
             f"{self.shards_total:,} parts, for {self.rows_expected:,} rows asked for"
         ]
+        if self.retries:
+            left = f"; it lacks {self.retry_parts_left:,} parts" if self.retry_parts_left else ""
+            lines.append(f"{self.retry_parts:,} parts of retries, up to retry {self.retries}{left}")
         if self.repaired:
             lines.append(f"wrote the timings and rejects of {self.repaired:,} parts again")
         if self.wrote_card:
@@ -140,7 +161,9 @@ _ADVICE = {
     "missing_derived": "`overtone verify --repair` writes missing timings and rejects again.",
     "wrong_derived": "`overtone verify --repair` writes wrong timings and rejects again.",
     "broken_part": "Delete a broken part and run the job again: it makes it anew.",
-    "broken_media": "Delete a part with broken pictures and run the job again: it makes it anew.",
+    "orphaned_part": "Delete a retry's part whose part before is missing or broken, then run the job again.",
+    "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
+    "job again: it makes them anew.",
 }
 
 
@@ -178,25 +201,37 @@ def verify_job(
     """The same for a job in hand; `expected` gives (shard, row_ids) in shard order, in one piece or
     several."""
     report = VerifyReport(store.url, shards_total=plan.num_shards, decoded=decode)
-    found = _parts(store, plan, spec.output.format, report)
-    derived = _derived(store, plan, found, report)
+    there = _There(store, plan, spec.output.format, report)
     seen = _Seen()
-    with ThreadPoolExecutor(cpu_count() or 1, "decode") as pool:
-        checker = _Checker(store, spec, plan, report, derived, pool, repair=repair, decode=decode)
-        for done, (index, row_ids) in enumerate(_by_shard(expected, plan, report), 1):
-            if not found[index]:
-                name = part_name(plan, index, spec.output.format)
-                report.add("missing_part", name, "the part is missing")
-            else:
-                seen.add(checker.check(index, row_ids))
+    with (
+        ThreadPoolExecutor(cpu_count() or 1, "decode") as decoders,
+        ThreadPoolExecutor(_SHARDS_AT_ONCE, "shard") as pool,
+    ):
+        checker = _Checker(store, spec, plan, there, decoders, repair=repair, decode=decode)
+        for done, checked in enumerate(_in_order(pool, checker, _by_shard(expected, plan, report)), 1):
+            checked.tell(report)
+            seen.add(checked.row_ids)
             if on_part is not None:
                 on_part(done, plan.num_shards)
     twice = seen.twice()
     if len(twice):
-        _name_duplicates(store, spec, plan, found, twice, report)
-    if found.all() and not report.num_problems:
+        _name_duplicates(store, spec, plan, there, twice, report)
+    if there.parts[0].all() and not report.retry_parts_left and not report.num_problems:
         _check_card(store, spec, plan, report, repair=repair)
     return report
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, checker: _Checker, shards: Iterable[tuple[int, list[str] | None]]
+) -> Iterator[_Checked]:
+    """`pool.map`, but taking no more ahead than the pool works on."""
+    running: deque[Future[_Checked]] = deque()
+    for index, row_ids in shards:
+        running.append(pool.submit(checker.check, index, row_ids))
+        if len(running) > _SHARDS_AT_ONCE:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
 
 
 def _check_card(store: Store, spec: JobSpec, plan: JobPlan, report: VerifyReport, *, repair: bool) -> None:
@@ -210,32 +245,54 @@ def _check_card(store: Store, spec: JobSpec, plan: JobPlan, report: VerifyReport
         report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")
 
 
-def _parts(store: Store, plan: JobPlan, format: Format, report: VerifyReport) -> np.ndarray:
-    """[shards] bool: which parts exist. Everything else under data/ is reported."""
-    found = np.zeros(plan.num_shards, bool)
-    for info in store.list("data/"):
-        index = part_index(plan, info.key)
-        if index is None or part_format(info.key) != format:
-            report.add("foreign_file", info.key, "no part of this job; readers of data/ would see it")
-        else:
-            found[index] = True
-    report.shards = int(found.sum())
-    return found
+class _There:
+    """Which objects exist, by name. Whatever else is under data/, timings/ and rejects/ is reported."""
 
-
-def _derived(store: Store, plan: JobPlan, found: np.ndarray, report: VerifyReport) -> dict[str, np.ndarray]:
-    """{"timings" and "rejects": [shards] bool}: which of them exist. Everything else there is reported."""
-    there = {}
-    for folder, name in (("timings", timings_name), ("rejects", rejects_name)):
-        there[folder] = np.zeros(plan.num_shards, bool)
-        for info in store.list(f"{folder}/"):
-            digits = info.key.removeprefix(f"{folder}/part-").removesuffix(".parquet")
-            index = int(digits) if digits.isascii() and digits.isdigit() else -1
-            if 0 <= index < plan.num_shards and info.key == name(plan, index) and found[index]:
-                there[folder][index] = True
+    def __init__(self, store: Store, plan: JobPlan, format: Format, report: VerifyReport) -> None:
+        self.retries = _retries(store, report)
+        runs = range(len(self.retries) + 1)
+        self.parts = [np.zeros(plan.num_shards, bool) for _ in runs]
+        """[shards] bool: the parts, those of the job itself first, then those of each retry."""
+        self.timings = [np.zeros(plan.num_shards, bool) for _ in runs]
+        self.rejects = np.zeros(plan.num_shards, bool)
+        for info in store.list("data/"):
+            place = part_place(plan, info.key)
+            if place is None or part_format(info.key) != format or not self._owes(*place):
+                report.add("foreign_file", info.key, "no part of this job; readers of data/ would see it")
+            else:
+                self.parts[place[1]][place[0]] = True
+        for info in store.list("timings/"):
+            place = timings_place(plan, info.key)
+            if place is not None and place[1] in runs and self.parts[place[1]][place[0]]:
+                self.timings[place[1]][place[0]] = True
             else:
                 report.add("foreign_file", info.key, "belongs to no part of this job")
-    return there
+        for info in store.list("rejects/"):
+            index = rejects_index(plan, info.key)
+            if index is not None and any(parts[index] for parts in self.parts):
+                self.rejects[index] = True
+            else:
+                report.add("foreign_file", info.key, "belongs to no part of this job")
+        report.shards = int(self.parts[0].sum())
+        report.retries = len(self.retries)
+        report.retry_parts = int(sum(parts.sum() for parts in self.parts[1:]))
+        if self.retries:
+            report.retry_parts_left = self.retries[-1].num_shards - int(self.parts[-1].sum())
+
+    def runs(self, index: int) -> list[int]:
+        """The runs that owe a part of a shard, in order: the job itself (0) and some retries."""
+        return [0, *(retry.number for retry in self.retries if retry.has(index))]
+
+    def _owes(self, index: int, retry: int) -> bool:
+        return not retry or (retry <= len(self.retries) and self.retries[retry - 1].has(index))
+
+
+def _retries(store: Store, report: VerifyReport) -> list[RetryPlan]:
+    try:
+        return JobFolder(store).retries()
+    except VerifyError as error:
+        report.add("broken_retry", RETRIES, str(error))
+        return []
 
 
 def _by_shard(
@@ -261,42 +318,85 @@ def _by_shard(
         yield index, None if problem is not None else []
 
 
+@dataclass
+class _Checked:
+    """What was found of one shard."""
+
+    row_ids: list[str] = field(default_factory=list)
+    """Of all rows that were made, and of the rejects that are left."""
+    rows: int = 0
+    rejects: int = 0
+    repaired: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem(kind, where, message))
+
+    def tell(self, report: VerifyReport) -> None:
+        report.rows += self.rows
+        report.rejects += self.rejects
+        report.repaired += self.repaired
+        for problem in self.problems:
+            report.add(problem.kind, problem.where, problem.message)
+
+
 class _Checker:
-    """Checks one part after the other."""
+    """Checks shards, several at a time."""
 
     def __init__(
         self,
         store: Store,
         spec: JobSpec,
         plan: JobPlan,
-        report: VerifyReport,
-        derived: dict[str, np.ndarray],
-        pool: ThreadPoolExecutor,
+        there: _There,
+        decoders: ThreadPoolExecutor,
         *,
         repair: bool,
         decode: bool,
     ) -> None:
-        self._store, self._spec, self._plan, self._report = store, spec, plan, report
-        self._derived, self._pool, self._repair, self._decode = derived, pool, repair, decode
+        self._store, self._spec, self._plan = store, spec, plan
+        self._there, self._decoders = there, decoders
+        self._repair, self._decode = repair, decode
 
-    def check(self, index: int, expected: list[str] | None) -> list[str]:
-        """Reports what is wrong with a part; returns the row_ids in it, rejects included."""
-        key = part_name(self._plan, index, self._spec.output.format)
-        try:
-            footer = self._footer(key, index)
-            rows = self._rows(key, footer)
-        except (VerifyError, StoreError) as error:
-            self._report.add("broken_part", key, str(error))
-            return []
-        everything = rows + [reject.row_id for reject in footer.rejects]
-        self._report.rows += len(rows)
-        self._report.rejects += len(footer.rejects)
-        if expected is not None:
-            self._compare(key, expected, everything)
-        self._check_derived(key, footer)
-        return everything
+    def check(self, index: int, expected: list[str] | None) -> _Checked:
+        """What is wrong with a shard's parts, and the row_ids in them. `expected` None: not known."""
+        checked = _Checked()
+        footers: list[Footer] = []
+        whole = True
+        runs = self._there.runs(index)
+        for run in runs:
+            key = part_name(self._plan, index, self._spec.output.format, run)
+            if not self._there.parts[run][index]:
+                if run < len(self._there.retries) or not run:  # the newest retry may be under way
+                    checked.add("missing_part", key, "the part is missing")
+                break
+            try:
+                footer = self._footer(key, index, run)
+                rows = self._rows(key, footer, checked)
+            except (VerifyError, StoreError) as error:
+                checked.add("broken_part", key, str(error))
+                whole = False
+                break
+            rejected = [reject.row_id for reject in footer.rejects]
+            if expected is not None:
+                _compare(key, expected, rows + rejected, checked)
+            checked.row_ids += rows
+            checked.rows += len(rows)
+            expected = rejected
+            footers.append(footer)
+        for run in runs[len(footers) + 1 :]:
+            if self._there.parts[run][index]:
+                key = part_name(self._plan, index, self._spec.output.format, run)
+                checked.add("orphaned_part", key, "the part before it is missing or broken")
+                whole = False
+        if footers:
+            checked.row_ids += expected or []
+            checked.rejects = len(footers[-1].rejects)
+            if whole:
+                self._check_derived(index, footers, checked)
+        return checked
 
-    def _footer(self, key: str, index: int) -> Footer:
+    def _footer(self, key: str, index: int, run: int) -> Footer:
         format = self._spec.output.format
         with self._store.open(key) as file:
             footer = read_footer(file, format)
@@ -305,6 +405,8 @@ class _Checker:
                 self._check_schema(file, footer)
         if (footer.shard, footer.num_shards) != (index, self._plan.num_shards):
             raise VerifyError(f"it is the part of shard {footer.shard} of {footer.num_shards}")
+        if footer.retry != run:
+            raise VerifyError(f"it was made by retry {footer.retry}, not {run} (0: the job itself)")
         if footer.fingerprint != self._plan.fingerprint:
             raise VerifyError("it was made by another job (its fingerprint differs)")
         shard = self._plan.shard(index)
@@ -320,66 +422,55 @@ class _Checker:
         if not parquet.schema_arrow.equals(wanted):
             raise VerifyError("its columns are not those of this job")
 
-    def _rows(self, key: str, footer: Footer) -> list[str]:
+    def _rows(self, key: str, footer: Footer, checked: _Checked) -> list[str]:
         """The row_ids, after the digests of the footer agreed and the pictures were decoded."""
         kind = footer.kind
         row_ids: list[str] = []
-        id_sha, media_sha = sha256(), sha256()
+        media_sha = sha256()
         decoding: deque[tuple[str, Future[str | None]]] = deque()
         with self._store.open(key) as file:
             for row in read_rows(file, kind, self._spec.output.format):
                 row_ids.append(row.row_id)
-                for sha, value in ((id_sha, row.row_id.encode()), (media_sha, row.data)):
-                    sha.update(len(value).to_bytes(8, "little"))
-                    sha.update(value)
+                media_sha.update(len(row.data).to_bytes(8, "little"))
+                media_sha.update(row.data)
                 if self._decode:
-                    decoding.append((row.row_id, self._pool.submit(_broken, row)))
-                while len(decoding) > 32:
-                    self._settle(key, *decoding.popleft())
+                    decoding.append((row.row_id, self._decoders.submit(_broken, row)))
+                while len(decoding) > _DECODED_AHEAD:
+                    _settle(key, *decoding.popleft(), checked)
         for row_id, future in decoding:
-            self._settle(key, row_id, future)
+            _settle(key, row_id, future, checked)
         if len(row_ids) != footer.rows:
             raise VerifyError(f"it has {len(row_ids)} rows, its footer says {footer.rows}")
-        if footer.digests != {"row_id": id_sha.hexdigest(), kind: media_sha.hexdigest()}:
+        id_digest = digest(row_id.encode() for row_id in row_ids)
+        if footer.digests != {"row_id": id_digest, kind: media_sha.hexdigest()}:
             raise VerifyError("its contents are not what was written (checksums differ)")
         return row_ids
 
-    def _settle(self, key: str, row_id: str, future: Future[str | None]) -> None:
-        problem = future.result()
-        if problem is not None:
-            self._report.add("broken_media", key, f"row {_shown([row_id])}: {problem}")
-
-    def _compare(self, key: str, expected: list[str], found: list[str]) -> None:
-        wanted, there = Counter(expected), Counter(found)
-        if wanted == there:
-            return
-        missing, extra = list((wanted - there).elements()), list((there - wanted).elements())
-        if missing:
-            self._report.add("wrong_rows", key, f"{len(missing):,} rows are missing: {_shown(missing)}")
-        if extra:
-            self._report.add("wrong_rows", key, f"{len(extra):,} rows are too many: {_shown(extra)}")
-
-    def _check_derived(self, key: str, footer: Footer) -> None:
-        """Timings and rejects beside the part, against its footer."""
-        problems = []
-        for folder, name, needed in (
-            ("timings", timings_name, True),
-            ("rejects", rejects_name, bool(footer.rejects)),
-        ):
-            derived = name(self._plan, footer.shard)
-            if not self._derived[folder][footer.shard]:
-                if needed:
-                    problems.append(("missing_derived", derived, f"is missing beside {key}"))
-            elif not needed or not self._agrees(derived, footer, folder):
-                problems.append(("wrong_derived", derived, f"does not agree with {key}"))
+    def _check_derived(self, index: int, footers: list[Footer], checked: _Checked) -> None:
+        """Timings beside each part, and rejects beside the newest, against the footers."""
+        format, problems = self._spec.output.format, []
+        for footer in footers:
+            name = timings_name(self._plan, index, footer.retry)
+            key = part_name(self._plan, index, format, footer.retry)
+            if not self._there.timings[footer.retry][index]:
+                problems.append(("missing_derived", name, f"is missing beside {key}"))
+            elif not self._agrees(name, footer, "timings"):
+                problems.append(("wrong_derived", name, f"does not agree with {key}"))
+        name, needed = rejects_name(self._plan, index), any(footer.rejects for footer in footers)
+        if not self._there.rejects[index]:
+            if needed:
+                problems.append(("missing_derived", name, f"is missing beside {key}"))
+        elif not needed or not self._agrees(name, footers[-1], "rejects"):
+            problems.append(("wrong_derived", name, f"does not agree with {key}"))
         if problems and self._repair:
-            write_derived(self._store, footer)
-            if not footer.rejects and self._derived["rejects"][footer.shard]:
-                self._store.delete(rejects_name(self._plan, footer.shard))
-            self._report.repaired += 1
+            for footer in footers:
+                write_derived(self._store, footer)
+            if self._there.rejects[index] and not needed:
+                self._store.delete(name)
+            checked.repaired += 1
         else:
             for problem in problems:
-                self._report.add(*problem)
+                checked.add(*problem)
 
     def _agrees(self, name: str, footer: Footer, folder: str) -> bool:
         try:
@@ -391,6 +482,23 @@ class _Checker:
             return attempts == {footer.attempt} and 0 <= table.num_rows - len(footer.timings) <= 1
         except (pa.ArrowException, OSError, KeyError):
             return False
+
+
+def _settle(key: str, row_id: str, future: Future[str | None], checked: _Checked) -> None:
+    problem = future.result()
+    if problem is not None:
+        checked.add("broken_media", key, f"row {_shown([row_id])}: {problem}")
+
+
+def _compare(key: str, expected: list[str], found: list[str], checked: _Checked) -> None:
+    wanted, there = Counter(expected), Counter(found)
+    if wanted == there:
+        return
+    missing, extra = list((wanted - there).elements()), list((there - wanted).elements())
+    if missing:
+        checked.add("wrong_rows", key, f"{len(missing):,} rows are missing: {_shown(missing)}")
+    if extra:
+        checked.add("wrong_rows", key, f"{len(extra):,} rows are too many: {_shown(extra)}")
 
 
 def _broken(row: PartRow) -> str | None:
@@ -428,28 +536,37 @@ def _hashes(row_ids: Iterable[str]) -> np.ndarray:
 
 
 def _name_duplicates(
-    store: Store, spec: JobSpec, plan: JobPlan, found: np.ndarray, twice: np.ndarray, report: VerifyReport
+    store: Store, spec: JobSpec, plan: JobPlan, there: _There, twice: np.ndarray, report: VerifyReport
 ) -> None:
     """A second look at the parts, for rows whose hash came twice: by their names, so that none is accused
     wrongly."""
     where: dict[str, list[str]] = {}
-    for index in np.flatnonzero(found).tolist():
-        key = part_name(plan, index, spec.output.format)
-        try:
-            with store.open(key) as file:
-                footer = read_footer(file, spec.output.format)
-                file.seek(0)
-                row_ids = [row.row_id for row in read_rows(file, footer.kind, spec.output.format)]
-        except (VerifyError, StoreError):
-            continue  # reported before
-        row_ids += [reject.row_id for reject in footer.rejects]
-        suspects = np.isin(_hashes(row_ids), twice)
-        for row_id, suspect in zip(row_ids, suspects.tolist(), strict=True):
-            if suspect:
-                where.setdefault(row_id, []).append(key)
+    format = spec.output.format
+    for index in np.flatnonzero(there.parts[0]).tolist():
+        rejected: list[str] = []
+        for run in there.runs(index):
+            if not there.parts[run][index]:
+                break
+            key = part_name(plan, index, format, run)
+            try:
+                with store.open(key) as file:
+                    footer = read_footer(file, format)
+                    file.seek(0)
+                    row_ids = [row.row_id for row in read_rows(file, footer.kind, format)]
+            except (VerifyError, StoreError):
+                break  # reported before
+            rejected = [reject.row_id for reject in footer.rejects]
+            _note_suspects(where, key, row_ids, twice)
+        _note_suspects(where, key, rejected, twice)
     for row_id, keys in where.items():
         if len(keys) > 1:
             report.add("duplicate_rows", keys[0], f"row {_shown([row_id])} is there again in {keys[1]}")
+
+
+def _note_suspects(where: dict[str, list[str]], key: str, row_ids: list[str], twice: np.ndarray) -> None:
+    for row_id, suspect in zip(row_ids, np.isin(_hashes(row_ids), twice).tolist(), strict=True):
+        if suspect:
+            where.setdefault(row_id, []).append(key)
 
 
 def _shown(row_ids: list[str]) -> str:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from jobs.media import encode_media
 from jobs.parts import Made, Part, StageTime, Timing, build_part, commit_part
-from jobs.plan import JobPlan, make_plan
+from jobs.plan import JobPlan, RetryPlan, make_plan
 from jobs.prompts import read_shard
+from jobs.retry import read_rejected
 from jobs.rows import Reject, Row
 from jobs.spec import JobSpec
-from jobs.store import Store
+from jobs.store import Store, open_store
 
 SIDE_PX = 16
 
@@ -72,18 +73,25 @@ def small_part(
     backwards: bool = False,
     forgotten: Iterable[str] = (),
     repeated: Iterable[str] = (),
+    retry: RetryPlan | None = None,
+    store: Store | None = None,
+    message: str = "was bad",
 ) -> Part:
     """The part of a shard, as a worker makes it in batches of two; the rows in `bad` are rejects.
 
-    A worker with a bug: `forgotten` rows are nowhere, `repeated` ones twice.
+    With `retry`, of the rejects of the part before, which is in `store` (None: where the spec says). A
+    worker with a bug: `forgotten` rows are nowhere, `repeated` ones twice.
     """
     shard = plan.shard(index)
-    read = read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows)
+    if retry is None:
+        read = read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows)
+    else:
+        read = read_rejected(store or open_store(spec.output.path), spec, plan, retry, index)
     bad, forgotten, repeated = set(bad), set(forgotten), set(repeated)
     rows = [row for row in read.rows if row.row_id not in bad | forgotten]
     rows += [row for row in rows if row.row_id in repeated]
     rejects = read.rejects + [
-        Reject(row.row_id, "RowError", "was bad", "denoise", 1, row.source, row.prompt)
+        Reject(row.row_id, "RowError", message, "denoise", 1, row.source, row.prompt)
         for row in read.rows
         if row.row_id in bad
     ]
@@ -132,6 +140,7 @@ def small_part(
         node="here",
         started=time.time() if started is None else started,
         kind="image",
+        retry=0 if retry is None else retry.number,
     )
 
 

@@ -17,10 +17,12 @@ import fake_engine
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from fake_engine import Fakes
 from s3_server import KEYS, S3Server
 
-from cluster.driver import run_job
+from cluster.driver import retry_job, run_job
+from jobs.cli import main
 from jobs.errors import (
     FingerprintMismatch,
     NoWorkersLeft,
@@ -257,6 +259,80 @@ def test_a_lost_copy_of_a_shard_does_no_harm(tmp_path):
     assert summary.exit_code == 0
     assert summary.rows == 12
     assert verify(spec.output.path).ok
+
+
+# Rejects once more.
+
+
+def test_a_retry_makes_what_can_be_made_and_forgives_deaths(tmp_path):
+    prompts, mended = plain(20), tmp_path / "mended"
+    prompts[3], prompts[8], prompts[17] = f"!until {mended}", "!raise", "!nan"
+    spec = job(tmp_path, prompts, faults={"row_deaths": 1}, workers={"batch_size": 1})
+    first = run_job(spec, engine_factory=Fakes())
+    assert (first.rows, first.rejects) == (17, 3), first.text()
+    mended.touch()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()}
+
+    summary = retry_job(spec.output.path, ["workers.count=1"], engine_factory=Fakes())
+    assert summary.exit_code == 0  # two of three are rejected again, and that is no reason to stop
+    assert (summary.rows, summary.rejects, summary.shards_done, summary.shards_total) == (1, 2, 3, 3)
+    assert "retry 1: 1 rows in" in summary.text()
+    assert sorted(row["row_id"] for row in table(tmp_path / "out", "rejects")) == ["r008", "r017"]
+    assert Counter(row["row_id"] for row in table(tmp_path / "out")) == Counter(
+        f"r{k:03}" for k in range(20) if k not in (8, 17)
+    )
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()}
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 3
+    assert verify(spec.output.path).ok
+
+    assert "nothing to do" in run_job(spec, engine_factory=Fakes()).text()
+    second = retry_job(spec.output.path, engine_factory=Fakes())
+    assert (second.rows, second.rejects, second.exit_code) == (0, 2, 0)
+    assert verify(spec.output.path).ok
+
+
+def test_a_retry_that_ended_early_is_finished_by_a_run_of_the_job(tmp_path):
+    prompts = [*["!raise"] * 2, *plain(8), *["!raise"] * 5]
+    spec = job(tmp_path, prompts, workers={"count": 1}, faults={"max_reject_fraction": 0.6})
+    assert run_job(spec, engine_factory=Fakes()).rejects == 7
+    ended = retry_job(spec.output.path, ["faults.max_reject_fraction=0.5"], engine_factory=Fakes())
+    assert isinstance(ended.error, TooManyRejects)
+    assert ended.exit_code == 3
+    assert JobFolder(open_store(spec.output.path)).unfinished_retry().number == 1
+    assert verify(spec.output.path).ok
+    summary = run_job(spec, engine_factory=Fakes())
+    assert summary.exit_code == 0
+    assert "retry 1" in summary.text()
+    assert JobFolder(open_store(spec.output.path)).unfinished_retry() is None
+    assert verify(spec.output.path).ok
+
+
+def test_retry_of_the_command_line(tmp_path):
+    """The rejects of an engine without a model, once more with the embedded one."""
+    spec = job(tmp_path, [*plain(4), "!raise", "!nan"], model="tiny", sampling={"height": 64, "num_steps": 2})
+    run_job(spec, engine_factory=Fakes())
+    output = spec.output.path
+    shown = CliRunner().invoke(main, ["retry", output, "--dry-run"])
+    assert (shown.exit_code, shown.output) == (
+        0,
+        "retry 1 tries 2 rows of 2 shards again (1 NotFinite, 1 RuntimeError)\n",
+    )
+    for arguments, said in (
+        (["--set", "sampling.num_steps=9"], "sampling.num_steps was 2, now 9"),
+        (["--set", "workers.cuont=9"], "did you mean count?"),
+    ):
+        shown = CliRunner().invoke(main, ["retry", output, *arguments])
+        assert shown.exit_code == 2
+        assert said in shown.output
+    shown = CliRunner().invoke(main, ["retry", output, "--quiet", "--set", "workers.count=1"])
+    assert shown.exit_code == 0, shown.output
+    assert "retry 1: 2 rows in" in shown.output
+    assert verify(output).ok
+    assert len(table(output)) == 6
+    shown = CliRunner().invoke(main, ["retry", output, "--quiet"])
+    assert shown.exit_code == 0
+    assert "no row is rejected: there is nothing to try again" in shown.output
 
 
 # Wrong from the start: nothing is written.
