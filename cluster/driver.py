@@ -79,7 +79,7 @@ TICK_S = 0.5
 """How often time passes for the dispatcher."""
 STALE_EVERY_S = 5.0
 """How often a driver looks whether a newer one took the job over."""
-CAPACITY_EVERY_S = 10.0
+CAPACITY_EVERY_S = 2.0
 """How often the cluster's size is asked for, where the number of workers follows it."""
 SHEET = "contact-sheet.png"
 SHEET_PICTURES = 48

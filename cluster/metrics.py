@@ -56,7 +56,9 @@ STAGE_SECONDS = Metric(
 GENERATED = Metric(
     "counter", "overtone_generated_rows", "Rows decoded, committed or not yet.", ("job", "worker")
 )
-BATCH_ROWS = Metric("gauge", "overtone_batch_rows", "Rows in the newest batch.", ("job", "worker"))
+BATCH_ROWS = Metric(
+    "gauge", "overtone_batch_rows", "Rows in the newest batch on a grid.", ("job", "worker", "grid")
+)
 GPU_MEMORY = Metric(
     "gauge", "overtone_gpu_memory_bytes", "GPU memory that a worker's process holds.", ("job", "worker")
 )
@@ -126,13 +128,14 @@ class WorkerMetrics:
 
     def __call__(self, timings: Sequence[Timing]) -> None:
         for timing in timings:
-            grid = f"{timing.height}x{timing.width}" if timing.height is not None else ""
-            tags = self._tags | {"stage": timing.stage, "grid": self._grids(grid)}
+            grid = self._grids(f"{timing.height}x{timing.width}" if timing.height is not None else "")
             if timing.seconds > 0:
+                tags = self._tags | {"stage": timing.stage, "grid": grid}
                 _counter(STAGE_SECONDS).inc(timing.seconds, tags)
-            if timing.stage == "vae_decode":  # once a batch, and its rows are made
+            if timing.stage == "denoise":
+                _gauge(BATCH_ROWS).set(timing.rows, self._tags | {"grid": grid})
+            elif timing.stage == "vae_decode":  # the last that is done to a row on the device
                 _counter(GENERATED).inc(timing.rows, self._tags)
-                _gauge(BATCH_ROWS).set(timing.rows, self._tags)
         if self._cuda:
             import torch  # loaded long ago by the engine that runs on it
 

@@ -3,6 +3,7 @@
     runner = Runner(spec, plan, store, engine, worker=3, epoch=7, node="a")
     for event in runner.attempt(assignment): ...     # events of cluster.dispatch, as they happen
     for event in runner.flush(): ...                 # wait for commits in the background
+    made, rejects = Runner(spec, None, None, engine).make(rows)     # the same, of rows without a shard
 
 Rows of one size make a group, which goes through the stages together: on each grid in batches of as many rows
 as are best there, so that a coarse stage, whose rows are small, takes more at once. The calling thread does
@@ -284,6 +285,7 @@ class Runner:
     """A resident engine and the threads around it. One attempt at a time.
 
     Args:
+        plan, store: None for a runner that is only asked to `make` rows.
         worker: the dispatcher's number of this worker, for its events.
         label: its name in the timings.
         node: where it runs, for the timings.
@@ -295,8 +297,8 @@ class Runner:
     def __init__(
         self,
         spec: JobSpec,
-        plan: JobPlan,
-        store: Store,
+        plan: JobPlan | None,
+        store: Store | None,
         engine: Engine,
         *,
         worker: int = 0,
@@ -313,7 +315,7 @@ class Runner:
         self.draining = False
         """Set, from any thread or a signal's handler, to give the shard back after the batch in hand."""
         self._sizes = BatchSizes(spec.workers.batch_size, gpu=str(engine.device).startswith("cuda"))
-        self._kind: Literal["image", "video"] = "video" if engine.family.default_frames else "image"
+        self.kind: Literal["image", "video"] = "video" if engine.family.default_frames else "image"
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._beside = {
@@ -349,6 +351,16 @@ class Runner:
                 yield self._failed(run, failed.failure)
             except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
                 yield self._failed(run, Failure.of(error, run.stage))
+
+    def make(self, rows: Sequence[Row]) -> tuple[list[Made], list[Reject]]:
+        """Make rows that are no shard's; each ends in one of the lists. Raises what is not a row's fault."""
+        run = _Attempt(Assignment(shard=0, attempt=1), "", lambda: False)
+        try:
+            for _ in self._generate(run, rows):
+                pass  # nobody waits for these events
+        except _Failed as failed:
+            raise failed.__cause__ or failed from None
+        return self._gather(run)
 
     def flush(self) -> Iterator[Event]:
         """Wait for the commits in the background and tell of them."""
@@ -400,6 +412,8 @@ class Runner:
 
     def _start_reading(self, index: int) -> Future[tuple[ShardRows, Timing, float]]:
         def read() -> tuple[ShardRows, Timing, float]:
+            assert self.plan is not None
+            assert self.store is not None
             begin = time.time()
             shard = self.plan.shard(index)
             if self.retry is not None:
@@ -666,6 +680,42 @@ class Runner:
     def _commit(self, run: _Attempt) -> tuple[int, list[Reject]]:
         """In a thread: (rows, rejects) of the part, which is ours unless another was there first."""
         assert run.read is not None
+        assert self.plan is not None
+        assert self.store is not None
+        before = len(run.timings)
+        made, rejects = self._gather(run)
+        part = build_part(
+            self.spec,
+            self.plan,
+            self.plan.shard(run.shard),
+            attempt=run.id,
+            made=made,
+            rejects=rejects,
+            passthrough=run.read.passthrough,
+            first_row=run.read.first_row,
+            timings=run.timings,
+            worker=self.label,
+            device=str(self.engine.device),
+            node=self.node,
+            started=run.started,
+            kind=self.kind,
+            retry=0 if self.retry is None else self.retry.number,
+        )
+        once = part.footer.timings[before:]
+        begin = time.time()
+        ours = commit_part(self.store, part)
+        self._on_timings((*once, Timing(None, "upload", len(made), seconds=time.time() - begin)))
+        _log.info(
+            "%d rows and %d rejects in %.1f s%s",
+            len(made),
+            len(rejects),
+            time.time() - run.started,
+            "" if ours else ", and another attempt was first",
+        )
+        return len(made) + len(rejects), rejects
+
+    def _gather(self, run: _Attempt) -> tuple[list[Made], list[Reject]]:
+        """What an attempt made and rejected, once all its pictures are encoded."""
         made: list[Made] = []
         spans: dict[int, list[tuple[str, float, float]]] = {}
         rejects = list(run.rejects)
@@ -695,7 +745,6 @@ class Runner:
                 )
             )
         run.pictures.clear()
-        before = len(run.timings)
         for group, span in spans.items():
             begin = min(begin for _, begin, _ in span)
             seconds = max(end for _, _, end in span) - begin
@@ -704,35 +753,7 @@ class Runner:
             run.timings.append(
                 Timing(group, "image_encode", len(span), seconds=seconds, start_s=start_s, row_ids=ids)
             )
-        part = build_part(
-            self.spec,
-            self.plan,
-            self.plan.shard(run.shard),
-            attempt=run.id,
-            made=made,
-            rejects=rejects,
-            passthrough=run.read.passthrough,
-            first_row=run.read.first_row,
-            timings=run.timings,
-            worker=self.label,
-            device=str(self.engine.device),
-            node=self.node,
-            started=run.started,
-            kind=self._kind,
-            retry=0 if self.retry is None else self.retry.number,
-        )
-        once = part.footer.timings[before:]
-        begin = time.time()
-        ours = commit_part(self.store, part)
-        self._on_timings((*once, Timing(None, "upload", len(made), seconds=time.time() - begin)))
-        _log.info(
-            "%d rows and %d rejects in %.1f s%s",
-            len(made),
-            len(rejects),
-            time.time() - run.started,
-            "" if ours else ", and another attempt was first",
-        )
-        return len(made) + len(rejects), rejects
+        return made, rejects
 
     # Between batches.
 

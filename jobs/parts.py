@@ -383,7 +383,7 @@ def build_part(
         retry=retry,
     )
     schema = part_schema(spec, passthrough.schema, kind)
-    tables = (_rows(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in _row_groups(made))
+    tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in _row_groups(made))
 
     def finished() -> Footer:
         """The footer with the time that writing took so far: the last thing that is written."""
@@ -447,9 +447,10 @@ def digest(values: Iterable[bytes]) -> str:
     return sha.hexdigest()
 
 
-def _rows(
+def rows_table(
     spec: JobSpec, schema: pa.Schema, made: Sequence[Made], passthrough: pa.Table, first_row: int, kind: Kind
 ) -> pa.Table:
+    """Finished samples as rows of `part_schema`. `passthrough` has the input rows from `first_row` on."""
     sampling, model = spec.sampling, spec.model
     extension = media_extension(spec.output, kind)
     name = f"{model.id}@{model.revision}" if model.revision else model.id

@@ -6,27 +6,22 @@ import asyncio
 import http.server
 import io
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray  # before any token is set below: Ray keeps the mode that it finds at import
 import yaml
+from ray_head import free_port, plain_environ, ray_head
 
 from cluster.manifest import drain_command
 from cluster.submit import (
@@ -258,94 +253,19 @@ print("last line without an end", end="")
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    with ray_head(tmp_path_factory.mktemp("head")) as running:
+    with head_of_ours(tmp_path_factory.mktemp("head")) as running:
         yield running
 
 
-@contextmanager
-def ray_head(folder: Path, start_timeout_s: float = 240) -> Iterator[SimpleNamespace]:
-    """A Ray head with dashboard and token. Its `overtone` is a small script of ours, or for specs called
-    `real...` the real one.
-
-    Its files lie in a folder of its own, with a short path for its sockets: in the usual one it would become
-    the cluster that everybody else on this machine finds by `auto`. Where it ends while it starts it is
-    started again: Ray gives its own processes half a minute, which a busy machine may not have for them.
-    """
+def head_of_ours(folder: Path) -> AbstractContextManager[SimpleNamespace]:
+    """A head with a token. Its `overtone` is a small script of ours."""
     (folder / "fake.py").write_text(FAKE)
     program = folder / "overtone"
-    program.write_text(
-        f'#!/bin/sh\nif grep -q \'^name: real\' "$2"; then exec {sys.executable} -m jobs.cli "$@"; fi\n'
-        f'exec {sys.executable} {folder}/fake.py "$@"\n'
-    )
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/fake.py "$@"\n')
     program.chmod(0o755)
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environ |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        "PATH": f"{folder}:{Path(sys.executable).parent}:{environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(start_timeout_s)),
-    }
-    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    ip = ray.util.get_node_ip_address()
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command += [f"--temp-dir={ray_folder}", "--disable-usage-stats", "--no-monitor"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-    command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"]
-    deadline = time.monotonic() + start_timeout_s
-    process = None
-    with (folder / "head.log").open("w") as log:
-        try:
-            while True:
-                port, gcs, agent, client = free_port(), free_port(), free_port(), free_port()
-                ports = [f"--dashboard-port={port}", f"--port={gcs}", f"--ray-client-server-port={client}"]
-                ports += [f"--dashboard-agent-listen-port={agent}"]
-                process = subprocess.Popen(
-                    [*command, *ports], env=environ, stdout=log, stderr=log, cwd=folder
-                )
-                pages = (
-                    f"http://127.0.0.1:{port}/api/version",
-                    f"http://{ip}:{agent}/api/local_raylet_healthz",
-                )
-                while process.poll() is None and not all(_ready(page) for page in pages):
-                    assert time.monotonic() < deadline, (folder / "head.log").read_text()
-                    time.sleep(0.2)
-                if process.poll() is None:
-                    break
-                assert time.monotonic() < deadline, (folder / "head.log").read_text()
-            yield SimpleNamespace(
-                url=f"http://127.0.0.1:{port}",
-                agent=f"http://{ip}:{agent}",
-                gcs=f"{ip}:{gcs}",
-                environ=environ,
-            )
-        finally:
-            if process is not None:
-                process.terminate()
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            shutil.rmtree(ray_folder, ignore_errors=True)
-
-
-def _ready(url: str) -> bool:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    return ray_head(folder, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}, TOKEN)
 
 
 @pytest.fixture
@@ -399,9 +319,7 @@ def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(TOKEN)
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-        "HOME": str(home)
-    }
+    environ = plain_environ() | {"HOME": str(home)}
     terminal = subprocess.Popen(
         [sys.executable, "-c", code, first.id, head.url],
         stdout=subprocess.PIPE,
@@ -496,7 +414,7 @@ def test_a_pod_that_is_stopped_tells_ray_that_its_node_is_about_to_go(tmp_path):
         "subprocess.run(['sh', '-c', sys.argv[1]], check=True)\n"
         "print(len(state.get_draining_nodes()), ray.get(worker.ready.remote()))\n"
     )
-    with ray_head(tmp_path) as head:
+    with head_of_ours(tmp_path) as head:
         command = [sys.executable, "-c", driver, drain_command(30).split(";")[0]]
         environ = head.environ | {"RAY_ADDRESS": head.gcs}
         shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
