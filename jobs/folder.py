@@ -23,6 +23,7 @@ from jobs.errors import FingerprintMismatch, UserError, VerifyError
 from jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
 from jobs.plan import JobPlan, RetryPlan, difference
 from jobs.rows import Quarantined
+from jobs.shard_set import ShardSet
 from jobs.spec import JobSpec
 from jobs.store import NoSuchObject, Store
 
@@ -77,11 +78,12 @@ class JobFolder:
             ) from None
         return JobSpec.from_json(text), plan
 
-    def finished(self, retry: RetryPlan | None = None) -> set[int]:
+    def finished(self, retry: RetryPlan | None = None) -> ShardSet:
         """The shards that are committed, by their names alone; of a retry, its own."""
         num_shards, number = self._known_shards(), retry.number if retry else 0
         found = (part_index(num_shards, info.key, number) for info in self.store.list("data/"))
-        return {index for index in found if index is not None and (retry is None or retry.has(index))}
+        known = (index for index in found if index is not None and (retry is None or retry.has(index)))
+        return ShardSet(num_shards, known)
 
     def num_retries(self) -> int:
         """How many retries were begun."""
