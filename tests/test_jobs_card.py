@@ -19,7 +19,10 @@ from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
 from jobs.card import card, card_rows, contents, size_category, write_card
 from jobs.cli import main
 from jobs.folder import JobFolder
-from jobs.parts import commit_part, part_schema, stored_schema
+from jobs.media import encode_media
+from jobs.parts import Made, build_part, commit_part, part_schema, stored_schema
+from jobs.prompts import read_shard
+from jobs.retry import find_rejects
 from jobs.status import status
 from jobs.store import open_store
 from jobs.verify import verify
@@ -258,3 +261,39 @@ def test_a_job_of_rejects_alone_has_a_card(tmp_path):
     assert write_card(store, spec, plan)
     assert card_rows(store) == 0
     assert json.loads(json.dumps(DatasetCard.load(f"{store.url}/README.md").data.to_dict()))
+
+
+def test_what_a_retry_made_counts_and_its_rejects_are_the_newest(datasets, tmp_path):
+    store, spec, plan = finished(tmp_path, bad=["../row/1", "../row/2"])
+    write_card(store, spec, plan)
+    folder = JobFolder(store)
+    retry = folder.begin_retry(find_rejects(folder, spec, plan).retry)
+    assert commit_part(store, small_part(spec, plan, 0, retry=retry, bad=["../row/2"]))
+    assert [problem.where for problem in verify(store.url).problems] == ["README.md"]  # it counts nine of ten
+    assert verify(store.url, repair=True).wrote_card
+    text = store.read("README.md").decode()
+    assert card_rows(store) == 9
+    assert "| `RowError` | 1 |" in text
+    assert "| pictures | 9, in 4 parts |" in text
+    assert len(datasets.load_dataset(store.url, cache_dir=str(tmp_path / "cache"))["train"]) == 9
+
+
+def test_the_card_of_videos(datasets, tmp_path):
+    spec, plan = small_job(tmp_path, prompt_table(2), video={"fps": 8})
+    read = read_shard(spec, plan.files[0], 0, 2)
+    data = encode_media(np.zeros((5, SIDE_PX, SIDE_PX, 3), np.uint8), spec.output)
+    made = [Made(row, data, SIDE_PX, SIDE_PX, 10, (), 0.0) for row in read.rows]
+    part = build_part(
+        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
+        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+    )  # fmt: skip
+    store = open_store(spec.output.path)
+    assert commit_part(store, part)
+    assert write_card(store, spec, plan)
+    card = DatasetCard.load(f"{store.url}/README.md")
+    assert card.data.task_categories == ["text-to-video"]
+    assert {"name": "video", "dtype": "video"} in card.data.dataset_info["features"]
+    assert "| frames a second | 8 |" in card.text
+    loaded = datasets.load_dataset(store.url, cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.features["video"] == datasets.Video()
+    assert loaded.cast_column("video", datasets.Video(decode=False))[0]["video"]["bytes"] == data

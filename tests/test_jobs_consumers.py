@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -12,6 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from small_jobs import SIDE_PX, finish, prompt_table, small_job
 
@@ -125,29 +129,109 @@ def test_stages_are_a_query(output):
     assert found == [(1, 45, pytest.approx(9 * 0.125)), (2, 45, pytest.approx(9 * 0.125))]
 
 
-def test_pyarrow_projects_without_touching_pictures(output):
-    table = pa.dataset.dataset(f"{output}/data").to_table(
-        columns=["row_id", "denoise_seconds"], filter=pa.dataset.field("score") > 0.5
-    )
-    assert table["row_id"].to_pylist() == [f"../row/{i}" for i in ROWS if i > 4]
+class RangesFileSystem(LocalFileSystem):
+    """The disk, which keeps what was read: (name, begin, end)."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[str, int, int]] = []
+
+    def _open(self, path, mode="rb", **settings):
+        ranges = self.ranges
+
+        class File(io.FileIO):
+            def readinto(self, buffer) -> int:
+                begin = self.tell()
+                count = super().readinto(buffer)
+                ranges.append((os.path.basename(path), begin, begin + count))
+                return count
+
+            def read(self, size: int = -1) -> bytes:
+                begin = self.tell()
+                data = super().read(size)
+                ranges.append((os.path.basename(path), begin, begin + len(data)))
+                return data
+
+        return File(path)
 
 
-def test_column_projection_reads_few_bytes(tmp_path):
-    class Counting(io.FileIO):
-        read_bytes = 0
+def image_ranges(path) -> list[tuple[int, int]]:
+    """Where a part has the bytes of its pictures."""
+    about = pq.read_metadata(path)
+    groups = map(about.row_group, range(about.num_row_groups))
+    chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
+    return [
+        (chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size)
+        for chunk in chunks
+        if chunk.path_in_schema == "image.bytes"
+    ]
 
-        def read(self, size: int = -1) -> bytes:
-            data = super().read(size)
-            Counting.read_bytes += len(data)
-            return data
 
+def test_pyarrow_projects_columns_without_touching_pictures(tmp_path):
     spec, plan = small_job(tmp_path, prompt_table(400), shard_rows=400)
-    store = open_store(spec.output.path)
-    finish(store, spec, plan)
-    path = next((tmp_path / "out/data").iterdir())
-    with Counting(path) as file:
-        pq.read_table(file, columns=["row_id", "stages", "denoise_seconds"])
-    assert Counting.read_bytes < path.stat().st_size / 4
+    finish(open_store(spec.output.path), spec, plan)
+    folder = tmp_path / "out" / "data"
+    (path,) = folder.iterdir()
+    pictures = image_ranges(path)
+    assert sum(end - begin for begin, end in pictures) > 0.8 * path.stat().st_size
+
+    def touched(**look) -> list[tuple[int, int]]:
+        """What was read of pictures; the footer is looked for in the last 64 KiB, whatever lies there."""
+        files = RangesFileSystem()
+        table = pa.dataset.dataset(str(folder), filesystem=files).to_table(**look)
+        assert table.num_rows
+        read = [(begin, end) for _, begin, end in files.ranges if end < path.stat().st_size]
+        assert read
+        return [r for r in read for p in pictures if r[0] < p[1] and p[0] < r[1]]
+
+    few = ["row_id", "stages", "denoise_seconds", "score"]
+    assert touched(columns=few, filter=pa.dataset.field("score") > 0.5) == []
+    assert touched()
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with pytest.MonkeyPatch.context() as patch:
+        # Its newer reader starts 32 processes for the footers of any folder, its older one none.
+        patch.setenv("RAY_DATA_USE_DATASOURCE_V2", "0")
+        patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+        import ray
+        import ray.data
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
+        ray.shutdown()
+
+
+def test_ray_data_reads_a_folder(ray, output):
+    rows = ray.data.read_parquet(f"{output}/data", columns=["row_id", "image", "stages"]).take_all()
+    assert sorted(row["row_id"] for row in rows) == [f"../row/{i}" for i in ROWS]
+    assert Image.open(io.BytesIO(rows[0]["image"]["bytes"])).size == (SIDE_PX, SIDE_PX)
+    assert rows[0]["stages"][1]["tokens"] == 4
+
+
+def test_what_the_readme_tells_to_type_works(ray, datasets, output, tmp_path):
+    tars = job_in(tmp_path, format="webdataset", shard_rows=2)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    section = readme.partition("### Reading the output")[2].partition("\n## ")[0]
+    section = section.replace("out/quickstart", output).replace("out/tars", tars).replace(".show()", "")
+    (query,) = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+    assert {row[:3] for row in duckdb.sql(query).fetchall()} == {
+        (SIDE_PX, SIDE_PX, stage) for stage in ("text_encode", "denoise", "expand")
+    }
+    found = {}
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        *imports, body = re.split(r"\n\n", snippet.strip())
+        exec("\n".join(imports), found)
+        found |= {line.partition("(")[0]: eval(line, found) for line in body.splitlines()}
+    assert found["load_dataset"].size == (SIDE_PX, SIDE_PX)
+    assert found["ds.dataset"].column_names == ["row_id", "stages"]
+    assert set(found["ray.data.read_parquet"].columns()) == {"row_id", "image"}
+    assert len(list(found["webdataset.WebDataset"])) == len(ROWS)
+    assert len(found["pd.read_parquet"])
 
 
 def test_pandas_reads_a_folder(output):

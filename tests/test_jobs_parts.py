@@ -17,7 +17,7 @@ from small_jobs import SIDE_PX, picture, prompt_table, small_job, small_part
 
 from jobs import parts
 from jobs.errors import VerifyError
-from jobs.media import media_name
+from jobs.media import encode_media, media_name
 from jobs.parts import (
     Footer,
     commit_part,
@@ -282,6 +282,28 @@ def test_a_part_may_be_a_tar(tmp_path):
     assert "image" not in about
     assert text == b"a picture of number 1"
     assert size == (SIDE_PX, SIDE_PX)
+
+
+def test_a_tar_of_videos_with_latents(tmp_path):
+    spec, plan = small_job(tmp_path, prompt_table(3), format="webdataset", latents=True, video={"fps": 8})
+    read = read_shard(spec, plan.files[0], 0, 3)
+    video = encode_media(np.zeros((5, 16, 16, 3), np.uint8), spec.output)
+    latents = [np.full((4, 2, 2, 2), row.source, np.float16) for row in read.rows]  # [C, T, H, W]
+    made = [
+        parts.Made(row, video, 16, 16, 1, (), 0.0, own) for row, own in zip(read.rows, latents, strict=True)
+    ]
+    part = parts.build_part(
+        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
+        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+    )  # fmt: skip
+    with tarfile.open(fileobj=io.BytesIO(part.data)) as tar:
+        assert tar.getnames()[1:5] == [f"000000.{end}" for end in ("mp4", "json", "txt", "latents.npy")]
+        kept = np.load(io.BytesIO(tar.extractfile("000002.latents.npy").read()))
+        about = json.load(tar.extractfile("000002.json"))
+    assert (kept.dtype, kept.shape, kept.max()) == (np.float32, (4, 2, 2, 2), 2)
+    assert "latents" not in about
+    rows = list(parts.read_rows(io.BytesIO(part.data), "video", "webdataset"))
+    assert [(row.row_id, row.data) for row in rows] == [(row.row_id, video) for row in read.rows]
 
 
 def test_a_name_of_ours_cannot_pass_through(tmp_path):
