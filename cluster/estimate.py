@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.runner import CPU_BATCH, Engine
+from cluster.runner import CPU_BATCH, Engine, compile_for
 from jobs.errors import PromptsError, UserError
 from jobs.media import encode_media
 from jobs.plan import JobPlan, make_plan
@@ -30,7 +30,7 @@ from jobs.prompts import read_shard
 from jobs.rows import Row
 from jobs.spec import JobSpec
 from progressive.schedule import SamplingPlan
-from progressive.settings import Sampling
+from progressive.settings import NO_CACHE, Sampling
 
 FULLRES, CHOSEN = "fullres", "chosen"
 _LOOK_AT_SHARDS = 16  # where a job's sizes are counted; spread over the job
@@ -374,6 +374,7 @@ def time_rows(
     groups = _groups(sizes, rows, batch_size)
     fullres = Sampling.model_validate(
         spec.sampling.model_dump()
+        | NO_CACHE
         | {"mode": "fullres", "levels": None, "scales": None, "transition_sigmas": None}
     )
     settings = {FULLRES: fullres, CHOSEN: spec.sampling}
@@ -386,6 +387,7 @@ def time_rows(
     }
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in plans}
     for (setting, number), plan in plans.items():
+        compile_for(engine, plan, len(groups[number][0]), settings[setting])
         _make(spec, engine, plan.one_step_each(), settings[setting], groups[number][0])
     for _ in range(rounds):  # the settings take turns: a machine that slows down does so for both
         for (setting, number), plan in plans.items():

@@ -50,6 +50,7 @@ TABLE: dict[str, Action] = {
     "huggingface_hub.errors.EntryNotFoundError": Action.FAIL_JOB,
     "huggingface_hub.errors.RevisionNotFoundError": Action.FAIL_JOB,
     "torch._dynamo.exc.TorchDynamoException": Action.FAIL_JOB,
+    "progressive.compile.Recompiled": Action.FAIL_JOB,
     # A row's own fault.
     "jobs.errors.RowError": Action.REJECT_ROW,
     "jobs.errors.SizeError": Action.REJECT_ROW,

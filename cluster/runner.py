@@ -22,7 +22,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from uuid import uuid4
 
 import numpy as np
@@ -39,7 +39,7 @@ from cluster.dispatch import (
     ShardReturned,
     WorkerDraining,
 )
-from cluster.faults import Action, Failure, first_line
+from cluster.faults import Action, Failure, action_for, first_line
 from cluster.logs import about
 from jobs.errors import SizeError
 from jobs.media import encode_media
@@ -124,6 +124,27 @@ class Engine(Protocol):
     def decode(self, plan: SamplingPlan, latents: Any) -> Sequence[Any]: ...
 
 
+@runtime_checkable
+class Compiles(Protocol):
+    """An engine that compiles for the shapes it will meet, as `progressive.compile.CompiledEngine`."""
+
+    def warm_each(
+        self,
+        plan: SamplingPlan,
+        batch_sizes: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        search: bool = False,
+    ) -> Iterator[Any]: ...
+
+
+def compile_for(engine: Engine, plan: SamplingPlan, rows: int, sampling: Sampling) -> None:
+    """Let an engine that compiles do so for batches of up to this many rows, where it has not yet."""
+    if isinstance(engine, Compiles):
+        for _ in engine.warm_each(plan, [(rows,)] * len(plan.stages), sampling):
+            pass
+
+
 class BatchSizes:
     """How many rows to denoise together, by grid. Remembers what ran out of memory.
 
@@ -133,7 +154,8 @@ class BatchSizes:
     """
 
     def __init__(self, setting: int | Literal["auto"], *, gpu: bool) -> None:
-        self._grows = setting == "auto" and gpu
+        self.grows = setting == "auto" and gpu
+        """Whether larger batches are tried."""
         self._first = setting if isinstance(setting, int) else 1 if gpu else CPU_BATCH
         self._sizes: dict[Any, int] = {}
         self._limits: dict[Any, int] = {}
@@ -144,6 +166,16 @@ class BatchSizes:
     def first(self, stage: Stage, full: Stage) -> int:
         """Rows that a stage of a plan whose last stage is `full` starts with."""
         return max(self._first, min(BATCH_MAX, self._first * full.tokens // stage.tokens))
+
+    def possible(self, stage: Stage, full: Stage) -> tuple[int, ...]:
+        """All sizes that a batch of this stage may come to, but for the last rows of a shard: what it starts
+        with, what is left of that when memory runs out, and what `auto` goes up to."""
+        sizes = {self.first(stage, full)}
+        while min(sizes) > 1:
+            sizes.add(min(sizes) // 2)
+        while self.grows and max(sizes) < BATCH_MAX:
+            sizes.add(min(BATCH_MAX, 2 * max(sizes)))
+        return tuple(sorted(sizes))
 
     def next(self, stage: Stage, full: Stage) -> int:
         """Rows for the next batch of this stage."""
@@ -156,7 +188,7 @@ class BatchSizes:
     def done(self, stage: Stage, rows: int, seconds: float) -> None:
         """A batch was denoised."""
         key = _key(stage)
-        if not self._grows or key in self._settled or rows != self._sizes.get(key):
+        if not self.grows or key in self._settled or rows != self._sizes.get(key):
             return
         if (key, rows) not in self._warm:  # the first of a size also compiles and plans memory
             self._warm.add((key, rows))
@@ -362,6 +394,16 @@ class Runner:
             raise failed.__cause__ or failed from None
         return self._gather(run)
 
+    def warm_up(self, plan: SamplingPlan) -> Iterator[None]:
+        """Let an engine that compiles do so for every batch that rows with this plan can come in, a shape at
+        a time; once it has, nothing is left to do."""
+        if isinstance(self.engine, Compiles):
+            full = plan.stages[-1]
+            sizes = [self._sizes.possible(stage, full) for stage in plan.stages]
+            for shape in self.engine.warm_each(plan, sizes, self.spec.sampling, search=self._sizes.grows):
+                _log.info("%s", shape)
+                yield
+
     def flush(self) -> Iterator[Event]:
         """Wait for the commits in the background and tell of them."""
         while self._commits:
@@ -478,6 +520,15 @@ class Runner:
         self, run: _Attempt, rows: list[Row], plan: SamplingPlan, upcoming: list[Row]
     ) -> Iterator[Event]:
         """Take rows through all stages; where their prompts cannot be encoded together, in smaller groups."""
+        run.stage = "compile"
+        try:  # before any of the rows is started: none is to blame for the time it takes
+            for _ in self.warm_up(plan):
+                yield self._alive(run)
+        except Exception as error:
+            if action_for(error) is not Action.HALVE_BATCH:
+                raise
+            self._reject(run, rows, error)  # not even one of them fits
+            return
         todo = [rows]
         while todo:
             self._go_on(run)

@@ -18,7 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cluster.runner import Engine
+from cluster.runner import Engine, compile_for
 from jobs.errors import PromptsError
 from jobs.page import data_uri, page, style, svg
 from jobs.plan import make_plan
@@ -27,9 +27,14 @@ from jobs.rows import Row
 from jobs.spec import JobSpec
 from progressive import quality
 from progressive.schedule import SamplingPlan
-from progressive.settings import Sampling
+from progressive.settings import NO_CACHE, Sampling
 
 DELTAS = (0.01, 0.05, 0.10, 0.20)
+CACHES: tuple[tuple[str, str, tuple[float, ...]], ...] = (
+    ("first_block", "cache_threshold", (0.05, 0.1)),
+    ("taylorseer", "cache_interval", (3, 2)),
+)
+"""Step caches, with the field that says how much they leave out."""
 FULLRES = "fullres"
 Judge = Callable[[Image.Image, str], tuple[int, int]]
 """(objects drawn right, objects asked for) of a picture and its prompt."""
@@ -184,7 +189,8 @@ class Tuning:
 
 def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
     """The candidates: `fullres` first; at each delta one level and the automatic ladder, in the modes
-    `dct_rewind` and `dct_matched` with coupled noise, and in `dct_rewind` with fresh noise."""
+    `dct_rewind` and `dct_matched` with coupled noise, and in `dct_rewind` with fresh noise; and the automatic
+    ladder at `base`'s delta with each step cache."""
     ladders: dict[str, dict[str, Any]] = {
         "one level": {"levels": 1, "scales": None},
         "auto ladder": {"levels": None, "scales": "auto"},
@@ -196,7 +202,7 @@ def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
     }
 
     def setting(name: str, group: str, **changes: Any) -> Setting:
-        plain = base.model_dump() | {"transition_sigmas": None} | changes
+        plain = base.model_dump() | {"transition_sigmas": None} | NO_CACHE | changes
         return Setting(name, group, Sampling.model_validate(plain))
 
     found = [setting(FULLRES, FULLRES, mode="fullres", levels=None, scales=None)]
@@ -206,7 +212,22 @@ def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
             for delta in deltas:
                 name = ", ".join(part for part in (ladder, f"delta {delta:g}", kind) if part)
                 found.append(setting(name, group, delta=delta, **how, **grids))
+    for cache, key, values in CACHES:
+        for value in values:
+            name = f"auto ladder, {cache} {value:g}"
+            how = kinds[""] | ladders["auto ladder"] | {"cache": cache, key: value}
+            found.append(setting(name, f"auto ladder, {cache}", **how))
     return found
+
+
+def _possible(engine: Engine, setting: Setting) -> bool:
+    if setting.sampling.cache == "none":
+        return True
+    try:
+        engine.plan(setting.sampling)
+    except ValueError:
+        return False
+    return True
 
 
 def sample_rows(spec: JobSpec, count: int) -> list[Row]:
@@ -257,10 +278,11 @@ def tune(
     Every setting sees the same rows, seeds and batches, in turns; one step on each of its grids is run first
     and thrown away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage
     points, without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is what the
-    others are compared to. UserError for prompts that cannot be used, ValueError for sizes.
+    others are compared to; step caches that the pipeline cannot have are left out. UserError for prompts that
+    cannot be used, ValueError for sizes.
     """
     chosen = sample_rows(spec, rows) if isinstance(rows, int) else list(rows)
-    candidates = list(settings or sweep(spec.sampling))
+    candidates = [s for s in settings or sweep(spec.sampling) if _possible(engine, s)]
     tallies = [_Tally() for _ in candidates]
     batches = _batches(chosen, batch_size)
     warm: set[Any] = set()
@@ -274,6 +296,7 @@ def tune(
             seeds = [row.seed for row in batch]
             if (setting.name, *size) not in warm:
                 warm.add((setting.name, *size))
+                compile_for(engine, plan, len(batch), setting.sampling)
                 engine.denoise(plan.one_step_each(), encoded, seeds, setting.sampling)
             latents, reports = engine.denoise(plan, encoded, seeds, setting.sampling)
             media = engine.decode(plan, latents)

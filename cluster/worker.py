@@ -66,9 +66,15 @@ def load_engine(spec: JobSpec) -> Engine:
         trust_remote_code=model.trust_remote_code,
         loras=model.loras,
         offload=model.offload,
+        quantize=model.quantize,
         family=family,
     )
-    return PipelineEngine(pipe, family)
+    workers = spec.workers
+    if workers.compile == "off":
+        return PipelineEngine(pipe, family)
+    from progressive.compile import CompiledEngine
+
+    return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
 
 
 class Worker:
@@ -90,23 +96,26 @@ class Worker:
     ) -> Ready | Failure:
         """Load the model; a failure comes back as data."""
         logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
+        node = ray.get_runtime_context().get_node_id()
         try:
             engine = engine_factory(spec)
-            engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
+            usual = engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
+            runner = Runner(
+                spec,
+                plan,
+                store,
+                engine,
+                worker=self._worker,
+                node=node,
+                epoch=self._epoch,
+                retry=retry,
+                on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
+            )
+            for _ in runner.warm_up(usual):
+                pass
         except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
             return Failure.of(error, "start", starting=True)
-        node = ray.get_runtime_context().get_node_id()
-        self._runner = Runner(
-            spec,
-            plan,
-            store,
-            engine,
-            worker=self._worker,
-            node=node,
-            epoch=self._epoch,
-            retry=retry,
-            on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
-        )
+        self._runner = runner
         self._runner.draining = self._draining
         return Ready(node, str(engine.device), os.getpid())
 

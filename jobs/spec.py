@@ -122,6 +122,11 @@ class Model(_Section):
     family: Text = "auto"
     """How the pipeline's latents are laid out. `auto`: known from the pipeline's class."""
 
+    quantize: Literal["none", "int8", "fp8"] = "none"
+    """Low precision inside the transformer's blocks, which changes pixels a little. `int8`: weights alone,
+    half the memory of bfloat16. `fp8`: weights and activations, on GPUs that have it (compute capability
+    8.9). Needs torchao."""
+
     offload: Literal["none", "model"] = "none"
     """`model`: keep each part of the pipeline in main memory while it is not in use. Speed only."""
 
@@ -195,6 +200,14 @@ class Workers(_Section):
 
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads a worker computes with; unset: `num_cpus`, rounded up."""
+
+    compile: Literal["off", "blocks", "max"] = "off"
+    """`blocks`: compile the transformer's blocks for each grid and batch size, before the first row of a size
+    and never during it. `max`: the same with autotuning, which takes longer. Last bits of a sample change."""
+
+    compile_cache_dir: Place | None = None
+    """Folder on the workers' machines for compiled code; workers of one machine share it, and it is found
+    again by the next job. Unset: torch's own, which goes with the machine's temporary files."""
 
     @model_validator(mode="before")
     @classmethod
@@ -375,7 +388,7 @@ class JobSpec(_Section):
         everything = self.model_dump(mode="json")
         model, output = everything["model"], everything["output"]
         return {
-            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "loras")},
+            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
             "columns": everything["prompts"]["columns"],
             "keep": everything["prompts"]["keep"],
             "sampling": everything["sampling"],

@@ -1,8 +1,9 @@
 """The transformer's blocks compiled, one static graph a shape, and none after warm-up. Knows no jobs.
 
     engine = CompiledEngine(pipe, mode="blocks")
-    engine.warm(engine.plan(sampling), halvings(8), sampling)  # minutes; seconds where a cache knows it all
-    engine.denoise(...)                                        # as `Engine`, for plans that are warm
+    plan = engine.plan(sampling)
+    engine.warm(plan, [(1, 8)] * len(plan.stages), sampling)  # minutes; seconds where a cache knows it all
+    engine.denoise(plan, ...)                                 # as `Engine`, for plans that are warm
 
 What changes in a batch job is the grid, the number of rows and, for some families, the length of the text.
 Grids and rows are compiled for as they are, which is fastest: a batch smaller than any that is warm is
@@ -66,14 +67,6 @@ class WarmUp:
     seconds: float
     rows_per_s: float
     """One step's, compiled."""
-
-
-def halvings(rows: int) -> tuple[int, ...]:
-    """A batch size and what is left of it each time it runs out of memory: 12 gives 1, 3, 6, 12."""
-    sizes = [rows]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return tuple(reversed(sizes))
 
 
 def compile_blocks(engine: Engine, mode: Compile, *, shapes: int, backend: str | Any = "inductor") -> Blocks:
@@ -184,7 +177,7 @@ class CompiledEngine(Engine):
             folder = Path(cache_dir).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # read when torch first compiles
-            # Workers of a machine start together: one compiles, the others then load what it made.
+            # Workers of a machine start together: one compiles a shape, the others then load it.
             self._lock = FileLock(folder / "warm-up.lock")
         self._blocks = Blocks(pipe, mode, backend)
         self._warm: dict[tuple[Any, ...], set[int]] = {}
@@ -201,47 +194,60 @@ class CompiledEngine(Engine):
     def warm(
         self,
         plan: SamplingPlan,
-        batch_sizes: Sequence[int],
+        batch_sizes: Sequence[Sequence[int]],
         sampling: Sampling,
         *,
         encoded: TextsOf | None = None,
         search: bool = False,
     ) -> list[WarmUp]:
-        """Compile and try every graph that batches of these sizes can ask for; what is warm costs nothing.
+        """Compile and try every graph that batches of these sizes, some for each stage, can ask for; what is
+        warm costs nothing.
 
-        `encoded`: texts to do it with; unset: from the text encoders.
-        `search`: at each stage go up the sizes only while that makes more rows a second, and only as far as
-        memory goes. Recompiled where a second try still compiles something.
+        `encoded`: texts to do it with; unset: from the text encoders. `search`: at each stage go up the sizes
+        only while that makes more rows a second. Sizes that memory does not hold are left out; where that is
+        all of a stage's, the error goes through. Recompiled where a second try still compiles something.
         """
-        sizes = [1] if row_by_row(sampling) else sorted(set(batch_sizes))
+        return list(self.warm_each(plan, batch_sizes, sampling, encoded=encoded, search=search))
+
+    def warm_each(
+        self,
+        plan: SamplingPlan,
+        batch_sizes: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        encoded: TextsOf | None = None,
+        search: bool = False,
+    ) -> Iterator[WarmUp]:
+        """`warm`, one batch size of one stage at a time."""
+        alone = row_by_row(sampling)
         missing = [
             (stage, rows)
-            for index, stage in enumerate(plan.stages)
-            for rows in sizes
+            for index, (stage, sizes) in enumerate(zip(plan.stages, batch_sizes, strict=True))
+            for rows in ([1] if alone else sorted(set(sizes)))
             if stage.steps and rows not in self.sizes(plan, index, sampling)
         ]
         self._blocks.expect(len(missing) + sum(map(len, self._warm.values())))
-        done: list[WarmUp] = []
+        before: WarmUp | None = None
         full: set[Stage] = set()
-        with self._lock if missing else nullcontext():
-            for stage, rows in missing:
-                if stage in full:
-                    continue
-                before = next((w for w in reversed(done) if w.stage is stage), None)
-                try:
+        for stage, rows in missing:
+            if stage in full:
+                continue
+            if before is not None and before.stage is not stage:
+                before = None
+            try:
+                with self._lock:
                     now = self._warm_one(plan, stage, rows, sampling, encoded or self._texts)
-                except (torch.OutOfMemoryError, MemoryError):
-                    if not (search and before):
-                        raise
-                    full.add(stage)
-                    continue
-                except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-                    raise Recompiled(f"more shapes than torch was told to expect: {error}") from error
-                self._warm.setdefault(self._key(stage, sampling), set()).add(rows)
-                done.append(now)
-                if search and before and now.rows_per_s < WORTH_IT * before.rows_per_s:
-                    full.add(stage)
-        return done
+            except (torch.OutOfMemoryError, MemoryError):
+                if before is None:
+                    raise
+                full.add(stage)
+                continue
+            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+                raise Recompiled(f"more shapes than torch was told to expect: {error}") from error
+            yield now
+            if search and before is not None and now.rows_per_s < WORTH_IT * before.rows_per_s:
+                full.add(stage)
+            before = now
 
     def _warm_one(
         self, plan: SamplingPlan, stage: Stage, rows: int, sampling: Sampling, texts: TextsOf

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 
+from progressive.caches import repeated_blocks, transformers
 from progressive.families import FAMILIES, Family, family_name
+
+Quantize = Literal["none", "int8", "fp8"]
 
 _TINY = Path(__file__).parent / "tiny" / "model"
 
@@ -26,17 +30,20 @@ def load(
     trust_remote_code: bool = False,
     loras: Sequence[Any] = (),
     offload: Literal["none", "model"] = "none",
+    quantize: Quantize = "none",
     family: str | None = None,
 ) -> Any:
     """A pipeline ready for `Engine`: "tiny" (embedded), a hub name or a folder in diffusers format.
 
     Only safetensors weights are read. `device` unset: CUDA if there is any, else the CPU. `dtype` unset or
     "auto": bfloat16 on GPUs that have it, else float32 (always float32 for "tiny"). `loras`: objects or
-    mappings with `id`, `weight_name`, `revision`, `scale`. `family`: see `Engine`.
+    mappings with `id`, `weight_name`, `revision`, `scale`. `quantize`: see `quantize_blocks`. `family`: see
+    `Engine`.
     """
     if family not in (None, "auto") and family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_quantize(quantize, device)
     tiny = str(model_id) == "tiny"
     if dtype in (None, "auto"):
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,9 +71,58 @@ def load(
         pipe._overtone_family = family
     pipe.set_progress_bar_config(disable=True)
     if offload == "model" and device.type != "cpu":
+        quantize_blocks(pipe, quantize)
         pipe.enable_model_cpu_offload(device=device)
         return pipe
-    return pipe.to(device)
+    pipe.to(device)
+    quantize_blocks(pipe, quantize)
+    return pipe
+
+
+def quantize_blocks(pipe: Any, quantize: Quantize) -> None:
+    """Linear layers inside the transformers' blocks in low precision, in place; those around the blocks,
+    which are few and sensitive, and adapters stay as they are.
+
+    `int8`: weights with a scale a channel, activations in the model's dtype. `fp8`: weights and activations
+    in float8 e4m3 with a scale a row.
+    """
+    if quantize == "none":
+        return
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
+
+    config = (
+        Int8WeightOnlyConfig()
+        if quantize == "int8"
+        else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    )
+    for transformer in transformers(pipe):
+        for block in repeated_blocks(transformer).values():
+            quantize_(block, config, filter_fn=_is_linear)
+
+
+def _is_linear(module: torch.nn.Module, path: str) -> bool:
+    return isinstance(module, torch.nn.Linear) and "lora_" not in path
+
+
+def _check_quantize(quantize: Quantize, device: torch.device) -> None:
+    """ImportError or ValueError that says what is missing."""
+    if quantize == "none":
+        return
+    if quantize not in get_args(Quantize):
+        raise ValueError(f"quantize is {quantize!r}; the known ones are {', '.join(get_args(Quantize))}")
+    if importlib.util.find_spec("torchao") is None:
+        raise ImportError(f"quantize: {quantize} needs torchao; install overtone[quantize]")
+    if quantize == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise ValueError(
+            f"quantize: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell), which "
+            f"{what} is not; use int8, or none"
+        )
 
 
 def resolve(pipe: Any, family: Family | str | None) -> Family:

@@ -132,3 +132,9 @@ class Sampling(BaseModel):
             if getattr(self, key) is not None and self.cache != cache:
                 raise ValueError(f"{key} is of the cache {cache}; set `cache: {cache}`, or leave it out")
         return self
+
+
+NO_CACHE: dict[str, Any] = {
+    name: field.default for name, field in Sampling.model_fields.items() if name.startswith("cache")
+}
+"""The fields that take a step cache away."""

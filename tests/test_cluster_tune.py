@@ -141,10 +141,15 @@ def test_the_pareto_front():
 
 
 def test_the_sweep_has_every_ladder_delta_mode_and_noise_once():
-    base = Sampling(num_steps=30, guidance_scale=2.5, scales=(0.5, 1.0), transition_sigmas=(0.7,))
+    base = Sampling(
+        num_steps=30, guidance_scale=2.5, scales=(0.5, 1.0), transition_sigmas=(0.7,), cache="taylorseer"
+    )
     found = sweep(base)
     assert found[0].sampling.mode == "fullres"
-    assert len({setting.name for setting in found}) == len(found) == 25
+    assert len({setting.name for setting in found}) == len(found) == 29
+    caches = [(s.sampling.cache, s.sampling.cache_threshold or s.sampling.cache_interval) for s in found[25:]]
+    assert caches == [("first_block", 0.05), ("first_block", 0.1), ("taylorseer", 3), ("taylorseer", 2)]
+    assert {s.sampling.cache for s in found[:25]} == {"none"}
     assert {(s.sampling.mode, s.sampling.noise) for s in found[1:]} == {
         ("dct_rewind", "coupled"),
         ("dct_matched", "coupled"),

@@ -9,7 +9,7 @@ import pytest
 import tiny_pipes
 import torch
 
-from progressive.compile import CompiledEngine, Recompiled, compile_blocks, halvings
+from progressive.compile import CompiledEngine, Recompiled, compile_blocks
 from progressive.engine import Engine
 from progressive.settings import Sampling
 
@@ -56,13 +56,13 @@ def test_nothing_compiles_after_the_warm_up_of_five_grids_and_two_batch_sizes():
     expected, _ = plain.denoise(plan, encoded, seeds, sampling)
 
     engine = CompiledEngine(pipe, backend="eager")
-    done = engine.warm(plan, (1, 4), sampling)
+    done = engine.warm(plan, [(1, 4)] * 5, sampling)
     # A graph for each of five grids and two batch sizes, however many blocks there are.
     assert [(w.stage.grid, w.rows, w.graphs) for w in done] == [
         (stage.grid, rows, 1) for stage in plan.stages for rows in (1, 4)
     ]
     assert all(w.rows_per_s > 0 and w.seconds > 0 for w in done)
-    assert engine.warm(plan, (1, 4), sampling) == []
+    assert engine.warm(plan, [(1, 4)] * 5, sampling) == []
     before = graphs()
     latents, reports = engine.denoise(plan, encoded, seeds, sampling)
     assert latents.shape == expected.shape
@@ -78,7 +78,7 @@ def test_nothing_compiles_after_the_warm_up_of_five_grids_and_two_batch_sizes():
 def test_a_plan_that_is_not_warm_is_an_error_and_compiles_nothing():
     engine = CompiledEngine(tiny_pipes.flux1(), backend="eager")
     warm = five_grids(mode="fullres", scales=None, transition_sigmas=None, height=64, width=64)
-    engine.warm(engine.plan(warm), (1,), warm)
+    engine.warm(engine.plan(warm), [(1,)], warm)
     other = warm.model_copy(update={"height": 96})
     before = graphs()
     with pytest.raises(Recompiled, match=r"96 x 64 px\); call `warm`"):
@@ -116,7 +116,7 @@ def test_no_text_length_compiles_anything_after_the_warm_up(family):
     texts = [words(plain, sampling, *pair) for pair in lengths]
     expected = [plain.denoise(plan, text, [1, 2], sampling)[0] for text in texts]
     engine = CompiledEngine(pipe, backend="eager")
-    done = engine.warm(plan, (2,), sampling)
+    done = engine.warm(plan, [(2,)] * 2, sampling)
     assert done[0].graphs > 0
     before = graphs()
     for text, wanted in zip(texts, expected, strict=True):
@@ -124,8 +124,3 @@ def test_no_text_length_compiles_anything_after_the_warm_up(family):
     alone, _ = engine.denoise(plan, texts[1][1:], [2], sampling)  # filled up to two
     assert torch.allclose(alone[0], expected[1][1], atol=1e-3)
     assert graphs() == before
-
-
-def test_halvings_are_what_the_runner_goes_down_to():
-    assert halvings(12) == (1, 3, 6, 12)
-    assert halvings(1) == (1,)

@@ -1,0 +1,58 @@
+"""Low precision: what it changes, how little, and what cannot have it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from progressive.engine import Engine, load
+from progressive.settings import Sampling
+
+has_torchao = importlib.util.find_spec("torchao") is not None
+
+
+@pytest.mark.skipif(not has_torchao, reason="needs overtone[quantize]")
+def test_int8_is_close_to_full_precision_and_a_third_of_the_memory():
+    sampling = Sampling(num_steps=4, delta=0.05)
+    made, sizes = [], []
+    for quantize in ("none", "int8"):
+        engine = Engine(load("tiny", device="cpu", quantize=quantize))
+        plan = engine.plan(sampling)
+        encoded = engine.encode(["a large red circle"], [None], sampling)
+        latents, _ = engine.denoise(plan, encoded, [7], sampling)
+        made.append(latents)
+        block = engine.pipe.transformer.transformer_blocks[0]
+        sizes.append(sum(p.numel() * _bytes(p) for p in block.parameters()))
+        linear = engine.pipe.transformer.x_embedder.weight
+        assert linear.dtype == torch.float32  # around the blocks nothing changes
+    full, low = made
+    assert not torch.equal(full, low)
+    assert float((full - low).norm() / full.norm()) < 0.05
+    assert sizes[1] < 0.35 * sizes[0]  # float32 to int8, with scales and biases
+    assert np.isfinite(low.numpy()).all()
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    return getattr(parameter, "qdata", parameter).element_size()
+
+
+@pytest.mark.skipif(has_torchao, reason="torchao is there")
+def test_without_torchao_the_error_says_what_to_install():
+    with pytest.raises(ImportError, match=r"quantize: int8 needs torchao; install overtone\[quantize\]"):
+        load("tiny", device="cpu", quantize="int8")
+
+
+@pytest.mark.skipif(not has_torchao, reason="needs overtone[quantize]")
+def test_fp8_where_no_device_can_says_so():
+    with pytest.raises(
+        ValueError, match=r"fp8 needs a GPU of compute capability 8\.9.*a CPU is not; use int8"
+    ):
+        load("tiny", device="cpu", quantize="fp8")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="quantize is 'int4'; the known ones are none, int8, fp8"):
+        load("tiny", device="cpu", quantize="int4")
