@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -106,7 +108,12 @@ class Dispatched:
     shards_per_s: float
     """In steady state: after the first tenth of the shards."""
     driver_cpu_ms: float
-    """Of the driver's process, a shard."""
+    """CPU time of the driver's process, a shard. This and the next two in steady state, too: unlike seconds,
+    they mean something on a machine that does other things as well."""
+    worker_cpu_ms: float
+    """Of the workers' processes: reading, encoding, the part, its commit."""
+    ray_cpu_ms: float
+    """Of Ray's own processes."""
     driver_mib: float
     """Largest memory of the driver's process."""
     growth_mib: float
@@ -116,28 +123,53 @@ class Dispatched:
 def dispatch(folder: Path, *, shards: int, workers: int) -> Dispatched:
     """Run one job in `folder`, which must not hold one yet. RuntimeError if it does not end well."""
     spec = noop_job(folder, shards=shards, workers=workers)
-    seen: list[tuple[float, int, float]] = []  # (seconds, shards done, MiB)
+    seen: list[_Point] = []
 
     def note(snapshot: Snapshot) -> None:
-        seen.append((time.perf_counter(), snapshot.shards_done, _peak_mib()))
+        warm = snapshot.shards_done >= _WARM * shards and len(seen) < 2
+        if not seen or warm or snapshot.shards_done == shards:
+            seen.append(_Point.now(snapshot.shards_done))
 
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     summary = run_job(spec, on_event=note, engine_factory=noop_engine)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    seconds = time.perf_counter() - begin
     if summary.exit_code or summary.rejects:
         raise RuntimeError(summary.text())
-    last, total, peak = seen[-1]
-    first, done, before = next(point for point in seen if point[1] >= _WARM * shards)
-    steady = (total - done) / (last - first) if total > done else shards / seconds
+    last = seen[-1]
+    first = next(point for point in reversed(seen) if point.shards < last.shards)
+    done = last.shards - first.shards
     return Dispatched(
         workers=workers,
         shards=shards,
         seconds=seconds,
-        shards_per_s=steady,
-        driver_cpu_ms=1000 * cpu / shards,
-        driver_mib=peak,
-        growth_mib=peak - before,
+        shards_per_s=done / (last.at - first.at),
+        driver_cpu_ms=1000 * (last.driver_s - first.driver_s) / done,
+        worker_cpu_ms=1000 * (last.worker_s - first.worker_s) / done,
+        ray_cpu_ms=1000 * (last.ray_s - first.ray_s) / done,
+        driver_mib=last.mib,
+        growth_mib=last.mib - first.mib,
     )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A moment of a job: shards done, CPU seconds so far, memory of the driver at most."""
+
+    at: float
+    shards: int
+    driver_s: float
+    worker_s: float
+    ray_s: float
+    mib: float
+
+    @classmethod
+    def now(cls, shards: int) -> _Point:
+        spent = {True: 0.0, False: 0.0}  # of workers, of what else Ray runs
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times, title = process.cpu_times(), "".join(process.cmdline()[:1])
+                spent[title.startswith("ray::Worker")] += times.user + times.system
+        return cls(time.perf_counter(), shards, time.process_time(), spent[True], spent[False], _peak_mib())
 
 
 def noop_job(folder: Path, *, shards: int, workers: int) -> JobSpec:
@@ -157,16 +189,25 @@ def noop_job(folder: Path, *, shards: int, workers: int) -> JobSpec:
     )
 
 
-def commit_ms(folder: Path, *, shards: int) -> list[float]:
-    """Milliseconds of each of `shards` commits (building the part included) on local disk."""
+@dataclass(frozen=True)
+class Commits:
+    """Commits on local disk, one after the other, building the part included. Milliseconds a shard."""
+
+    median_ms: float
+    p99_ms: float
+    cpu_ms: float
+
+
+def commits(folder: Path, *, shards: int) -> Commits:
+    """Commit `shards` parts of one row each in `folder`."""
     spec = noop_job(folder, shards=shards, workers=1)
     plan = make_plan(spec)
     store = open_store(spec.output.path)
     data = encode_media(Image.new("RGB", (_SIDE_PX, _SIDE_PX)), spec.output)
-    taken = []
+    taken, spent = [], 0.0
     for shard in plan.shards():
         read = read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows)
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         part = build_part(
             spec,
             plan,
@@ -182,7 +223,8 @@ def commit_ms(folder: Path, *, shards: int) -> list[float]:
         )
         assert commit_part(store, part)
         taken.append(1000 * (time.perf_counter() - begin))
-    return taken
+        spent += 1000 * (time.process_time() - cpu)
+    return Commits(statistics.median(taken), sorted(taken)[int(0.99 * len(taken))], spent / shards)
 
 
 def _peak_mib() -> float:
@@ -199,27 +241,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="overtone-bench-") as folder:
-        commits = sorted(commit_ms(Path(folder, "commits"), shards=given.commits))
+        alone = commits(Path(folder, "commits"), shards=given.commits)
         runs = [
             dispatch(Path(folder, f"run-{number}"), shards=given.shards, workers=workers)
             for number, workers in enumerate(given.workers or (1, 2))
         ]
-    table = Table("workers", "shards", "shards/s", "driver CPU a shard", "driver memory", "of it grown")
+    table = Table("workers", "shards/s", "driver CPU", "worker CPU", "Ray CPU", "driver memory", "grown by")
     for run in runs:
         table.add_row(
             str(run.workers),
-            f"{run.shards:,}",
             f"{run.shards_per_s:,.0f}",
             f"{run.driver_cpu_ms:.2f} ms",
+            f"{run.worker_cpu_ms:.2f} ms",
+            f"{run.ray_cpu_ms:.2f} ms",
             f"{run.driver_mib:,.0f} MiB",
-            f"{run.growth_mib:,.0f} MiB",
+            f"{run.growth_mib:,.1f} MiB",
         )
     console = Console()
+    console.print(f"{given.shards:,} shards of one row; CPU a shard")
     console.print(table)
-    median, slow = statistics.median(commits), commits[int(0.99 * len(commits))]
-    console.print(f"a commit alone on local disk: median {median:.2f} ms, 99 % within {slow:.2f} ms")
+    console.print(
+        f"a commit alone on local disk: median {alone.median_ms:.2f} ms, 99 % within {alone.p99_ms:.2f} ms, "
+        f"{alone.cpu_ms:.2f} ms of CPU"
+    )
     if given.json:
-        figures = {"runs": [asdict(run) for run in runs], "commit_ms": {"median": median, "p99": slow}}
+        figures = {"runs": [asdict(run) for run in runs], "commits": asdict(alone)}
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -33,7 +33,8 @@ from accelerate import init_empty_weights
 from progressive.checkpoints import Checkpoint, describe
 from progressive.compile import COMPILE, Compile, compile_blocks
 from progressive.engine import Encoded, Engine, load
-from progressive.schedule import SamplingPlan
+from progressive.families import FAMILIES
+from progressive.schedule import SamplingPlan, plan_sampling
 from progressive.settings import Sampling
 
 
@@ -356,12 +357,49 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 
 def table(measured: Sequence[Measurement]) -> str:
     """Markdown, its columns padded so that a terminal shows it well too."""
-    rows = [list(_COLUMNS), *([cell(one) for cell in _COLUMNS.values()] for one in measured)]
+    return _markdown([list(_COLUMNS), *([cell(one) for cell in _COLUMNS.values()] for one in measured)])
+
+
+def _markdown(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |" for row in rows
     )
+
+
+def expected(name: str, case: Case) -> list[tuple[str, str, str, float]]:
+    """(case, setting, steps @ grid, token-step ideal) of `fullres`, the published settings and `AUTO`, from
+    the model's schedule alone: no device, no weights."""
+    checkpoint = describe(case.model).with_scheduler(**case.scheduler)
+    sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
+    rows = []
+    for setting in (FULLRES, *case.settings, AUTO):
+        plan = plan_sampling(case.sampling(**setting), FAMILIES[checkpoint.family], sigmas)
+        rows.append((name, _label(setting), plan.split, plan.saving))
+    return rows
+
+
+def expected_table(names: Sequence[str]) -> str:
+    """The table of `measure` for a machine that is still to be had, in Markdown."""
+    unknown = "not yet measured"
+    rows = [
+        [
+            "case",
+            "setting",
+            "steps @ grid",
+            "ideal",
+            "seconds",
+            "saving",
+            "reached",
+            "over plain, compiled",
+            "GiB",
+        ]
+    ]
+    for name in names:
+        for case, setting, split, ideal in expected(name, CASES[name]):
+            rows.append([case, setting, split, f"{ideal:.2f}x", *[unknown] * 5])
+    return _markdown(rows)
 
 
 def report(measured: Sequence[Measurement], device: torch.device, dtype: str) -> dict[str, Any]:
@@ -389,17 +427,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="append", choices=COMPILE, help="repeatable; default: off")
     parser.add_argument("--repeats", type=int, default=3, help="timed loops of each setting (default: 3)")
     parser.add_argument("--steps", type=int, help="instead of the case's own number of steps")
+    parser.add_argument("--plan", action="store_true", help="measure nothing: what the ideal would be")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     given = parser.parse_args(arguments)
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu":
-        real = [name for name in given.case or () if name != "tiny"]
-        if real:
-            parser.error(f"--case {real[0]} needs a GPU; a CPU runs --case tiny")
     names = given.case or ["tiny"]
     if "all" in names:
         names = [name for name in CASES if name != "tiny"]
+    if given.plan:
+        print(expected_table(names))
+        return
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        real = [name for name in names if name != "tiny"]
+        if real:
+            parser.error(f"--case {real[0]} needs a GPU; a CPU runs --case tiny, or --plan")
     measured: list[Measurement] = []
     for name in names:
         case = CASES[name] if given.steps is None else replace(CASES[name], num_steps=given.steps)

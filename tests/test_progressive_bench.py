@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from progressive import bench
 from progressive.checkpoints import describe
@@ -97,19 +99,51 @@ def test_the_real_transformers_have_their_published_size(name):
     assert billions == pytest.approx(BILLIONS[name], rel=0.02)
 
 
+class OnMeta(torch.nn.Module):
+    """A transformer of real size without weights: its inputs and outputs have shapes, and no values."""
+
+    def __init__(self, model):
+        super().__init__()
+        object.__setattr__(self, "model", model.to("meta").eval())
+        self.config, self.dtype, self.device = model.config, torch.bfloat16, torch.device("cpu")
+        self.in_channels = model.config.in_channels
+
+    def cache_context(self, *arguments, **named):
+        return nullcontext()
+
+    def forward(self, *arguments, **named):
+        arguments, named = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (arguments, named))
+        out = self.model(*arguments, **named)
+        return tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=self.dtype), out)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes_fit_together(name):
+    """Published width, depth, grids and text lengths through the real pipeline; only numbers are left out."""
+    case = bench.CASES[name]
+    checkpoint = describe(case.model).with_scheduler(**case.scheduler)
+    model = OnMeta(bench.empty_transformer(checkpoint).to(torch.bfloat16))
+    pipe = bench.build(replace(checkpoint, transformer=checkpoint.transformer | REDUCED[name]), "cpu")
+    pipe.register_modules(transformer=model)
+    engine = Engine(pipe)
+    sampling = case.sampling(**case.settings[-1])
+    plan = engine.plan(sampling)
+    assert plan.split == bench.expected(name, case)[-2][2]
+    text = bench.random_text(engine, case.text_tokens, 1)
+    latents, reports = engine.denoise(plan.one_step_each(), text, [0], sampling)
+    grids = [(report.height, report.width) for report in reports if report.kind == "denoise"]
+    assert grids == [stage.grid for stage in plan.stages]
+    assert tuple(latents.shape[-2:]) == plan.stages[-1].grid
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_published_splits_come_out_of_the_cases(name):
     """As in the method's own tables, from the schedule alone."""
-    from progressive.families import FAMILIES
-    from progressive.schedule import plan_sampling
-
-    case = bench.CASES[name]
-    checkpoint = describe(case.model).with_scheduler(**case.scheduler)
-    sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
-    family = FAMILIES[checkpoint.family]
-    first = plan_sampling(case.sampling(**case.settings[0]), family, sigmas).split
+    full, first, *_, auto = bench.expected(name, bench.CASES[name])
+    assert full[3] == 1.0
+    assert auto[3] > 1.25
     assert (
-        first
+        first[2]
         == {
             "flux1-dev": "18 @ 64x64 + 32 @ 128x128",
             "flux2-klein-4b": "18 @ 32x32 + 12 @ 64x64",
@@ -177,6 +211,14 @@ def test_the_command_times_the_embedded_model(tmp_path, capsys):
     assert rows[4]["saving_over_plain"] == pytest.approx(2 * rows[0]["seconds"] / rows[4]["seconds"])
     assert len(page.read_text().splitlines()) == 2 + len(rows)
     assert "fullres" in capsys.readouterr().out
+
+
+def test_the_ideal_of_every_model_needs_no_device(capsys):
+    bench.main(["--case", "all", "--plan"])
+    shown = capsys.readouterr().out
+    assert "| 28 @ 64x64 + 22 @ 128x128" in shown
+    assert "| 1.72x" in shown
+    assert len(shown.splitlines()) == 2 + sum(2 + len(bench.CASES[name].settings) for name in REAL)
 
 
 def test_a_real_model_on_a_cpu_is_refused(capsys):
