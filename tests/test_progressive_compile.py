@@ -124,3 +124,23 @@ def test_no_text_length_compiles_anything_after_the_warm_up(family):
     alone, _ = engine.denoise(plan, texts[1][1:], [2], sampling)  # filled up to two
     assert torch.allclose(alone[0], expected[1][1], atol=1e-3)
     assert graphs() == before
+
+
+@pytest.mark.parametrize("cache", ["first_block", "taylorseer"])
+def test_a_step_cache_on_compiled_blocks_leaves_out_the_same_steps_and_compiles_nothing(cache):
+    pipe = tiny_pipes.flux1(layers=2)
+    pipe.transformer.single_transformer_blocks = torch.nn.ModuleList()
+    ladder = {"scales": (0.5, 1.0), "transition_sigmas": (0.8,)}
+    sampling = five_grids(height=64, width=64, cache=cache, **ladder)
+    plain = Engine(pipe)
+    plan = plain.plan(sampling)
+    encoded = words(plain, sampling, 1, 2)
+    expected, _ = plain.denoise(plan, encoded, [1, 2], sampling)
+    engine = CompiledEngine(pipe, backend="eager")
+    done = engine.warm(plan, [(1, 2)] * 2, sampling)
+    # first_block takes rows one at a time: there is nothing to compile for two.
+    assert [w.rows for w in done] == ([1, 1] if cache == "first_block" else [1, 2, 1, 2])
+    before = graphs()
+    latents, _ = engine.denoise(plan, encoded, [1, 2], sampling)
+    assert torch.allclose(latents, expected, atol=1e-4)
+    assert graphs() == before
