@@ -218,7 +218,9 @@ class BatchSizes:
 
 
 class Texts(OrderedDict[str, Any]):
-    """The encoded prompts that were used last, `TEXTS` of them."""
+    """The encoded prompts that were used last, `most` of them."""
+
+    most = TEXTS
 
     def __getitem__(self, text: str) -> Any:
         self.move_to_end(text)
@@ -226,7 +228,7 @@ class Texts(OrderedDict[str, Any]):
 
     def __setitem__(self, text: str, encoded: Any) -> None:
         super().__setitem__(text, encoded)
-        if len(self) > TEXTS:
+        while len(self) > self.most:
             self.popitem(last=False)
 
 
@@ -475,6 +477,8 @@ class Runner:
         return [row for row in read.rows if row.row_id not in known]
 
     def _generate(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
+        if self.spec.model.offload == "model" and not run.careful:
+            self._encode_all(run, rows)
         for group, plan, upcoming in self._groups(run, rows):
             yield from self._group(run, group, plan, upcoming)
         yield from self._decoded(run)
@@ -572,6 +576,17 @@ class Runner:
         prompts, negatives = [row.prompt for row in rows], [row.negative_prompt for row in rows]
         encoded = self.engine.encode(prompts, negatives, self.spec.sampling, known=self._texts)
         return encoded, begin, time.time() - begin
+
+    def _encode_all(self, run: _Attempt, rows: Sequence[Row]) -> None:
+        """Where the model's parts take turns on the device, the text encoders have theirs once a shard."""
+        self._texts.most = max(TEXTS, 2 * len(rows))
+        try:
+            _, begin, seconds = self._beside["text"].submit(self._text, rows).result()
+        except Exception as error:  # noqa: BLE001 - met again, and judged, with the group that it comes from
+            _log.info("the shard's prompts are encoded group by group: %s", first_line(error))
+            return
+        start_s = begin - run.started
+        self._note(run, [Timing(None, "text_encode", len(rows), seconds=seconds, start_s=start_s)])
 
     def _stage(
         self, run: _Attempt, group: _Group, index: int, rows: list[int]

@@ -523,6 +523,22 @@ def test_as_many_prompts_are_remembered_as_were_used_last(bench):
     assert encoded == ["usual", *once, once[0]]
 
 
+def test_with_offloading_a_shards_prompts_are_encoded_before_any_row_is_denoised(bench):
+    prompts = plain(TEXTS + 6)
+    job = bench(prompts, model={"id": "tiny", "offload": "model"})
+    job.engine.on_run = lambda *_: job.engine.encoded == [tuple(prompts)] or pytest.fail("still encoding")
+    job.attempt()
+    assert job.engine.encoded == [tuple(prompts)]
+    assert len(job.rows) == len(prompts)
+
+
+def test_with_offloading_a_prompt_that_the_tokenizer_refuses_is_still_found(bench):
+    job = bench([*plain(3), "!words"], model={"id": "tiny", "offload": "model"})
+    job.attempt()
+    assert [(r["row_id"], r["stage"]) for r in job.rejects] == [("r3", "text_encode")]
+    assert len(job.rows) == 3
+
+
 def test_on_a_gpu_prompts_and_pictures_are_done_beside_the_denoising(bench):
     """Each denoising but the first waits until the batch before it is being decoded and the prompts of the
     next group are encoded: the other way round none of them would begin."""
