@@ -62,7 +62,7 @@ def load(
         field = lora.get if isinstance(lora, Mapping) else lambda key, of=lora: getattr(of, key, None)
         extra = {key: field(key) for key in ("weight_name", "revision") if field(key)}
         name = f"lora_{number}"
-        pipe.load_lora_weights(str(field("id")), adapter_name=name, **extra)
+        pipe.load_lora_weights(str(field("id")), adapter_name=name, use_safetensors=True, **extra)
         scale: Any = field("scale")
         scales[name] = 1.0 if scale is None else float(scale)
     if scales:
