@@ -292,6 +292,11 @@ def _draining_nodes() -> set[str]:
 
 def _reason(error: RayError) -> str:
     """How a process ended, in one line."""
+    if "references to the actor were removed" in str(error):  # not ours: the cluster took us for dead
+        return (
+            "the cluster dropped the worker before it began, for it cannot call this driver back: a firewall "
+            "is in between, or the cluster does without the token that this side has (RAY_AUTH_MODE=disabled)"
+        )
     found = _EXIT.search(str(error))
     if found is None:
         return first_line(error)

@@ -183,15 +183,24 @@ class FakeTrajectories:
         return np.stack(drawn)  # [B, C, H, W]
 
 
+def started_at(pid: int | str) -> str:
+    """When a process began, by the kernel's clock, which tells it from a later one of its number; "" where
+    there is none."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True)
 class Fakes:
     """An engine factory: `run_job(spec, engine_factory=Fakes(step_s=0.01))`. Each engine leaves a file named
-    after its process in `pids`, for whoever wants to kill it."""
+    after its process in `pids`, with `started_at` in it, for whoever wants to kill it."""
 
     step_s: float = 0.0
     pids: str | None = None
 
     def __call__(self, spec: JobSpec) -> FakeEngine:
         if self.pids is not None:
-            Path(self.pids, str(os.getpid())).touch()
+            Path(self.pids, str(os.getpid())).write_text(started_at(os.getpid()))
         return FakeEngine(self.step_s)

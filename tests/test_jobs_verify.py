@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,9 @@ from jobs.errors import UserError
 from jobs.folder import JobFolder
 from jobs.parts import FOOTER_KEY, Made, Part, build_part, commit_part, part_name, read_rows
 from jobs.prompts import read_shard
+from jobs.rows import Reject
 from jobs.store import open_store
-from jobs.verify import verify
+from jobs.verify import verify, verify_job
 
 
 @pytest.fixture(params=["parquet", "webdataset"])
@@ -245,3 +247,34 @@ def test_memory_does_not_grow_with_the_part(tmp_path):
     finally:
         pa.set_memory_pool(usual)
     assert 2 * 1024**2 < counting.max_memory() < 8 * 1024**2
+
+
+def test_memory_is_a_few_bytes_a_row(tmp_path):
+    """Row_ids are so long that whoever kept them would need 1,000 bytes a row."""
+
+    def name(row: int) -> str:
+        return f"{row:07}{'x' * 950}"
+
+    def peak_bytes(shards: int) -> int:
+        spec, plan = small_job(tmp_path / str(shards), prompt_table(50 * shards, row_id=None), shard_rows=50)
+        store = open_store(spec.output.path)
+        for index in range(shards):
+            shard = plan.shard(index)
+            rows = range(shard.first_row, shard.first_row + shard.num_rows)
+            rejects = [Reject(name(row), "RowError", "", "denoise", 1, row, None) for row in rows]
+            part = build_part(
+                spec, plan, shard, attempt=f"a{index}", made=[], rejects=rejects, worker="w", device="cpu",
+                passthrough=plan.passthrough.empty_table(), first_row=shard.first_row, timings=[],
+            )  # fmt: skip
+            assert commit_part(store, part)
+        expected = ((index, [name(50 * index + k) for k in range(50)]) for index in range(shards))
+        tracemalloc.start()
+        report = verify_job(store, spec, plan, expected)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert report.ok, report.text()
+        assert report.rejects == 50 * shards
+        return peak
+
+    peak_bytes(1)  # what is loaded and cached at the first time
+    assert (peak_bytes(120) - peak_bytes(40)) / (80 * 50) < 100
