@@ -227,9 +227,8 @@ class Fleet:
             member.calls.remove(call)
             assert call.assignment is not None
             return [*answer, ShardReturned(member.id, call.assignment.shard, call.assignment.attempt)]
-        if isinstance(answer, WorkerDraining):
-            member.draining = True
-        return [answer]
+        member.draining |= any(isinstance(event, WorkerDraining) for event in answer)
+        return answer
 
     def _died(self, member: _Member, error: RayError) -> WorkerDied:
         self._members.pop(member.id)

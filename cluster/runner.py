@@ -452,7 +452,6 @@ class Runner:
         run.rejects += read.rejects
         if run.assignment.next_shard is not None:
             self._ahead = (run.assignment.next_shard, self._start_reading(run.assignment.next_shard))
-        yield self._alive(run)
 
     def _start_reading(self, index: int) -> Future[tuple[ShardRows, Timing, float]]:
         def read() -> tuple[ShardRows, Timing, float]:
@@ -478,6 +477,7 @@ class Runner:
 
     def _generate(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
         if self.spec.model.offload == "model" and not run.careful:
+            yield self._alive(run)
             self._encode_all(run, rows)
         for group, plan, upcoming in self._groups(run, rows):
             yield from self._group(run, group, plan, upcoming)
@@ -824,12 +824,15 @@ class Runner:
     # Between batches.
 
     def _started(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
-        """Name the rows that are in flight from now on: these, and those whose pictures are being decoded."""
+        """Name the rows that are in flight from now on: these, and those whose pictures are being decoded.
+        Where they are the same as before, still say that the attempt goes on: what comes next takes time."""
         decoding = run.decoding[0].ids(run.decoding[1]) if run.decoding else ()
         ids = (*decoding, *(row.row_id for row in rows))
         if ids != run.named:
             run.named = ids
             yield RowsStarted(self.worker, run.shard, run.assignment.attempt, ids)
+        else:
+            yield self._alive(run)
 
     def _ended(self, run: _Attempt, rows: Sequence[Row]) -> Iterator[Event]:
         if rows:

@@ -6,6 +6,7 @@ compares pictures. Starts no Ray: one engine, the one that a worker would hold.
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import textwrap
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cluster.runner import Engine, compile_for
-from jobs.errors import PromptsError
+from jobs.errors import PromptsError, UserError
 from jobs.page import data_uri, page, style, svg
 from jobs.plan import make_plan
 from jobs.prompts import read_shard
@@ -218,6 +219,19 @@ def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
             how = kinds[""] | ladders["auto ladder"] | {"cache": cache, key: value}
             found.append(setting(name, f"auto ladder, {cache}", **how))
     return found
+
+
+def named_like(settings: Sequence[Setting], patterns: Sequence[str]) -> list[Setting]:
+    """`fullres` and the settings whose names match one of the patterns, as in a shell; without any, all.
+    UserError for a pattern that none matches."""
+    names = [setting.name for setting in settings]
+    kept = {FULLRES} if patterns else {*names}
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise UserError(f"no setting is named like {pattern!r}; there are: {'; '.join(names)}")
+        kept.update(found)
+    return [setting for setting in settings if setting.name in kept]
 
 
 def _possible(engine: Engine, setting: Setting) -> bool:

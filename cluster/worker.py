@@ -18,10 +18,10 @@ from typing import Any
 import ray
 
 from cluster import logs
-from cluster.dispatch import Assignment, Event, RowsStarted
+from cluster.dispatch import Assignment, Event, RowsStarted, ShardAlive
 from cluster.faults import Failure
 from cluster.metrics import WorkerMetrics
-from cluster.runner import Engine, Runner
+from cluster.runner import ALIVE_S, Engine, Runner
 from jobs.plan import JobPlan, RetryPlan
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -77,6 +77,23 @@ def load_engine(spec: JobSpec) -> Engine:
     return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
 
 
+def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
+    """Events in order, several at a time, since a message costs more than a small shard. None is held back
+    while anything is waited for or made: before that, a runner says which rows it starts, or that it goes on,
+    and this ends a list. That it goes on is no news within `ALIVE_S` of any other."""
+    waiting: list[Event] = []
+    told = -math.inf
+    for event in events:
+        if isinstance(event, ShardAlive) and not waiting and time.monotonic() - told < ALIVE_S:
+            continue
+        waiting.append(event)
+        if isinstance(event, RowsStarted | ShardAlive):
+            yield waiting
+            waiting, told = [], time.monotonic()
+    if waiting:
+        yield waiting
+
+
 class Worker:
     """What runs in an actor's process. Made by `cluster.fleet` alone."""
 
@@ -119,19 +136,19 @@ class Worker:
         self._runner.draining = self._draining
         return Ready(node, str(engine.device), os.getpid())
 
-    def attempt(self, assignment: Assignment) -> Iterator[Event]:
-        """`Runner.attempt`, until the driver cancels the call."""
+    def attempt(self, assignment: Assignment) -> Iterator[list[Event]]:
+        """`Runner.attempt`, until the driver cancels the call; see `in_lists`."""
         assert self._runner is not None
         careful = assignment.isolate or bool(assignment.suspects)
-        for event in self._runner.attempt(assignment, ray.get_runtime_context().is_canceled):
-            yield event
-            if careful and isinstance(event, RowsStarted):
+        for events in in_lists(self._runner.attempt(assignment, ray.get_runtime_context().is_canceled)):
+            yield events
+            if careful and isinstance(events[-1], RowsStarted):
                 time.sleep(CAREFUL_S)
 
-    def flush(self) -> Iterator[Event]:
+    def flush(self) -> Iterator[list[Event]]:
         """`Runner.flush`."""
         assert self._runner is not None
-        yield from self._runner.flush()
+        yield from in_lists(self._runner.flush())
 
     def recall(self) -> list[Event]:
         """`Runner.recall`."""

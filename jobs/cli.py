@@ -240,6 +240,9 @@ def report(output: str, endpoint_url: str | None, region: str | None, path: str,
 @click.option("--batch-size", default=8, show_default=True, help="Rows denoised together.")
 @click.option("--max-drop", default=1.0, show_default=True, help="Quality points that may be lost.")
 @click.option("--delta", "deltas", type=float, multiple=True, help="Try these only. Repeatable.")
+@click.option(
+    "--only", multiple=True, help="Try fullres and settings named like this, '* fresh *' say. Repeatable."
+)
 @click.option("--to", "page", default="tune.html", show_default=True, help="The HTML report to write.")
 @click.option("--fragment", default="tune.yaml", show_default=True, help="The choice, for the spec.")
 @click.option("--sheet", "sheet_path", help="Also draw the first prompts at some settings into this PNG.")
@@ -252,6 +255,7 @@ def tune(
     batch_size: int,
     max_drop: float,
     deltas: tuple[float, ...],
+    only: tuple[str, ...],
     page: str,
     fragment: str,
     sheet_path: str | None,
@@ -259,13 +263,13 @@ def tune(
     as_json: bool,
 ) -> None:
     """Measure on SPEC's own prompts, on this machine, which setting is the fastest at an acceptable loss."""
-    from cluster.tune import DELTAS, sample_rows, sweep, tiny_judge
+    from cluster.tune import DELTAS, named_like, sample_rows, sweep, tiny_judge
     from cluster.tune import tune as compare
     from cluster.worker import load_engine
     from jobs.spec import load_spec
 
     spec = load_spec(spec_path, overrides)
-    settings = sweep(spec.sampling, deltas=deltas or DELTAS)
+    settings = named_like(sweep(spec.sampling, deltas=deltas or DELTAS), only)
     names = [setting.name for setting in settings]
     if unknown := sorted(set(show) - set(names)):
         raise UserError(f"--show: no setting is named {unknown[0]!r}; there are: {'; '.join(names)}")

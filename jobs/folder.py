@@ -159,10 +159,11 @@ class JobFolder:
         """Write the timings and rejects of parts whose writer died in between; returns how many parts those
         were.
 
-        By names alone, but for the parts that need it. Timings are written last, so where they are, all is.
+        By names alone, but for the parts that need it. Timings are written last, so where they are, all is;
+        empty ones were lost with the machine's power.
         """
         num_shards = self._known_shards()
-        written = {info.key for info in self.store.list("timings/")}
+        written = {info.key for info in self.store.list("timings/") if info.size_bytes}
         parts = ((part_place(num_shards, info.key), info.key) for info in self.store.list("data/"))
         repaired: list[int] = []
         for (index, retry), key in sorted((place, key) for place, key in parts if place is not None):

@@ -508,6 +508,7 @@ def _parquet_bytes(
 ) -> tuple[Footer, bytes]:
     paths = _leaf_paths(schema)
     media, latents = f"{kind}.bytes", "latents.values.list.element"
+    own = _leaf_paths(pa.schema(own_columns(kind, latents=True)))
     small = [path for path in paths if path not in (media, latents)]
     mean_bytes = sum(len(one.data) for one in made) // max(1, len(made))
     sink = io.BytesIO()
@@ -516,7 +517,8 @@ def _parquet_bytes(
         schema,
         # Pictures are compressed already; uncompressed, their bytes can be found by the page index alone.
         compression={path: "none" if path == media else "zstd" for path in paths},
-        use_dictionary=small,
+        # Our own numbers and names hardly repeat; what passes through may be anything.
+        use_dictionary=[path for path in small if path in ("mode", "model") or path not in own],
         write_statistics=small,
         use_byte_stream_split=[latents] if latents in paths else False,
         write_page_index=True,
@@ -646,24 +648,17 @@ def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> 
     if footer.rejects or footer.retry:
         store.put(rejects_name(footer.num_shards, footer.shard), _table_bytes(rejects_table(footer)))
     timings = _table_bytes(timings_table(footer, more))
-    store.put(timings_name(footer.num_shards, footer.shard, footer.retry), timings)
+    store.put(timings_name(footer.num_shards, footer.shard, footer.retry), timings, durable=False)
 
 
 def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
     """One row for each stage of each batch."""
-    lines = [
-        {
-            **{f.name: getattr(timing, f.name) for f in fields(Timing)},
-            "shard": footer.shard,
-            "attempt": footer.attempt,
-            "start": _moment(footer.started, timing.start_s),
-            "worker": footer.worker,
-            "device": footer.device,
-            "node": footer.node,
-        }
-        for timing in (*footer.timings, *more)
-    ]
-    return pa.Table.from_pylist(lines, schema=TIMINGS)
+    timings = (*footer.timings, *more)
+    same = {name: [getattr(footer, name)] for name in ("shard", "attempt", "worker", "device", "node")}
+    columns = {name: value * len(timings) for name, value in same.items()}
+    columns |= {f.name: [getattr(timing, f.name) for timing in timings] for f in fields(Timing)}
+    columns["start"] = [_moment(footer.started, timing.start_s) for timing in timings]
+    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in TIMINGS], schema=TIMINGS)
 
 
 def rejects_table(footer: Footer) -> pa.Table:
@@ -748,7 +743,8 @@ def _read_tar_footer(file: BinaryIO) -> Footer:
 
 def _table_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    texts = [column.name for column in table.schema if pa.types.is_string(column.type)]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=texts, write_page_index=True)
     return sink.getvalue()
 
 

@@ -106,7 +106,8 @@ def _tables(
 
     VerifyError where one is damaged.
     """
-    keys = [info.key for info in store.list(prefix) if info.key.endswith(".parquet")]
+    # Empty ones were lost with a machine's power, and are made again at the job's end.
+    keys = [info.key for info in store.list(prefix) if info.key.endswith(".parquet") and info.size_bytes]
     chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(len(keys), limit)).astype(int)]
     empty = schema.empty_table().select(columns)
 

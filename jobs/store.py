@@ -136,8 +136,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, data: bytes | Path, *, content_type: str | None = None) -> None:
-        """Create or replace the object; readers see the old bytes or the new, never a mixture."""
+    def put(
+        self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
+    ) -> None:
+        """Create or replace the object; readers see the old bytes or the new, never a mixture.
+
+        `durable=False`: for what can be made again. On a disk it may be gone, or empty, after the machine
+        lost its power, and takes a fraction of the time.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:

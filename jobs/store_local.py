@@ -115,8 +115,10 @@ class LocalStore(Store):
         check_attempt(attempt)
         return self._publish(key, data, attempt, self._link)
 
-    def put(self, key: str, data: bytes | Path, *, content_type: str | None = None) -> None:
-        self._publish(key, data, None, self._rename)
+    def put(
+        self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
+    ) -> None:
+        self._publish(key, data, None, self._rename, durable=durable)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -142,7 +144,13 @@ class LocalStore(Store):
         return False, 2**63 - 1
 
     def _publish(
-        self, key: str, data: bytes | Path, attempt: str | None, name: Callable[[Path, Path, str], bool]
+        self,
+        key: str,
+        data: bytes | Path,
+        attempt: str | None,
+        name: Callable[[Path, Path, str], bool],
+        *,
+        durable: bool = True,
     ) -> bool:
         """Write the bytes under a hidden name, then let `name(hidden, final, attempt)` make them visible."""
         path = self._path(key)
@@ -151,9 +159,10 @@ class LocalStore(Store):
                 try:
                     _make_folder(self._temporary)
                     _make_folder(path.parent)
-                    with self._hidden(data, attempt) as hidden:
+                    with self._hidden(data, attempt, durable) as hidden:
                         ours = name(hidden, path, attempt or "")
-                        _sync_folder(path.parent)
+                        if durable:
+                            _sync_folder(path.parent)
                         return ours
                 except FileNotFoundError:
                     # Somebody removed our folder or our hidden file (a sweeper that sees no locks).
@@ -162,9 +171,9 @@ class LocalStore(Store):
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
-    def _hidden(self, data: bytes | Path, attempt: str | None) -> Iterator[Path]:
-        """A synced file that no reader sees, gone at the end; locked, so that a sweeper knows it is in
-        use."""
+    def _hidden(self, data: bytes | Path, attempt: str | None, durable: bool = True) -> Iterator[Path]:
+        """A file that no reader sees, synced if it is to be durable, gone at the end; locked, so that a
+        sweeper knows it is in use."""
         path = self._temporary / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
@@ -179,7 +188,8 @@ class LocalStore(Store):
                 if attempt is not None and hasattr(os, "setxattr"):
                     with suppress(OSError):  # no extended attributes on this file system
                         os.setxattr(descriptor, _ATTEMPT_XATTR, attempt.encode())
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
                 yield path
         finally:
             path.unlink(missing_ok=True)

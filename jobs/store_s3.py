@@ -205,7 +205,9 @@ class S3Store(Store):
             return there.attempt == attempt if there else self._put_parts(key, body, attempt, content_type)
         return self._put_whole(key, body, attempt, content_type)
 
-    def put(self, key: str, data: bytes | Path, *, content_type: str | None = None) -> None:
+    def put(
+        self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
+    ) -> None:
         body = _Body(data)
         if body.size > 2 * self.config.part_bytes:
             self._put_parts(key, body, None, content_type)

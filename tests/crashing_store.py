@@ -52,8 +52,10 @@ class CrashingStore(Store):
             "create", key, lambda: self._inner.create(key, data, attempt=attempt, content_type=content_type)
         )
 
-    def put(self, key: str, data: bytes | Path, *, content_type: str | None = None) -> None:
-        self._do("put", key, lambda: self._inner.put(key, data, content_type=content_type))
+    def put(
+        self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
+    ) -> None:
+        self._do("put", key, lambda: self._inner.put(key, data, content_type=content_type, durable=durable))
 
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self._inner.delete(key))

@@ -28,6 +28,7 @@ from cluster.dispatch import (
 )
 from cluster.faults import Action
 from cluster.runner import BATCH_MAX, CPU_BATCH, TEXTS, BatchSizes, Runner
+from cluster.worker import in_lists
 from jobs.plan import make_plan
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store
@@ -251,8 +252,8 @@ class SlowStore(Store):
     def head(self, key):
         return self.inner.head(key)
 
-    def put(self, key, data, *, content_type=None):
-        self.inner.put(key, data, content_type=content_type)
+    def put(self, key, data, *, content_type=None, durable=True):
+        self.inner.put(key, data, content_type=content_type, durable=durable)
 
     def delete(self, key):
         self.inner.delete(key)
@@ -681,3 +682,26 @@ def test_attempts_have_names_of_their_own(bench):
     assert len(names) == 2
     assert all(name.startswith("e3-w7-s") for name in names)
     assert json.dumps(sorted(names))
+
+
+# What a worker sends
+
+
+def test_events_go_out_together_but_never_later_than_what_takes_time():
+    done = [RowsDone(7, 0, 1, ("r0",)), ShardCommitted(7, 0, 1, rows=1, rejects=0)]
+    events = [
+        RowsStarted(7, 1, 1, ("r1",)),  # must be known before r1 can kill the process
+        ShardAlive(7, 1, 1),  # just told by the one above
+        *done,
+        ShardAlive(7, 1, 1),  # the next batch, of the same rows, takes its time
+        RowsDone(7, 1, 1, ("r1",)),
+        ShardGenerated(7, 1, 1),
+    ]
+    lists = list(in_lists(iter(events)))
+    assert lists == [events[:1], events[2:5], events[5:]]
+
+
+def test_a_small_shard_takes_two_messages(bench):
+    job = bench(plain(1), workers={"batch_size": 1})
+    events = job.runner.attempt(Assignment(0, 1, next_shard=None))
+    assert [type(sent[-1]) for sent in in_lists(events)] == [RowsStarted, ShardCommitted]

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 from small_jobs import prompt_table, small_job
 
-from cluster.tune import FULLRES, Outcome, mark_pareto, sample_rows, sweep, tiny_judge, tune
-from jobs.errors import PromptsError
+from cluster.tune import FULLRES, Outcome, mark_pareto, named_like, sample_rows, sweep, tiny_judge, tune
+from jobs.errors import PromptsError, UserError
 from jobs.spec import JobSpec
 from progressive.engine import Engine
 from progressive.settings import Sampling
@@ -158,6 +158,20 @@ def test_the_sweep_has_every_ladder_delta_mode_and_noise_once():
     for setting in found:
         assert (setting.sampling.num_steps, setting.sampling.guidance_scale) == (30, 2.5)
         assert setting.sampling.transition_sigmas is None
+
+
+def test_settings_are_picked_by_name():
+    settings = sweep(Sampling(), deltas=(0.05, 0.1))
+    assert named_like(settings, ()) == settings
+    names = [setting.name for setting in named_like(settings, ("one level, delta *[05]", "* 0.1, fresh*"))]
+    assert names == [
+        FULLRES,
+        "one level, delta 0.05",
+        "one level, delta 0.1, fresh noise",
+        "auto ladder, delta 0.1, fresh noise",
+    ]
+    with pytest.raises(UserError, match=r"named like 'two\*'; there are: fullres; one level, delta 0.05;"):
+        named_like(settings, ("one*", "two*"))
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (4, 4), (16, 16), (50, 40)])

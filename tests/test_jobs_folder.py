@@ -145,6 +145,10 @@ def test_derived_tables_of_a_writer_that_died_are_written_again(job):
     assert folder.repair_derived() == 2
     assert pq.read_table(io.BytesIO(store.read("rejects/part-00001.parquet")))["row_id"].to_pylist() == [*BAD]
     assert folder.repair_derived() == 0
+    store.put("timings/part-00000.parquet", b"")  # as a disk has it that lost its power too early
+    assert folder.repair_derived() == 1
+    assert pq.read_table(io.BytesIO(store.read("timings/part-00000.parquet"))).num_rows
+    assert folder.repair_derived() == 0
 
 
 # Crash everywhere

@@ -60,7 +60,9 @@ class CountingStore(Store):
     def create(self, key: str, data: bytes | Path, *, attempt: str, content_type: str | None = None) -> bool:
         raise AssertionError("a reader writes nothing")
 
-    def put(self, key: str, data: bytes | Path, *, content_type: str | None = None) -> None:
+    def put(
+        self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
+    ) -> None:
         raise AssertionError("a reader writes nothing")
 
     def delete(self, key: str) -> None:
