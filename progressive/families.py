@@ -216,7 +216,7 @@ FAMILIES: dict[str, Family] = {
             default_width=256,
             default_steps=30,
             spectrum=_tiny_spectrum(),
-            call={"max_sequence_length": 32},
+            call={"max_sequence_length": 20},
             **_FLUX1,
         ),
         Family(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import progressive
+from progressive import tiny
 from progressive.engine import Engine, load
 from progressive.noise import BASE, batch_noise
 from progressive.quality import as_tensor, psnr
@@ -43,7 +44,7 @@ def test_fullres_is_the_pipeline_itself(pipe, prompts, fullres):
             width=256,
             num_inference_steps=STEPS,
             true_cfg_scale=3.0,
-            max_sequence_length=32,
+            max_sequence_length=tiny.MAX_SEQUENCE_LENGTH,
             latents=packed,
             output_type="latent",
         ).images

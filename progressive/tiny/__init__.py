@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["MAX_SEQUENCE_LENGTH", "path"]
 
-MAX_SEQUENCE_LENGTH = 32
+MAX_SEQUENCE_LENGTH = 20
 """Text tokens that the model was trained with: give it to the pipeline's call as `max_sequence_length`."""
 
 

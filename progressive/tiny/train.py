@@ -1,9 +1,9 @@
 """Trains the embedded model from nothing: `python -m progressive.tiny.train [all | export] --work .train`.
 
-Four stages, each resumable from its checkpoint in the work folder: pictures -> VAE -> latents -> transformer
-and text encoders. Learning rates fall with the clock, so a stage ends when its minutes are spent however
-busy the machine is. `export` writes the averaged weights as a diffusers folder at any moment of the last
-stage; `all` ends with it.
+Five stages: pictures -> VAE -> latents -> T5 encoder, by reading captions -> transformer and text encoders.
+All but the fourth, which takes two minutes, resume from their checkpoints in the work folder. Learning rates
+fall with the clock, so a stage ends when its minutes are spent however busy the machine is. `export` writes
+the averaged weights as a diffusers folder at any moment of the last stage; `all` ends with it.
 
 Coarse grids: x0 of grid m is the low-frequency corner of the full latent over the side ratio, which is what
 a coarse stage must make for its expansion to be right (progressive/spectral.py, progressive/schedule.py).
@@ -72,6 +72,13 @@ class Settings:
     text_width: int = 128
     text_layers: int = 2
     pooled_width: int = 32
+    text_steps: int = 1500
+    """Of the T5 encoder on `reading_loss` alone, before the transformer: pictures teach it very slowly."""
+    text_batch: int = 64
+    """Captions."""
+    text_lr: float = 2e-3
+    place_lr: float = 0.05
+    """Of the T5 encoder's relative position biases: all it knows of order, and they must grow to 5 or so."""
     dit_minutes: float = 50.0
     dit_steps: int | None = None
     matrix_lr: float = 4e-3
@@ -80,20 +87,26 @@ class Settings:
     """Of everything else, by AdamW."""
     warmup: int = 50
     """Steps."""
-    high_noise: float = 0.7
+    high_noise: float = 0.4
     """Share of the samples whose noise levels are shifted `high_noise_shift` times as far as the pipeline
     does: shapes and places are settled there, and by the caption alone."""
     high_noise_shift: float = 5.0
+    thing_weight: float = 4.0
+    """Weight of the loss where the caption has a thing; the background has 1. As the caption alone says
+    where, the best prediction stays the same; shapes, a small part of a picture's energy, are learnt sooner.
+    """
+    reading_weight: float = 0.2
+    """Weight of `reading_loss` beside the pictures'."""
     unconditional: float = 0.1
     """Share of captions replaced by the empty one."""
     ema: float = 0.998
     grids: tuple[int, ...] = (16, 20, 24, 28, 32)
     """Latent cells a side; the last is the full grid."""
-    batches: tuple[int, ...] = (32, 24, 18, 14, 12)
+    batches: tuple[int, ...] = (48, 32, 24, 18, 14)
     """Samples of a step at each grid: about equally long steps."""
-    early: tuple[float, ...] = (0.56, 0.12, 0.16, 0.06, 0.10)
+    early: tuple[float, ...] = (0.30, 0.06, 0.16, 0.08, 0.40)
     """Share of the steps at each grid when training begins; moves linearly to `late`."""
-    late: tuple[float, ...] = (0.24, 0.12, 0.20, 0.14, 0.30)
+    late: tuple[float, ...] = (0.14, 0.06, 0.18, 0.12, 0.50)
     checkpoint_s: float = 120.0
     log_steps: int = 50
 
@@ -140,7 +153,8 @@ def build_vae(settings: Settings) -> Any:
 
 
 def build_denoiser(settings: Settings) -> nn.ModuleDict:
-    """Transformer and both text encoders, named as the pipeline names them."""
+    """Transformer and both text encoders, named as the pipeline names them, and `reader`, the linear heads of
+    `reading_loss`, which are in no pipeline."""
     words = 4 + len(world.vocabulary())
     rotary = (settings.head_dim // 8, (settings.head_dim - settings.head_dim // 8) // 2)
     transformer: Any = FluxTransformer2DModel(
@@ -186,6 +200,7 @@ def build_denoiser(settings: Settings) -> nn.ModuleDict:
             "transformer": transformer,
             "text_encoder": CLIPTextModel(pooled),
             "text_encoder_2": T5EncoderModel(text),
+            "reader": nn.Linear(settings.text_width, sum(READING_SIZES)),
         }
     )
 
@@ -359,6 +374,36 @@ def make_latents(work: Path, vae: Any, pictures: np.ndarray, device: torch.devic
 # -------------------------------------------------------------------------------------------- stage 2
 
 
+def train_text(
+    settings: Settings, work: Path, encoder: nn.Module, reader: nn.Module, words: Tensor, answers: Tensor
+) -> None:
+    """Teach the T5 encoder to read, before anything is drawn. words [N, L], answers [N, L, 4]."""
+    places = [p for name, p in encoder.named_parameters() if "relative_attention_bias" in name]
+    others = [p for p in (*encoder.parameters(), *reader.parameters()) if all(p is not q for q in places)]
+    optimizers = [
+        torch.optim.AdamW(some, lr=lr, betas=(0.9, 0.98), weight_decay=0)
+        for some, lr in ((others, settings.text_lr), (places, settings.place_lr))
+    ]
+    clock = Clock(math.inf, settings.text_steps, math.inf)
+    rng = np.random.default_rng((settings.seed, 3))
+    for progress in clock:
+        for optimizer, peak in zip(optimizers, (settings.text_lr, settings.place_lr), strict=True):
+            _set_lr(optimizer, peak, progress, clock.step, settings.warmup)
+        rows = torch.from_numpy(rng.integers(len(words), size=settings.text_batch)).to(words.device)
+        logits = reader(encoder(words[rows])[0])
+        loss = reading_loss(logits, answers[rows])
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if clock.step % (5 * settings.log_steps) == 0 or clock.step == settings.text_steps - 1:
+            here = answers[rows][..., 0] >= 0
+            parts = zip(logits.split(READING_SIZES, dim=-1), answers[rows].unbind(-1), strict=True)
+            right = torch.stack([(part.argmax(-1) == answer)[here] for part, answer in parts])
+            _log(work, "text", clock, {"reading": float(loss.detach()), "right": float(right.float().mean())})
+
+
 def train_denoiser(
     settings: Settings,
     work: Path,
@@ -366,14 +411,19 @@ def train_denoiser(
     latents: Tensor,
     until: float | None = None,
 ) -> None:
-    """Transformer and text encoders together, on plain velocity loss over all grids."""
+    """Transformer and text encoders together, on velocity loss over all grids and on `reading_loss`."""
     torch.manual_seed(settings.seed + 1)
     denoiser = build_denoiser(settings).to(device).train()
+    asked = [world.scene(world.TRAINING_SEEDS[i]).asked for i in range(len(latents))]
+    words, pooled_words = (t.to(device) for t in tokenize([*(a.caption for a in asked), ""]))  # [N + 1, L]
+    answers = torch.stack([*(reading_answers(a) for a in asked), reading_answers(None)]).to(device)
+    file = work / "denoiser.pt"
+    if not file.exists():
+        train_text(settings, work, denoiser["text_encoder_2"], denoiser["reader"], words[:-1], answers[:-1])
     parameters = dict(denoiser.named_parameters())
     average = {name: p.detach().clone() for name, p in parameters.items()}
     optimizers = _optimizers(denoiser, _is_hidden_matrix, settings.matrix_lr, settings.other_lr)
     clock = Clock(settings.dit_minutes, settings.dit_steps, settings.checkpoint_s, until)
-    file = work / "denoiser.pt"
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=True)
         denoiser.load_state_dict(state["model"])
@@ -391,8 +441,12 @@ def train_denoiser(
         }
         _save(file, state | clock.state())
 
-    captions = [world.caption(world.scene(world.TRAINING_SEEDS[i])) for i in range(len(latents))]
-    words, pooled_words = (t.to(device) for t in tokenize([*captions, ""]))  # [N + 1, L] each
+    weights = {
+        grid: torch.stack(
+            [*(thing_weights(a, grid // 2, settings) for a in asked), torch.ones(grid // 2, grid // 2)]
+        ).to(device)
+        for grid in settings.grids
+    }
     latents = latents.to(device)
     rng = np.random.default_rng((settings.seed, 2, clock.step))
     shown: dict[str, float] = {}
@@ -408,10 +462,13 @@ def train_denoiser(
         rows = torch.from_numpy(rng.integers(len(latents), size=count)).to(device)
         x0 = coarse(latents[rows].float(), grid)
         empty = torch.from_numpy(rng.random(count) < settings.unconditional).to(device)
-        rows = torch.where(empty, len(captions), rows)
+        rows = torch.where(empty, len(asked), rows)
         farther = np.where(rng.random(count) < settings.high_noise, settings.high_noise_shift, 1.0)
         shift = torch.from_numpy(farther).float().to(device)
-        loss = velocity_loss(denoiser, x0, words[rows], pooled_words[rows], shift)
+        text = denoiser["text_encoder_2"](words[rows])[0]
+        velocity = velocity_loss(denoiser, x0, text, pooled_words[rows], shift, weights[grid][rows])
+        reading = reading_loss(denoiser["reader"](text), answers[rows])
+        loss = velocity + settings.reading_weight * reading
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -422,7 +479,7 @@ def train_denoiser(
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), list(parameters.values()), 1 - decay)
         seen += count
-        shown = _smooth(shown, {f"loss_{grid}": float(loss.detach())})
+        shown = _smooth(shown, {f"loss_{grid}": float(velocity.detach()), "reading": float(reading.detach())})
         if clock.step % settings.log_steps == 0:
             rate = seen / (time.monotonic() - since)
             _log(work, "denoiser", clock, dict(sorted(shown.items())) | {"samples_per_s": rate})
@@ -433,7 +490,7 @@ def train_denoiser(
 
 
 def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Token ids of both text encoders, int64 [N, 32] each."""
+    """Token ids of both text encoders, int64 [N, MAX_SEQUENCE_LENGTH] each."""
     ids = [
         build_tokenizer(begin, MAX_SEQUENCE_LENGTH)(
             list(captions),
@@ -452,11 +509,62 @@ def coarse(x0: Tensor, grid: int) -> Tensor:
     return x0 if grid == x0.shape[-1] else corner(x0, grid, grid) * (grid / x0.shape[-1])
 
 
+PLACES = sorted({place for relation in (None, *world.RELATIONS) for place in world.places(relation)})
+"""Mean centres that a thing can have, pixels."""
+READING_SIZES = (len(world.SIZES), len(world.COLOURS), len(world.SHAPES), len(PLACES))
+"""Classes of each question that is read off a thing's words."""
+
+
+def reading_answers(asked: world.Asked | None) -> Tensor:
+    """What is to be read at each T5 token: int64 classes [MAX_SEQUENCE_LENGTH, 4]; -1: a word of no thing."""
+    answers = torch.full((MAX_SEQUENCE_LENGTH, 4), -1)
+    if asked is None:
+        return answers
+    classes = (list(world.SIZES), list(world.COLOURS), list(world.SHAPES))
+    first = 0
+    for kind, place in zip(asked.kinds, world.places(asked.relation), strict=True):
+        said = (kind.size, kind.colour, kind.shape)
+        own = [names.index(word) for names, word in zip(classes, said, strict=True)]
+        answers[first : first + 4] = torch.tensor([*own, PLACES.index(place)])  # a SIZE COLOUR SHAPE
+        first += 4 + len((asked.relation or "").split())
+    return answers
+
+
+def thing_weights(asked: world.Asked, tokens: int, settings: Settings) -> Tensor:
+    """Weight of each image token's loss, float32 [tokens, tokens]: more where the caption has a thing."""
+    middle = (torch.arange(tokens) + 0.5) * (world.SIDE_PX / tokens)
+    weights = torch.ones(tokens, tokens)
+    for kind, (x, y) in zip(asked.kinds, world.places(asked.relation), strict=True):
+        reach = 1.1 * world.SIZES[kind.size] + 12
+        near = ((middle - y).abs() < reach)[:, None] & ((middle - x).abs() < reach)[None]
+        weights[near] = settings.thing_weight
+    return weights
+
+
+def reading_loss(logits: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross entropy of `READING_SIZES` logits [B, L, sum] over all words of things; answers [B, L, 4].
+
+    From the T5 encoder's output at each word of a thing, linear heads read the thing's size, colour, shape
+    and place, so that an image token finds all about its thing in one text token.
+    """
+    here = answers[..., 0] >= 0
+    losses = [
+        nn.functional.cross_entropy(part[here], answer[here])
+        for part, answer in zip(logits.split(READING_SIZES, dim=-1), answers.unbind(-1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
 def velocity_loss(
-    denoiser: nn.ModuleDict, x0: Tensor, words: Tensor, pooled_words: Tensor, farther: Tensor
+    denoiser: nn.ModuleDict,
+    x0: Tensor,
+    text: Tensor,
+    pooled_words: Tensor,
+    farther: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    """Mean squared error of eps - x0 at logit-normal noise levels, shifted `farther` [B] times as far as the
-    pipeline does."""
+    """Weighted mean squared error of eps - x0 at logit-normal noise levels, shifted `farther` [B] times as
+    far as the pipeline does. x0 [B, C, H, W], text [B, L, text_width], weights [B, H / 2, W / 2]."""
     batch, channels, height, width = x0.shape
     shift = farther * math.exp(calculate_shift(height * width // 4))
     u = torch.sigmoid(torch.randn(batch, device=x0.device))
@@ -469,12 +577,13 @@ def velocity_loss(
         hidden_states=pack(x, batch, channels, height, width),
         timestep=sigma,
         pooled_projections=denoiser["text_encoder"](pooled_words).pooler_output,
-        encoder_hidden_states=denoiser["text_encoder_2"](words)[0],
-        txt_ids=torch.zeros(words.shape[1], 3, device=x.device),
+        encoder_hidden_states=text,
+        txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
         img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype),
         return_dict=False,
     )[0]
-    return (predicted - pack(noise - x0, batch, channels, height, width)).square().mean()
+    error = (predicted - pack(noise - x0, batch, channels, height, width)).square().mean(-1)  # [B, tokens]
+    return (error * weights.flatten(1)).sum() / weights.sum()
 
 
 class Muon(torch.optim.Optimizer):

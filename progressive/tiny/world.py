@@ -121,7 +121,7 @@ def scene(seed: int) -> Scene:
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     asked = Asked(tuple(kinds), relation, texture, background)
     things = []
-    for kind, (x, y) in zip(kinds, _places(relation), strict=True):
+    for kind, (x, y) in zip(kinds, places(relation), strict=True):
         dx, dy = rng.uniform(-8, 8, 2) * _freedom(relation)
         radius = SIZES[kind.size] * rng.uniform(0.94, 1.06)
         things.append(Thing(kind, x + float(dx), y + float(dy), float(radius)))
@@ -154,8 +154,8 @@ def _kind(rng: np.random.Generator) -> Kind:
     return Kind(size, colour, SHAPES[rng.integers(len(SHAPES))])
 
 
-def _places(relation: str | None) -> tuple[tuple[float, float], ...]:
-    """Mean centres of the things, pixels."""
+def places(relation: str | None) -> tuple[tuple[float, float], ...]:
+    """Mean centres (x, y) of the things of a relation, pixels."""
     middle, low, high = SIDE_PX / 2, SIDE_PX / 2 - 62, SIDE_PX / 2 + 62
     places = {
         None: ((middle, middle),),
