@@ -660,6 +660,7 @@ class Runner:
         while todo:
             batch = todo.pop()
             run.stage = "vae_decode"
+            yield from self._wait(run, future)
             try:
                 self._keep(run, group, batch, future.result())
                 ended = batch

@@ -508,7 +508,6 @@ def _parquet_bytes(
 ) -> tuple[Footer, bytes]:
     paths = _leaf_paths(schema)
     media, latents = f"{kind}.bytes", "latents.values.list.element"
-    own = _leaf_paths(pa.schema(own_columns(kind, latents=True)))
     small = [path for path in paths if path not in (media, latents)]
     mean_bytes = sum(len(one.data) for one in made) // max(1, len(made))
     sink = io.BytesIO()
@@ -518,7 +517,7 @@ def _parquet_bytes(
         # Pictures are compressed already; uncompressed, their bytes can be found by the page index alone.
         compression={path: "none" if path == media else "zstd" for path in paths},
         # Our own numbers and names hardly repeat; what passes through may be anything.
-        use_dictionary=[path for path in small if path in ("mode", "model") or path not in own],
+        use_dictionary=[path for path in small if path in ("mode", "model") or path not in _own_paths(kind)],
         write_statistics=small,
         use_byte_stream_split=[latents] if latents in paths else False,
         write_page_index=True,
@@ -544,6 +543,12 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
     """The names of the Parquet columns, with those inside structs and lists."""
     columns = _empty_file(schema).schema
     return [columns.column(i).path for i in range(len(columns))]
+
+
+@cache
+def _own_paths(kind: Kind) -> frozenset[str]:
+    """Those of them that do not pass through from the input."""
+    return frozenset(_leaf_paths(pa.schema(own_columns(kind, latents=True))))
 
 
 def _empty_file(schema: pa.Schema) -> pq.ParquetFile:

@@ -13,8 +13,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +156,8 @@ class Chaos:
         assert not [path for path in self.folder.glob("driver-*.log") if "Traceback" in path.read_text()]
 
 
-@contextmanager
-def chaos(folder: Path, rows: int) -> Iterator[Chaos]:
+def chaos(folder: Path, *, rows: int, rage_s: float, end_s: float) -> None:
+    """A job whose parts are broken for `rage_s` and which then has `end_s` to end."""
     from ray.cluster_utils import Cluster
 
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
@@ -170,7 +168,9 @@ def chaos(folder: Path, rows: int) -> Iterator[Chaos]:
         made = None
         try:
             made = Chaos(folder, cluster, rows, seed)
-            yield made
+            made.rage(rage_s)
+            made.end(end_s)
+            made.check()
             print(f"broken: {dict(made.broken)}; {len(made.drivers)} drivers")
         finally:
             for driver in made.driving if made else ():
@@ -181,16 +181,10 @@ def chaos(folder: Path, rows: int) -> Iterator[Chaos]:
 
 @pytest.mark.timeout(600)
 def test_workers_drivers_and_machines_are_killed_while_two_drivers_run(tmp_path):
-    with chaos(tmp_path, rows=160) as job:
-        job.rage(10)
-        job.end(240)
-        job.check()
+    chaos(tmp_path, rows=160, rage_s=10, end_s=240)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_the_same_for_two_minutes(tmp_path):
-    with chaos(tmp_path, rows=1500) as job:
-        job.rage(120)
-        job.end(900)
-        job.check()
+    chaos(tmp_path, rows=1500, rage_s=120, end_s=900)

@@ -398,10 +398,9 @@ def train_text(
         for optimizer in optimizers:
             optimizer.step()
         if clock.step % (5 * settings.log_steps) == 0 or clock.step == settings.text_steps - 1:
-            here = answers[rows][..., 0] >= 0
-            parts = zip(logits.split(READING_SIZES, dim=-1), answers[rows].unbind(-1), strict=True)
-            right = torch.stack([(part.argmax(-1) == answer)[here] for part, answer in parts])
-            _log(work, "text", clock, {"reading": float(loss.detach()), "right": float(right.float().mean())})
+            read = torch.stack([part.argmax(-1) for part in logits.split(READING_SIZES, dim=-1)], dim=-1)
+            right = (read == answers[rows])[answers[rows] >= 0].float().mean()
+            _log(work, "text", clock, {"reading": float(loss.detach()), "right": float(right)})
 
 
 def train_denoiser(
@@ -547,12 +546,11 @@ def reading_loss(logits: Tensor, answers: Tensor) -> Tensor:
     From the T5 encoder's output at each word of a thing, linear heads read the thing's size, colour, shape
     and place, so that an image token finds all about its thing in one text token.
     """
-    here = answers[..., 0] >= 0
     losses = [
-        nn.functional.cross_entropy(part[here], answer[here])
+        nn.functional.cross_entropy(part.mT, answer, ignore_index=-1, reduction="sum")
         for part, answer in zip(logits.split(READING_SIZES, dim=-1), answers.unbind(-1), strict=True)
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(losses).sum() / (answers >= 0).sum().clamp_min(1)  # captions may all be empty
 
 
 def velocity_loss(
