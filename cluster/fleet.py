@@ -76,8 +76,8 @@ class Fleet:
     """The actors of one driver.
 
     Starts a Ray of its own on this machine without an `address`, unless this process is connected to one
-    already; `close` ends only what was started here. UserError where nothing answers at the address, or where
-    this machine can never hold a worker.
+    already; `close` ends only what was started here. `worker_class` is for benchmarks. UserError where
+    nothing answers at the address, or where this machine can never hold a worker.
     """
 
     def __init__(
@@ -90,8 +90,9 @@ class Fleet:
         address: str | None = None,
         engine_factory: EngineFactory | None = None,
         retry: RetryPlan | None = None,
+        worker_class: type[Worker] = Worker,
     ) -> None:
-        self._spec, self._epoch = spec, epoch
+        self._spec, self._epoch, self._worker_class = spec, epoch, worker_class
         self._members: dict[int, _Member] = {}
         self._draining: set[str] = set()
         self._nodes_at = time.monotonic()
@@ -137,7 +138,7 @@ class Fleet:
         }
         if avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
-        actor: Any = ray.remote(Worker).options(**options).remote(worker, self._epoch)
+        actor: Any = ray.remote(self._worker_class).options(**options).remote(worker, self._epoch)
         member = self._members[worker] = _Member(worker, actor)
         member.calls.append(_Call("load", actor.load.remote(*self._loading)))
 

@@ -7,10 +7,10 @@
 
 Rows of one size make a group, which goes through the stages together: on each grid in batches of as many rows
 as are best there, so that a coarse stage, whose rows are small, takes more at once. The calling thread does
-nothing but generate. Reading the next shard, encoding pictures and committing the last shard go on in threads
-beside it; on a GPU, encoding the next group's prompts and decoding the last batch too. What an exception
-means is decided by `cluster.faults` alone; a row that cannot be made becomes a reject here, anything else
-ends the attempt with a `ShardFailed`.
+nothing but generate. Reading the next shard, encoding pictures, committing the last shard and then writing
+its timings go on in threads beside it; on a GPU, encoding the next group's prompts and decoding the last
+batch too. What an exception means is decided by `cluster.faults` alone; a row that cannot be made becomes a
+reject here, anything else ends the attempt with a `ShardFailed`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cluster.faults import Action, Failure, action_for, first_line
 from cluster.logs import about
 from jobs.errors import SizeError
 from jobs.media import encode_media
-from jobs.parts import Made, StageTime, Timing, build_part, commit_part
+from jobs.parts import Footer, Made, StageTime, Timing, build_part, create_part, write_derived
 from jobs.plan import JobPlan, RetryPlan
 from jobs.prompts import ShardRows, read_shard
 from jobs.retry import read_rejected
@@ -359,6 +359,8 @@ class Runner:
         self._texts = Texts()
         self._texts_ahead: tuple[tuple[Row, ...], Future[tuple[Any, float, float]]] | None = None
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._deriver = ThreadPoolExecutor(1, thread_name_prefix="derive")
+        self._derived: Future[None] | None = None
         self._ahead: tuple[int, Future[tuple[ShardRows, Timing, float]]] | None = None
         self._commits: list[tuple[_Attempt, Future[tuple[int, list[Reject]]]]] = []
         self._told: deque[Event] = deque(maxlen=8)
@@ -411,6 +413,8 @@ class Runner:
         while self._commits:
             run, commit = self._commits[0]
             yield from self._wait(run, commit)
+            if self._derived is not None:
+                yield from self._wait(run, self._derived)
             yield from self._reap()
 
     def recall(self) -> list[Event]:
@@ -419,7 +423,8 @@ class Runner:
 
     def close(self) -> None:
         """Finish the commits in the background and end the threads."""
-        for pool in (self._reader, *self._beside.values(), self._encoders, self._committer):
+        pools = self._reader, *self._beside.values(), self._encoders, self._committer, self._deriver
+        for pool in pools:
             pool.shutdown(wait=True, cancel_futures=pool is self._reader)
 
     # One attempt, in call order.
@@ -769,17 +774,28 @@ class Runner:
             retry=0 if self.retry is None else self.retry.number,
         )
         once = part.footer.timings[before:]
-        begin = time.time()
-        ours = commit_part(self.store, part)
-        self._on_timings((*once, Timing(None, "upload", len(made), seconds=time.time() - begin)))
+        upload = create_part(self.store, part)
+        self._on_timings(once if upload is None else (*once, upload))
+        if upload is not None:
+            if self._derived is not None:
+                wait([self._derived])  # one at a time: more would pile up where the store is slow
+            self._derived = self._deriver.submit(self._derive, self.store, part.footer, upload)
         _log.info(
             "%d rows and %d rejects in %.1f s%s",
             len(made),
             len(rejects),
             time.time() - run.started,
-            "" if ours else ", and another attempt was first",
+            ", and another attempt was first" if upload is None else "",
         )
         return len(made) + len(rejects), rejects
+
+    def _derive(self, store: Store, footer: Footer, upload: Timing) -> None:
+        """In a thread, after the commit, so that what fails here costs no row: the end of the run makes it
+        again from the part (`JobFolder.repair_derived`)."""
+        try:
+            write_derived(store, footer, [upload])
+        except Exception:  # noqa: BLE001 - see above
+            _log.warning("the timings of shard %d are not written yet", footer.shard, exc_info=True)
 
     def _gather(self, run: _Attempt) -> tuple[list[Made], list[Reject]]:
         """What an attempt made and rejected, once all its pictures are encoded."""

@@ -1,7 +1,8 @@
 """A part: the finished rows of one shard as one object, encoded whole, then committed. Knows no models.
 
     part = build_part(spec, plan, shard, attempt=attempt, made=made, rejects=rejects, ...)
-    commit_part(store, part)     # True: ours is the shard's part; False: another attempt was first
+    upload = create_part(store, part)     # None: another attempt was first; else ours is the shard's part
+    write_derived(store, part.footer, [upload])      # any time later
 
 Everything that must survive is in the part: its rows and, in the footer under `overtone`, what happened. The
 tables under `timings/` and `rejects/` are derived from the footer (`write_derived`) and can be made again;
@@ -408,10 +409,17 @@ def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> 
 
     Everything is nullable, as `datasets` wants it. ValueError for a pass-through column with a name of ours.
     """
+    return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents)
+
+
+@lru_cache(maxsize=16)  # every part of a job has the same
+def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool) -> pa.Schema:
+    """By the bytes: schemas that differ in their metadata alone, which `datasets` reads, count as equal."""
+    passthrough = pa.ipc.read_schema(pa.py_buffer(passthrough_ipc))
     taken = sorted(set(passthrough.names) & set(OUTPUT_COLUMNS))
     if taken:
         raise ValueError(f"pass-through columns {', '.join(taken)} have the names of output columns")
-    own = own_columns(kind, latents=spec.output.latents)
+    own = own_columns(kind, latents=latents)
     schema = pa.schema([*own, *(f.with_nullable(True) for f in passthrough)])
     features = features_of(schema) | known_features(passthrough)
     features[kind] = {"_type": kind.capitalize()}
@@ -622,26 +630,32 @@ def _versions() -> dict[str, str]:
 # Committing
 
 
-def commit_part(store: Store, part: Part) -> bool:
-    """Create the part under its final name, if no attempt did so before, then what is derived from it.
+def create_part(store: Store, part: Part) -> Timing | None:
+    """Create the part under its final name, if no attempt did so before: this is the commit.
 
-    True: ours. False: another's was first, and ours is forgotten. StoreError: not known; call again, which is
-    harmless.
+    How long that took: the part is ours, and `write_derived` is due. None: another's was first, and ours is
+    forgotten. StoreError: not known; call again, which is harmless.
     """
     begin = time.time()
     content_type = _CONTENT_TYPE[part.key.rpartition(".")[2]]
     if not store.create(part.key, part.data, attempt=part.attempt, content_type=content_type):
-        return False
+        return None
     started = part.footer.started
-    upload = Timing(
+    return Timing(
         None,
         "upload",
         part.num_rows,
         seconds=time.time() - begin,
         start_s=None if started is None else begin - started,
     )
-    write_derived(store, part.footer, (upload,))
-    return True
+
+
+def commit_part(store: Store, part: Part) -> bool:
+    """`create_part`, then what is derived from it; whether the part is ours."""
+    upload = create_part(store, part)
+    if upload is not None:
+        write_derived(store, part.footer, (upload,))
+    return upload is not None
 
 
 def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> None:

@@ -29,6 +29,8 @@ from cluster.dispatch import (
 from cluster.faults import Action
 from cluster.runner import BATCH_MAX, CPU_BATCH, TEXTS, BatchSizes, Runner
 from cluster.worker import in_lists
+from jobs.errors import StoreError
+from jobs.folder import JobFolder
 from jobs.plan import make_plan
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store
@@ -221,6 +223,31 @@ def test_flush_waits_for_the_last_commit_and_recall_tells_of_it_again(bench):
     assert list(job.runner.flush()) == []
 
 
+def test_timings_are_written_beside_the_next_shard_and_before_the_last_is_told_of(bench):
+    job = bench(plain(4), shards=2)
+    gate = threading.Event()
+    job.runner.close()
+    job.runner = job.another(store=SlowTables(job.store, gate))
+    job.attempt(0, next_shard=1)
+    for event in job.runner.attempt(Assignment(1, 1)):
+        if isinstance(event, ShardCommitted):
+            written = {line["shard"] for line in job.timings}
+            assert written == ({0, 1} if event.shard else set())
+            gate.set()
+
+
+def test_timings_that_cannot_be_written_cost_no_row_and_are_made_again(bench):
+    job = bench(plain(2))
+    folder = JobFolder(job.store)
+    folder.open(job.spec, job.plan)
+    job.runner.close()
+    job.runner = job.another(store=BrokenTables(job.store, threading.Event()))
+    assert job.attempt()[-1] == ShardCommitted(7, 0, 1, rows=2, rejects=0)
+    assert not job.timings
+    assert folder.repair_derived() == 1
+    assert {line["stage"] for line in job.timings} >= {"read", "denoise", "part_write"}
+
+
 def test_of_two_attempts_the_first_part_stays(bench):
     job = bench(plain(2))
     job.attempt()
@@ -270,6 +297,24 @@ class BrokenStore(SlowStore):
 
     def create(self, key, data, *, attempt, content_type=None):
         raise ConnectionResetError("connection reset")
+
+
+class SlowTables(SlowStore):
+    """A store whose gate is for what is put."""
+
+    def create(self, key, data, *, attempt, content_type=None):
+        return self.inner.create(key, data, attempt=attempt, content_type=content_type)
+
+    def put(self, key, data, *, content_type=None, durable=True):
+        assert self.gate.wait(30)
+        super().put(key, data, content_type=content_type, durable=durable)
+
+
+class BrokenTables(SlowTables):
+    """A store that takes no put."""
+
+    def put(self, key, data, *, content_type=None, durable=True):
+        raise StoreError(f"{key}: the disk is full")
 
 
 # Memory.

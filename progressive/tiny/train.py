@@ -104,9 +104,9 @@ class Settings:
     """Latent cells a side; the last is the full grid."""
     batches: tuple[int, ...] = (48, 32, 24, 18, 14)
     """Samples of a step at each grid: about equally long steps."""
-    early: tuple[float, ...] = (0.30, 0.06, 0.16, 0.08, 0.40)
+    early: tuple[float, ...] = (0.16, 0.05, 0.15, 0.08, 0.56)
     """Share of the steps at each grid when training begins; moves linearly to `late`."""
-    late: tuple[float, ...] = (0.14, 0.06, 0.18, 0.12, 0.50)
+    late: tuple[float, ...] = (0.12, 0.05, 0.15, 0.10, 0.58)
     checkpoint_s: float = 120.0
     log_steps: int = 50
 
