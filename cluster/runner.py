@@ -779,7 +779,7 @@ class Runner:
         if upload is not None:
             if self._derived is not None:
                 wait([self._derived])  # one at a time: more would pile up where the store is slow
-            self._derived = self._deriver.submit(self._derive, self.store, part.footer, upload)
+            self._derived = self._deriver.submit(self._derive, run, part.footer, upload)
         _log.info(
             "%d rows and %d rejects in %.1f s%s",
             len(made),
@@ -789,13 +789,15 @@ class Runner:
         )
         return len(made) + len(rejects), rejects
 
-    def _derive(self, store: Store, footer: Footer, upload: Timing) -> None:
+    def _derive(self, run: _Attempt, footer: Footer, upload: Timing) -> None:
         """In a thread, after the commit, so that what fails here costs no row: the end of the run makes it
         again from the part (`JobFolder.repair_derived`)."""
-        try:
-            write_derived(store, footer, [upload])
-        except Exception:  # noqa: BLE001 - see above
-            _log.warning("the timings of shard %d are not written yet", footer.shard, exc_info=True)
+        assert self.store is not None
+        with about(run.shard, run.assignment.attempt):
+            try:
+                write_derived(self.store, footer, [upload])
+            except Exception:  # noqa: BLE001 - see above
+                _log.warning("its timings are not written yet", exc_info=True)
 
     def _gather(self, run: _Attempt) -> tuple[list[Made], list[Reject]]:
         """What an attempt made and rejected, once all its pictures are encoded."""

@@ -31,6 +31,7 @@ SMALL = train.Settings(
     vae_channels=(4, 4, 8, 8),
     latent_channels=4,
     vae_steps=2,
+    decoder_steps=2,
     crop_px=16,
     vae_batch=4,
     width=32,
@@ -235,9 +236,11 @@ def _log(work: Path) -> list[dict]:
 
 
 def test_every_stage_runs_and_leaves_its_checkpoint(work):
-    assert {"vae.pt", "latents.pt", "denoiser.pt", "log.jsonl"} <= {f.name for f in work.iterdir()}
+    assert {"vae.pt", "latents.pt", "decoder.pt", "denoiser.pt", "log.jsonl"} <= {
+        f.name for f in work.iterdir()
+    }
     stages = {line["stage"] for line in _log(work)}
-    assert stages == {"vae", "text", "denoiser"}
+    assert stages == {"vae", "decoder", "text", "denoiser"}
     latents = torch.load(work / "latents.pt", weights_only=True)["latents"]
     assert latents.shape == (4, 4, 8, 8)
     assert abs(float(latents.float().mean())) < 0.2  # normalised on nearly the same pictures
@@ -251,11 +254,28 @@ def test_training_resumes_where_it_stopped(work, tmp_path):
     after = torch.load(tmp_path / "denoiser.pt", weights_only=True)
     assert (before["step"], after["step"]) == (2, 4)
     assert after["elapsed_s"] > before["elapsed_s"]
-    assert torch.load(tmp_path / "vae.pt", weights_only=True)["step"] == 2  # not trained again
+    for done in ("vae.pt", "decoder.pt"):  # not trained again
+        assert (tmp_path / done).read_bytes() == (work / done).read_bytes()
     steps = [line["step"] for line in _log(tmp_path) if line["stage"] == "denoiser"]
     assert steps == [0, 1, 2, 3]
     changed = [n for n, p in before["model"].items() if not torch.equal(p, after["model"][n])]
     assert changed
+
+
+def test_the_decoder_learns_and_the_encoder_stays(work):
+    before = torch.load(work / "vae.pt", weights_only=True)["model"]
+    after = torch.load(work / "decoder.pt", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in after} == {"decoder", "post_quant_conv"}
+    assert any(not torch.equal(p, before[name]) for name, p in after.items())
+
+
+def test_outlines_weigh_more():
+    settings = train.Settings(side_px=64, outline_weight=5.0)
+    weights = train.outline_weights(0, settings)
+    assert weights.shape == (1, 64, 64)
+    assert set(weights.unique().tolist()) == {1.0, 5.0}
+    for thing in world.scene(world.TRAINING_SEEDS[0]).things:
+        assert weights[0, int(thing.y / 4), int(thing.x / 4)] == 5.0
 
 
 def test_export_makes_a_pipeline_that_draws(work, tmp_path):
@@ -360,6 +380,17 @@ def test_the_folder_is_small_and_holds_no_pickles():
     files = [f for f in tiny.path().rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 12 * 2**20
     assert {f.suffix for f in files} <= {".json", ".safetensors"}
+
+
+def test_the_autoencoder_keeps_every_thing(pipe):
+    scenes = SCENES[:16]
+    pictures = np.stack([world.render(scene) for scene in scenes])
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
+    images = pipe.image_processor.postprocess(y)
+    counts = [judge(image, scene.asked.caption) for image, scene in zip(images, scenes, strict=True)]
+    assert sum(right for right, _ in counts) == sum(asked for _, asked in counts)
 
 
 def test_the_folder_loads_without_a_network():

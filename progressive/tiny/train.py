@@ -1,7 +1,8 @@
 """Trains the embedded model from nothing: `python -m progressive.tiny.train [all | export] --work .train`.
 
-Five stages: pictures -> VAE -> latents -> T5 encoder, by reading captions -> transformer and text encoders.
-All but the fourth, which takes two minutes, resume from their checkpoints in the work folder. Learning rates
+Six stages: pictures -> VAE -> latents -> the VAE's decoder again, on whole pictures -> T5 encoder, by reading
+captions -> transformer and text encoders. All but the fifth, which takes two minutes, resume from their
+checkpoints in the work folder. Learning rates
 fall with the clock, so a stage ends when its minutes are spent however busy the machine is. `export` writes
 the averaged weights as a diffusers folder at any moment of the last stage; `all` ends with it.
 
@@ -64,6 +65,16 @@ class Settings:
     vae_batch: int = 16
     gradient_weight: float = 0.5
     kl_weight: float = 2e-4
+
+    decoder_minutes: float = 24.0
+    decoder_steps: int | None = None
+    decoder_lr: float = 5e-4
+    decoder_batch: int = 2
+    """Whole pictures: group norms see what they will see."""
+    outline_weight: float = 6.0
+    """Weight of a pixel's loss on and near a thing; the rest of the picture has 1."""
+    latent_noise: float = 0.05
+    """Standard deviation of what is added to the latents: a transformer's are never exact."""
 
     width: int = 192
     head_dim: int = 32
@@ -313,12 +324,7 @@ def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np
             save(False)
     vae.eval()
     _normalise(vae, pictures[: min(len(pictures), 128)], device)
-    with torch.no_grad():
-        held_out = np.stack([_draw((world.HELD_OUT_SEEDS[i], settings.side_px)) for i in range(16)])
-        x = _to_tensor(held_out, device)
-        error = (vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x) / 2
-        psnr = -10 * error.square().flatten(1).mean(1).log10().mean()
-    _log(work, "vae", clock, shown | {"held_out_psnr_db": float(psnr)})
+    _log(work, "vae", clock, shown | {"held_out_psnr_db": _held_out_psnr(vae, settings, device)})
     save(True)
     return vae
 
@@ -369,6 +375,86 @@ def make_latents(work: Path, vae: Any, pictures: np.ndarray, device: torch.devic
     if not target.exists():
         _save(target, {"latents": torch.cat(list(_encode(vae, pictures, device)))})
     return torch.load(target, weights_only=True)["latents"]
+
+
+def train_decoder(
+    settings: Settings, work: Path, device: torch.device, vae: Any, pictures: np.ndarray, latents: Tensor
+) -> None:
+    """The decoder alone, on whole pictures, sharp where the things are. The encoder stays as it is, and so do
+    the latents that the transformer learns."""
+    torch.manual_seed(settings.seed + 2)
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).train()
+    optimizers = _optimizers(decoder, _is_hidden_kernel, settings.decoder_lr, settings.decoder_lr)
+    clock = Clock(settings.decoder_minutes, settings.decoder_steps, settings.checkpoint_s)
+    file = work / "decoder.pt"
+    if file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        decoder.load_state_dict(state["model"])
+        if state["done"]:
+            vae.eval()
+            return
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        clock.resume(state)
+
+    def save(done: bool) -> None:
+        state = {
+            "model": decoder.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "done": done,
+            "settings": asdict(settings),
+        }
+        _save(file, state | clock.state())
+
+    rng = np.random.default_rng((settings.seed, 4, clock.step))
+    shown: dict[str, float] = {}
+    for progress in clock:
+        for optimizer in optimizers:
+            _set_lr(optimizer, settings.decoder_lr, progress, clock.step, settings.vae_warmup)
+        rows = rng.integers(len(latents), size=settings.decoder_batch)
+        x, z = _to_tensor(pictures[rows], device), latents[torch.from_numpy(rows)].float().to(device)
+        weight = torch.stack([outline_weights(row, settings) for row in rows.tolist()]).to(device)
+        y = vae.decode(z + settings.latent_noise * torch.randn_like(z)).sample
+        pixel = (weight * (y - x).abs()).sum() / (3 * weight.sum())
+        gradient: Any = 0.0
+        for d in (2, 3):
+            near = weight.narrow(d, 1, weight.shape[d] - 1)
+            gradient += (near * torch.diff(y - x, dim=d).abs()).sum() / (3 * near.sum())
+        decoder.zero_grad(set_to_none=True)
+        (pixel + settings.gradient_weight * gradient).backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            values = {"l1": pixel, "psnr_db": -10 * ((y - x) / 2).square().mean().log10()}
+            shown = _smooth(shown, {k: float(v) for k, v in values.items()})
+        if clock.step % settings.log_steps == 0:
+            _log(work, "decoder", clock, shown)
+        if clock.checkpoint_due():
+            save(False)
+    vae.eval()
+    _log(work, "decoder", clock, shown | {"held_out_psnr_db": _held_out_psnr(vae, settings, device)})
+    save(True)
+
+
+def outline_weights(row: int, settings: Settings) -> Tensor:
+    """Weight of each pixel's loss in a training picture, float32 [1, side_px, side_px]."""
+    scale = settings.side_px / world.SIDE_PX
+    middle = (torch.arange(settings.side_px) + 0.5) / scale
+    weights = torch.ones(1, settings.side_px, settings.side_px)
+    for thing in world.scene(world.TRAINING_SEEDS[row]).things:
+        distance = ((middle - thing.y)[:, None] ** 2 + (middle - thing.x)[None] ** 2).sqrt()
+        weights[0][distance < thing.radius + 6] = settings.outline_weight
+    return weights
+
+
+@torch.no_grad()
+def _held_out_psnr(vae: Any, settings: Settings, device: torch.device) -> float:
+    """Of 16 held-out pictures through the autoencoder, dB."""
+    held_out = np.stack([_draw((world.HELD_OUT_SEEDS[i], settings.side_px)) for i in range(16)])
+    x = _to_tensor(held_out, device)
+    error = (vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x) / 2
+    return float(-10 * error.square().flatten(1).mean(1).log10().mean())
 
 
 # -------------------------------------------------------------------------------------------- stage 2
@@ -735,6 +821,8 @@ def export(work: Path, out: Path) -> None:
     settings = Settings(**state["settings"])
     vae, denoiser = build_vae(settings), build_denoiser(settings)
     vae.load_state_dict(vae_state["model"])
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    decoder.load_state_dict(torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)["model"])
     denoiser.load_state_dict(state["model"])
     denoiser.load_state_dict(state["average"], strict=False)  # buffers have no average
     pipe: Any = FluxPipeline(
@@ -853,6 +941,7 @@ def train(settings: Settings, work: Path, device: torch.device, until: float | N
     pictures = make_pictures(settings, work)
     vae = train_vae(settings, work, device, pictures)
     latents = make_latents(work, vae, pictures[: settings.latent_scenes], device)
+    train_decoder(settings, work, device, vae, pictures, latents)
     train_denoiser(settings, work, device, latents, until)
 
 
