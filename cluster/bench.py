@@ -384,9 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for run in (dispatch, run_rows)
             for number, workers in enumerate(given.workers or (1, 2))
         ]
-    table = Table(
-        "a shard", "workers", "shards/s", "driver CPU", "worker CPU", "Ray CPU", "memory", "grown by"
-    )
+    table = Table("a shard", "workers", "shards/s", "driver", "worker", "Ray", "memory")
     for run in runs:
         table.add_row(
             run.shard,
@@ -395,11 +393,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{run.driver_cpu_ms:.2f} ms",
             f"{run.worker_cpu_ms:.2f} ms",
             f"{run.ray_cpu_ms:.2f} ms",
-            f"{run.driver_mib:,.0f} MiB",
-            f"{run.growth_mib:,.1f} MiB",
+            f"{run.driver_mib:,.0f} MiB (+{run.growth_mib:,.1f})",
         )
     console = Console()
-    console.print(f"{given.shards:,} shards; CPU time a shard; memory of the driver")
+    console.print(f"{given.shards:,} shards; CPU time a shard; the driver's memory, and by how much it grew")
     console.print(table)
     console.print(
         f"a commit alone on local disk: median {alone.median_ms:.2f} ms, 99 % within {alone.p99_ms:.2f} ms, "
