@@ -264,33 +264,11 @@ def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np
     """The autoencoder, each latent channel brought to mean 0 and variance 1. Trained on crops near edges."""
     torch.manual_seed(settings.seed)
     vae = build_vae(settings).to(device, memory_format=torch.channels_last)
-    hidden = [
-        p for n, p in vae.named_parameters() if p.ndim == 4 and "conv_in" not in n and "conv_out" not in n
-    ]
-    others = [p for p in vae.parameters() if all(p is not q for q in hidden)]
-    optimizers = [
-        Muon(hidden, lr=settings.vae_lr),
-        torch.optim.AdamW(others, lr=settings.vae_lr, betas=(0.9, 0.98), weight_decay=0),
-    ]
+    optimizers = _optimizers(vae, _is_hidden_kernel, settings.vae_lr, settings.vae_lr)
     clock = Clock(settings.vae_minutes, settings.vae_steps, settings.checkpoint_s)
-    file = work / "vae.pt"
-    if file.exists():
-        state = torch.load(file, map_location=device, weights_only=True)
-        vae.load_state_dict(state["model"])
-        if state["done"]:
-            return vae.eval()
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        clock.resume(state)
-
-    def save(done: bool) -> None:
-        state = {
-            "model": vae.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "done": done,
-            "settings": asdict(settings),
-        }
-        _save(file, state | clock.state())
+    checkpoint = Checkpoint(work / "vae.pt", settings, vae, optimizers, clock, device)
+    if checkpoint.resume().get("done"):
+        return vae.eval()
 
     rng = np.random.default_rng((settings.seed, 1, clock.step))
     shown: dict[str, float] = {}
@@ -321,11 +299,11 @@ def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np
         if clock.step % settings.log_steps == 0:
             _log(work, "vae", clock, shown)
         if clock.checkpoint_due():
-            save(False)
+            checkpoint.save()
     vae.eval()
     _normalise(vae, pictures[: min(len(pictures), 128)], device)
     _log(work, "vae", clock, shown | {"held_out_psnr_db": _held_out_psnr(vae, settings, device)})
-    save(True)
+    checkpoint.save(done=True)
     return vae
 
 
@@ -383,28 +361,13 @@ def train_decoder(
     """The decoder alone, on whole pictures, sharp where the things are. The encoder stays as it is, and so do
     the latents that the transformer learns."""
     torch.manual_seed(settings.seed + 2)
-    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).train()
+    decoder = decoder_of(vae).train()
     optimizers = _optimizers(decoder, _is_hidden_kernel, settings.decoder_lr, settings.decoder_lr)
     clock = Clock(settings.decoder_minutes, settings.decoder_steps, settings.checkpoint_s)
-    file = work / "decoder.pt"
-    if file.exists():
-        state = torch.load(file, map_location=device, weights_only=True)
-        decoder.load_state_dict(state["model"])
-        if state["done"]:
-            vae.eval()
-            return
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        clock.resume(state)
-
-    def save(done: bool) -> None:
-        state = {
-            "model": decoder.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "done": done,
-            "settings": asdict(settings),
-        }
-        _save(file, state | clock.state())
+    checkpoint = Checkpoint(work / "decoder.pt", settings, decoder, optimizers, clock, device)
+    if checkpoint.resume().get("done"):
+        vae.eval()
+        return
 
     rng = np.random.default_rng((settings.seed, 4, clock.step))
     shown: dict[str, float] = {}
@@ -431,10 +394,15 @@ def train_decoder(
         if clock.step % settings.log_steps == 0:
             _log(work, "decoder", clock, shown)
         if clock.checkpoint_due():
-            save(False)
+            checkpoint.save()
     vae.eval()
     _log(work, "decoder", clock, shown | {"held_out_psnr_db": _held_out_psnr(vae, settings, device)})
-    save(True)
+    checkpoint.save(done=True)
+
+
+def decoder_of(vae: Any) -> nn.ModuleDict:
+    """The part of an autoencoder that makes pictures of latents."""
+    return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
 
 def outline_weights(row: int, settings: Settings) -> Tensor:
@@ -509,22 +477,8 @@ def train_denoiser(
     average = {name: p.detach().clone() for name, p in parameters.items()}
     optimizers = _optimizers(denoiser, _is_hidden_matrix, settings.matrix_lr, settings.other_lr)
     clock = Clock(settings.dit_minutes, settings.dit_steps, settings.checkpoint_s, until)
-    if file.exists():
-        state = torch.load(file, map_location=device, weights_only=True)
-        denoiser.load_state_dict(state["model"])
-        average = state["average"]
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        clock.resume(state)
-
-    def save() -> None:
-        state = {
-            "model": denoiser.state_dict(),
-            "average": average,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "settings": asdict(settings),
-        }
-        _save(file, state | clock.state())
+    checkpoint = Checkpoint(file, settings, denoiser, optimizers, clock, device)
+    average = checkpoint.resume().get("average", average)
 
     weights = {
         grid: torch.stack(
@@ -570,8 +524,8 @@ def train_denoiser(
             _log(work, "denoiser", clock, dict(sorted(shown.items())) | {"samples_per_s": rate})
             seen, since = 0, time.monotonic()
         if clock.checkpoint_due():
-            save()
-    save()
+            checkpoint.save(average=average)
+    checkpoint.save(average=average)
 
 
 def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -783,6 +737,45 @@ class Clock:
         return due
 
 
+class Checkpoint:
+    """A stage's file: its module, the optimizers and how far the clock is."""
+
+    def __init__(
+        self,
+        file: Path,
+        settings: Settings,
+        module: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        clock: Clock,
+        device: torch.device,
+    ) -> None:
+        self._file, self._settings, self._device = file, settings, device
+        self._module, self._optimizers, self._clock = module, optimizers, clock
+
+    def resume(self) -> dict[str, Any]:
+        """Go on from the file, and what it holds; of a stage that is done, the module alone is taken over.
+        Empty where there is no file."""
+        if not self._file.exists():
+            return {}
+        state: dict[str, Any] = torch.load(self._file, map_location=self._device, weights_only=True)
+        self._module.load_state_dict(state["model"])
+        if not state.get("done"):
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self._clock.resume(state)
+        return state
+
+    def save(self, *, done: bool = False, **more: Any) -> None:
+        """Replace the file; `more` comes back from `resume`. `done`: there is nothing left to train."""
+        state = {
+            "model": self._module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "done": done,
+            "settings": asdict(self._settings),
+        }
+        _save(self._file, state | more | self._clock.state())
+
+
 def _set_lr(optimizer: torch.optim.Optimizer, peak: float, progress: float, step: int, warmup: int) -> None:
     """Linear warm-up by steps, then cosine to zero by progress."""
     for group in optimizer.param_groups:
@@ -821,8 +814,8 @@ def export(work: Path, out: Path) -> None:
     settings = Settings(**state["settings"])
     vae, denoiser = build_vae(settings), build_denoiser(settings)
     vae.load_state_dict(vae_state["model"])
-    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    decoder.load_state_dict(torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)["model"])
+    decoder_state = torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)
+    decoder_of(vae).load_state_dict(decoder_state["model"])
     denoiser.load_state_dict(state["model"])
     denoiser.load_state_dict(state["average"], strict=False)  # buffers have no average
     pipe: Any = FluxPipeline(
