@@ -106,12 +106,21 @@ def test_things_stay_inside_and_apart():
 
 
 def test_held_out_captions_were_never_trained_on():
-    trained = {world.caption(world.scene(seed)) for seed in world.TRAINING_SEEDS[: world.NUM_TRAINING_SCENES]}
-    seeds = world.held_out(50)
-    captions = [world.caption(world.scene(seed)) for seed in seeds]
-    assert len(set(captions)) == 50
+    seeds = world.training(12_288)
+    trained = {world.caption(world.scene(seed)) for seed in seeds}
+    held_out = world.held_out(world.NUM_HELD_OUT)
+    captions = [world.caption(world.scene(seed)) for seed in held_out]
+    assert len(set(captions)) == world.NUM_HELD_OUT
     assert not trained & set(captions)
-    assert world.held_out(20, skip=30) == seeds[30:]
+    assert world.held_out(20, skip=30) == held_out[30:50]
+    # Held-out captions do occur among the later seeds, and their scenes are left out.
+    assert seeds[-1] >= 12_288
+    assert len(set(seeds)) == 12_288
+
+
+@pytest.mark.parametrize(("count", "skip"), [(5, 0), (20, 6134), (8, 6144), (8, 6500)])
+def test_training_scenes_come_in_one_order(count, skip):
+    assert world.training(count, skip) == world.training(6600)[skip : skip + count]
 
 
 @pytest.mark.parametrize(("name", "rows", "skip"), [("quickstart", 40, 0), ("held-out", 500, 40)])
@@ -274,7 +283,7 @@ def test_outlines_weigh_more():
     weights = train.outline_weights(0, settings)
     assert weights.shape == (1, 64, 64)
     assert set(weights.unique().tolist()) == {1.0, 5.0}
-    for thing in world.scene(world.TRAINING_SEEDS[0]).things:
+    for thing in world.scene(settings.seeds[0]).things:
         assert weights[0, int(thing.y / 4), int(thing.x / 4)] == 5.0
 
 
@@ -296,6 +305,47 @@ def test_export_makes_a_pipeline_that_draws(work, tmp_path):
     average = torch.load(work / "denoiser.pt", weights_only=True)["average"]
     for name, value in pipe.transformer.named_parameters():
         assert torch.equal(value, average[f"transformer.{name}"].half().float())
+
+
+def test_an_exported_model_is_restored_and_trained_on(work, tmp_path):
+    train.export(work, tmp_path / "model")
+    train.restore(tmp_path / "model", tmp_path / "work")
+    before = torch.load(tmp_path / "work" / "denoiser.pt", weights_only=True)
+    exported = torch.load(work / "denoiser.pt", weights_only=True)["average"]
+    for name, value in before["average"].items():
+        if not name.startswith("reader."):
+            assert torch.equal(value, exported[name].half().float())
+    assert before["step"] == 1
+
+    train.train(replace(SMALL, dit_steps=3), tmp_path / "work", torch.device("cpu"))
+    after = torch.load(tmp_path / "work" / "denoiser.pt", weights_only=True)
+    assert (after["step"], after["began_step"]) == (4, 1)
+    assert after["elapsed_s"] > before["elapsed_s"]
+    log = _log(tmp_path / "work")
+    steps = [line["step"] for line in log if line["stage"] == "denoiser"]
+    assert steps == [0, 1, 1, 2, 3]
+    assert [line for line in log if line["stage"] == "vae"] == [
+        line for line in _log(work) if line["stage"] == "vae"
+    ]
+
+    train.export(tmp_path / "work", tmp_path / "again")
+    weights = {
+        (folder, part): next((tmp_path / folder / part).glob("*.safetensors")).read_bytes()
+        for folder in ("model", "again")
+        for part in ("vae", "transformer")
+    }
+    assert weights["again", "vae"] == weights["model", "vae"]  # finished: not trained again
+    assert weights["again", "transformer"] != weights["model", "transformer"]
+    with pytest.raises(FileExistsError, match=r"denoiser\.pt is there already"):
+        train.restore(tmp_path / "model", tmp_path / "work")
+
+
+def test_the_learning_rate_starts_again_where_a_finished_model_is_trained_on():
+    clock = train.Clock(10, None, 1e9)
+    clock.resume({"step": 500, "elapsed_s": 6000.0, "began_step": 500, "began_s": 6000.0})
+    assert clock.progress < 0.01
+    clock.resume({"step": 700, "elapsed_s": 6300.0, "began_step": 500, "began_s": 6000.0})
+    assert clock.progress == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_answers_stand_at_the_words_of_their_thing():
@@ -328,7 +378,8 @@ def test_the_t5_encoder_learns_to_read_order(tmp_path):
 def test_the_loss_weighs_more_where_the_caption_has_a_thing():
     asked = world.parse("a large red ring above a small blue star on a plain tan background")
     weights = train.thing_weights(asked, 16, train.Settings(thing_weight=3.0))
-    assert weights[4, 8] == weights[12, 8] == 3.0
+    assert weights[4, 8] == 3.0
+    assert weights[12, 8] == pytest.approx(3.0 * 50 / 28)  # a small thing has fewer tokens
     assert weights[:, 0].max() == weights[:, -1].max() == 1.0
     assert (weights == 3.0).sum() > (train.thing_weights(asked, 8, train.Settings()) == 4.0).sum() > 0
 

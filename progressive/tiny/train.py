@@ -1,10 +1,11 @@
-"""Trains the embedded model from nothing: `python -m progressive.tiny.train [all | export] --work .train`.
+"""Trains the embedded model: `python -m progressive.tiny.train [all | export | restore] --work .train`.
 
 Six stages: pictures -> VAE -> latents -> the VAE's decoder again, on whole pictures -> T5 encoder, by reading
 captions -> transformer and text encoders. All but the fifth, which takes two minutes, resume from their
 checkpoints in the work folder. Learning rates
 fall with the clock, so a stage ends when its minutes are spent however busy the machine is. `export` writes
-the averaged weights as a diffusers folder at any moment of the last stage; `all` ends with it.
+the averaged weights as a diffusers folder at any moment of the last stage; `all` ends with it. `restore` is
+its inverse: it makes the work folder of an exported model, from where `all` trains it on.
 
 Coarse grids: x0 of grid m is the low-frequency corner of the full latent over the side ratio, which is what
 a coarse stage must make for its expansion to be right (progressive/spectral.py, progressive/schedule.py).
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,11 @@ from progressive.tiny import MAX_SEQUENCE_LENGTH, world
 class Settings:
     """All that training depends on. The defaults made the weights in the repository."""
 
-    scenes: int = world.NUM_TRAINING_SCENES
-    """Training pictures, of the first seeds of `world.TRAINING_SEEDS`."""
-    latent_scenes: int = world.NUM_TRAINING_SCENES
+    scenes: int = 6144
+    """Training pictures, of the seeds that `world.training` names."""
+    skip_scenes: int = 6144
+    """Seeds left out before those: what was trained on earlier, to go on with scenes that are new."""
+    latent_scenes: int = 6144
     """How many of them the transformer is trained on, for encoding them takes time too."""
     side_px: int = world.SIDE_PX
     seed: int = 0
@@ -92,9 +96,9 @@ class Settings:
     """Of the T5 encoder's relative position biases: all it knows of order, and they must grow to 5 or so."""
     dit_minutes: float = 50.0
     dit_steps: int | None = None
-    matrix_lr: float = 4e-3
+    matrix_lr: float = 3e-3
     """Of the hidden matrices, by Muon."""
-    other_lr: float = 2e-3
+    other_lr: float = 1.5e-3
     """Of everything else, by AdamW."""
     warmup: int = 50
     """Steps."""
@@ -103,9 +107,9 @@ class Settings:
     does: shapes and places are settled there, and by the caption alone."""
     high_noise_shift: float = 5.0
     thing_weight: float = 4.0
-    """Weight of the loss where the caption has a thing; the background has 1. As the caption alone says
-    where, the best prediction stays the same; shapes, a small part of a picture's energy, are learnt sooner.
-    """
+    """Weight of the loss where the caption has a large thing; a small one has more, by the ratio of their
+    radii, and the background 1. As the caption alone says where, the best prediction stays the same; shapes,
+    a small part of a picture's energy, are learnt sooner."""
     reading_weight: float = 0.2
     """Weight of `reading_loss` beside the pictures'."""
     unconditional: float = 0.1
@@ -120,6 +124,11 @@ class Settings:
     late: tuple[float, ...] = (0.12, 0.05, 0.15, 0.10, 0.58)
     checkpoint_s: float = 120.0
     log_steps: int = 50
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Of the training scenes."""
+        return world.training(self.scenes, self.skip_scenes)
 
 
 # ------------------------------------------------------------------------------------------- the model
@@ -238,7 +247,7 @@ def make_pictures(settings: Settings, work: Path) -> np.ndarray:
         side = settings.side_px
         shape = (settings.scenes, side, side, 3)
         out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        jobs = [(world.TRAINING_SEEDS[i], side) for i in range(settings.scenes)]
+        jobs = [(seed, side) for seed in settings.seeds]
         if settings.scenes > 500:
             with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
                 for i, picture in enumerate(pool.imap(_draw, jobs, chunksize=32)):
@@ -274,7 +283,7 @@ def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np
     shown: dict[str, float] = {}
     for progress in clock:
         for optimizer in optimizers:
-            _set_lr(optimizer, settings.vae_lr, progress, clock.step, settings.vae_warmup)
+            _set_lr(optimizer, settings.vae_lr, progress, clock, settings.vae_warmup)
         large = progress > 1 - settings.large_crops
         side, count = (
             (2 * settings.crop_px, settings.vae_batch // 4)
@@ -316,7 +325,7 @@ def _crops(
     for i in rng.integers(len(pictures), size=count):
         corner_px = rng.uniform(0, settings.side_px - side, 2)
         if rng.random() < 0.75:
-            things = world.scene(world.TRAINING_SEEDS[int(i)]).things
+            things = world.scene(settings.seeds[i]).things
             thing = things[rng.integers(len(things))]
             centre = np.array([thing.y, thing.x]) + rng.uniform(-1.1, 1.1, 2) * thing.radius
             corner_px = centre * scale - side / 2
@@ -373,7 +382,7 @@ def train_decoder(
     shown: dict[str, float] = {}
     for progress in clock:
         for optimizer in optimizers:
-            _set_lr(optimizer, settings.decoder_lr, progress, clock.step, settings.vae_warmup)
+            _set_lr(optimizer, settings.decoder_lr, progress, clock, settings.vae_warmup)
         rows = rng.integers(len(latents), size=settings.decoder_batch)
         x, z = _to_tensor(pictures[rows], device), latents[torch.from_numpy(rows)].float().to(device)
         weight = torch.stack([outline_weights(row, settings) for row in rows.tolist()]).to(device)
@@ -410,7 +419,7 @@ def outline_weights(row: int, settings: Settings) -> Tensor:
     scale = settings.side_px / world.SIDE_PX
     middle = (torch.arange(settings.side_px) + 0.5) / scale
     weights = torch.ones(1, settings.side_px, settings.side_px)
-    for thing in world.scene(world.TRAINING_SEEDS[row]).things:
+    for thing in world.scene(settings.seeds[row]).things:
         distance = ((middle - thing.y)[:, None] ** 2 + (middle - thing.x)[None] ** 2).sqrt()
         weights[0][distance < thing.radius + 6] = settings.outline_weight
     return weights
@@ -442,7 +451,7 @@ def train_text(
     rng = np.random.default_rng((settings.seed, 3))
     for progress in clock:
         for optimizer, peak in zip(optimizers, (settings.text_lr, settings.place_lr), strict=True):
-            _set_lr(optimizer, peak, progress, clock.step, settings.warmup)
+            _set_lr(optimizer, peak, progress, clock, settings.warmup)
         rows = torch.from_numpy(rng.integers(len(words), size=settings.text_batch)).to(words.device)
         logits = reader(encoder(words[rows])[0])
         loss = reading_loss(logits, answers[rows])
@@ -467,7 +476,7 @@ def train_denoiser(
     """Transformer and text encoders together, on velocity loss over all grids and on `reading_loss`."""
     torch.manual_seed(settings.seed + 1)
     denoiser = build_denoiser(settings).to(device).train()
-    asked = [world.scene(world.TRAINING_SEEDS[i]).asked for i in range(len(latents))]
+    asked = [world.scene(seed).asked for seed in settings.seeds[: len(latents)]]
     words, pooled_words = (t.to(device) for t in tokenize([*(a.caption for a in asked), ""]))  # [N + 1, L]
     answers = torch.stack([*(reading_answers(a) for a in asked), reading_answers(None)]).to(device)
     file = work / "denoiser.pt"
@@ -494,7 +503,7 @@ def train_denoiser(
     for progress in clock:
         for optimizer in optimizers:
             peak = settings.matrix_lr if isinstance(optimizer, Muon) else settings.other_lr
-            _set_lr(optimizer, peak, progress, clock.step, settings.warmup)
+            _set_lr(optimizer, peak, progress, clock, settings.warmup)
         shares = (1 - progress) * np.array(settings.early) + progress * np.array(settings.late)
         which = rng.choice(len(shares), p=shares / shares.sum())
         grid, count = settings.grids[which], settings.batches[which]
@@ -576,7 +585,7 @@ def thing_weights(asked: world.Asked, tokens: int, settings: Settings) -> Tensor
     for kind, (x, y) in zip(asked.kinds, world.places(asked.relation), strict=True):
         reach = 1.1 * world.SIZES[kind.size] + 12
         near = ((middle - y).abs() < reach)[:, None] & ((middle - x).abs() < reach)[None]
-        weights[near] = settings.thing_weight
+        weights[near] = settings.thing_weight * world.SIZES["large"] / world.SIZES[kind.size]
     return weights
 
 
@@ -696,7 +705,8 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 class Clock:
     """Iterates over training steps, giving the progress in [0, 1), until minutes or steps are spent.
 
-    With `until`, seconds since the epoch, the minutes are those until then.
+    With `until`, seconds since the epoch, the minutes are those until then. Minutes, progress and warm-up
+    count from `began`, which is not zero where a finished model is trained on.
     """
 
     def __init__(
@@ -704,13 +714,20 @@ class Clock:
     ) -> None:
         self.budget_s, self.steps, self.checkpoint_s, self.until = 60 * minutes, steps, checkpoint_s, until
         self.step, self.before_s = 0, 0.0
+        self.began_step, self.began_s = 0, 0.0
         self._started = self._saved = time.monotonic()
 
     def resume(self, state: dict[str, Any]) -> None:
         self.step, self.before_s = state["step"], state["elapsed_s"]
+        self.began_step, self.began_s = state["began_step"], state["began_s"]
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step, "elapsed_s": self.elapsed_s}
+        return {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "began_step": self.began_step,
+            "began_s": self.began_s,
+        }
 
     @property
     def elapsed_s(self) -> float:
@@ -719,13 +736,13 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        by_steps = self.step / self.steps if self.steps is not None else 0.0
-        return max(by_steps, self.elapsed_s / self.budget_s)
+        by_steps = (self.step - self.began_step) / self.steps if self.steps is not None else 0.0
+        return max(by_steps, (self.elapsed_s - self.began_s) / self.budget_s)
 
     def __iter__(self) -> Iterator[float]:
         self._started = self._saved = time.monotonic()
         if self.until is not None:
-            self.budget_s = self.before_s + max(1.0, self.until - time.time())
+            self.budget_s = self.before_s - self.began_s + max(1.0, self.until - time.time())
         while (progress := self.progress) < 1:
             yield progress
             self.step += 1
@@ -753,15 +770,16 @@ class Checkpoint:
         self._module, self._optimizers, self._clock = module, optimizers, clock
 
     def resume(self) -> dict[str, Any]:
-        """Go on from the file, and what it holds; of a stage that is done, the module alone is taken over.
-        Empty where there is no file."""
+        """Go on from the file, and what it holds; of a stage that is done, the module alone is taken over,
+        and of a restored one no optimizer. Empty where there is no file."""
         if not self._file.exists():
             return {}
         state: dict[str, Any] = torch.load(self._file, map_location=self._device, weights_only=True)
         self._module.load_state_dict(state["model"])
         if not state.get("done"):
-            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            if state["optimizers"] is not None:
+                for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
             self._clock.resume(state)
         return state
 
@@ -776,10 +794,13 @@ class Checkpoint:
         _save(self._file, state | more | self._clock.state())
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, peak: float, progress: float, step: int, warmup: int) -> None:
+def _set_lr(
+    optimizer: torch.optim.Optimizer, peak: float, progress: float, clock: Clock, warmup: int
+) -> None:
     """Linear warm-up by steps, then cosine to zero by progress."""
+    warm = min(1.0, (clock.step - clock.began_step + 1) / warmup)
     for group in optimizer.param_groups:
-        group["lr"] = peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+        group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _smooth(shown: dict[str, float], new: dict[str, float]) -> dict[str, float]:
@@ -848,6 +869,37 @@ def export(work: Path, out: Path) -> None:
         card.write_text(_with_facts(card.read_text(), facts, spectrum))
 
 
+def restore(model: Path, work: Path) -> None:
+    """The inverse of `export`: a work folder from which `train` goes on with an exported model.
+
+    The weights come back as exported, in half precision, and without optimizer state; the linear heads of
+    `reading_loss`, which no pipeline has, are fitted to the T5 encoder as it is. The next schedule begins
+    here. FileExistsError where the work folder already has a checkpoint.
+    """
+    if (work / "denoiser.pt").exists():
+        raise FileExistsError(f"{work / 'denoiser.pt'} is there already: `all` goes on with it")
+    work.mkdir(parents=True, exist_ok=True)
+    facts = json.loads((model / "training.json").read_text())
+    settings = Settings(**facts["settings"])
+    pipe: Any = FluxPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    denoiser = build_denoiser(settings)
+    for name in ("transformer", "text_encoder", "text_encoder_2"):
+        denoiser[name].load_state_dict(getattr(pipe, name).state_dict())
+    asked = [world.scene(seed).asked for seed in settings.seeds[: settings.latent_scenes]]
+    answers = torch.stack([reading_answers(a) for a in asked])
+    encoder = denoiser["text_encoder_2"].requires_grad_(False)
+    train_text(settings, work, encoder, denoiser["reader"], tokenize([a.caption for a in asked])[0], answers)
+    (work / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in facts["log"]))
+    last = [line for line in facts["log"] if line["stage"] == "denoiser"][-1]
+    begun = {"step": last["step"], "elapsed_s": 60 * last["minutes"]}
+    begun |= {"began_step": begun["step"], "began_s": begun["elapsed_s"]}
+    fresh = {"optimizers": None, "done": False, "settings": asdict(settings)}
+    average = {name: p.detach() for name, p in denoiser.named_parameters()}
+    _save(work / "vae.pt", fresh | begun | {"model": pipe.vae.state_dict(), "done": True})
+    _save(work / "decoder.pt", fresh | begun | {"model": decoder_of(pipe.vae).state_dict(), "done": True})
+    _save(work / "denoiser.pt", fresh | begun | {"model": denoiser.state_dict(), "average": average})
+
+
 def _polish(folder: Path) -> None:
     """Half precision is for the disk alone: configs say float32, and name classes that all versions have."""
     for config in folder.rglob("config.json"):
@@ -907,13 +959,16 @@ def _with_facts(card: str, facts: dict[str, Any], spectrum: dict[str, float]) ->
 
 
 def _log_summary(work: Path) -> list[dict[str, Any]]:
-    """At most 12 lines of each stage's log, the last included."""
+    """At most 12 lines of each stage's log, evenly over its minutes, the last included."""
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     summary = []
     for stage in dict.fromkeys(line["stage"] for line in lines):
         own = [line for line in lines if line["stage"] == stage]
-        picks = sorted({round(i) for i in np.linspace(0, len(own) - 1, min(12, len(own)))})
-        summary += [own[i] for i in picks]
+        if len(own) > 12:
+            minutes = np.array([line["minutes"] for line in own])
+            wanted = np.linspace(minutes[0], minutes[-1], 12)
+            own = [own[i] for i in sorted({int(np.abs(minutes - m).argmin()) for m in wanted})]
+        summary += own
     return summary
 
 
@@ -943,7 +998,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m progressive.tiny.train", description=__doc__.splitlines()[0]
     )  # type: ignore[union-attr]
-    parser.add_argument("command", nargs="?", choices=["all", "export"], default="all")
+    parser.add_argument("command", nargs="?", choices=["all", "export", "restore"], default="all")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints; may be deleted after")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="diffusers folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -951,6 +1006,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dit-minutes", type=float, default=defaults.dit_minutes)
     parser.add_argument("--until", help="end of the last stage instead of --dit-minutes: HH:MM today")
     given = parser.parse_args(argv)
+    if given.command == "restore":
+        restore(given.out, given.work)
+        return
     if given.command == "all":
         settings = Settings(vae_minutes=given.vae_minutes, dit_minutes=given.dit_minutes)
         until = None

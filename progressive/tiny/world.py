@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -50,8 +51,10 @@ CHECK_PX = 64.0
 TRAINING_SEEDS = range(0, 1_000_000)
 HELD_OUT_SEEDS = range(1_000_000, 2_000_000)
 """Scenes of these seeds are never trained on."""
-NUM_TRAINING_SCENES = 6144
-"""Scenes that the weights in the repository were trained on: the first of `TRAINING_SEEDS`."""
+NUM_FIRST_SCENES = 6144
+"""The first scenes trained on. Held-out captions avoid theirs; later scenes avoid the held-out captions."""
+NUM_HELD_OUT = 540
+"""Held-out captions that no training scene has: those of the manifests."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,19 @@ def scene(seed: int) -> Scene:
     return Scene(tuple(things), asked, (float(dx), float(dy)))
 
 
+def training(count: int, skip: int = 0) -> list[int]:
+    """Seeds to train on, in order, none with a held-out caption; without the first `skip`."""
+    first = list(TRAINING_SEEDS[skip : min(skip + count, NUM_FIRST_SCENES)])
+    held = frozenset(caption(scene(seed)) for seed in held_out(NUM_HELD_OUT))
+    allowed = (s for s in TRAINING_SEEDS[NUM_FIRST_SCENES:] if caption(scene(s)) not in held)
+    start = max(0, skip - NUM_FIRST_SCENES)
+    return first + list(islice(allowed, start, start + count - len(first)))
+
+
 def held_out(count: int, skip: int = 0) -> list[int]:
-    """Seeds of scenes whose captions, all different, no training scene has; the first `skip` are left out."""
-    taken = set(_trained_captions())
+    """Seeds of scenes whose captions are all different and in none of the first training scenes; without the
+    first `skip`. The captions of the first `NUM_HELD_OUT` are in no training scene."""
+    taken = set(_first_captions())
     found: list[int] = []
     for seed in HELD_OUT_SEEDS:
         sentence = caption(scene(seed))
@@ -144,8 +157,8 @@ def held_out(count: int, skip: int = 0) -> list[int]:
 
 
 @lru_cache(maxsize=1)
-def _trained_captions() -> frozenset[str]:
-    return frozenset(caption(scene(seed)) for seed in TRAINING_SEEDS[:NUM_TRAINING_SCENES])
+def _first_captions() -> frozenset[str]:
+    return frozenset(caption(scene(seed)) for seed in TRAINING_SEEDS[:NUM_FIRST_SCENES])
 
 
 def _kind(rng: np.random.Generator) -> Kind:
