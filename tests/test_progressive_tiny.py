@@ -444,6 +444,28 @@ def test_the_autoencoder_keeps_every_thing(pipe):
     assert sum(right for right, _ in counts) == sum(asked for _, asked in counts)
 
 
+def test_every_grid_from_half_to_full_size_is_in_distribution(pipe):
+    # The loss of a grid that training leaves out is a quarter or more above that of the grids beside it.
+    asked = [world.scene(seed).asked for seed in world.held_out(16, skip=40)]
+    pictures = np.stack([world.render(world.scene(seed)) for seed in world.held_out(16, skip=40)])
+    parts = ("transformer", "text_encoder", "text_encoder_2")
+    model = torch.nn.ModuleDict({name: getattr(pipe, name) for name in parts})
+    words, pooled_words = train.tokenize([a.caption for a in asked])
+    losses = {}
+    with torch.no_grad():
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x0, text = pipe.vae.encode(x).latent_dist.mean, pipe.text_encoder_2(words)[0]
+        for grid in range(16, 33, 2):
+            torch.manual_seed(0)
+            weights = torch.ones(len(asked), grid // 2, grid // 2)
+            farther = torch.ones(len(asked))
+            coarse = train.coarse(x0, grid)
+            losses[grid] = float(train.velocity_loss(model, coarse, text, pooled_words, farther, weights))
+    print({grid: round(loss, 3) for grid, loss in losses.items()})
+    for grid in range(18, 31, 2):
+        assert losses[grid] < 1.15 * max(losses[grid - 2], losses[grid + 2]), grid
+
+
 def test_the_folder_loads_without_a_network():
     code = """
 import sys
