@@ -75,16 +75,16 @@ def test_coupled_noise_is_closer_to_fullres_than_fresh(pipe, prompts, fullres, c
 def test_a_row_is_the_same_in_any_batch(pipe, prompts):
     engine, sampling = Engine(pipe), Sampling(scales="auto", min_scale=0.5, **SAMPLING)
     plan = engine.plan(sampling)
-    encoded = engine.encode(prompts, [None] * 6, sampling)
+    encoded = engine.encode(prompts[:4], [None] * 4, sampling)
 
     def pictures(size: int) -> np.ndarray:
         made = []
-        for start in range(0, 6, size):
+        for start in range(0, 4, size):
             rows = slice(start, start + size)
-            latents, _ = engine.denoise(plan, encoded[rows], list(range(6))[rows], sampling)
+            latents, _ = engine.denoise(plan, encoded[rows], list(range(4))[rows], sampling)
             made += engine.decode(plan, latents)
         return np.stack([np.asarray(picture, np.float32) for picture in made])
 
-    together = pictures(6)
-    for size in (1, 4):
+    together = pictures(4)
+    for size in (1, 3):
         assert np.abs(pictures(size) - together).mean() <= 1  # of 255

@@ -217,6 +217,8 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(job):
         stdout=theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        # As a shell in the foreground does it, whoever started this test.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     shown = _read(ours, until=b"4/20 rows")

@@ -364,7 +364,7 @@ def test_the_answers_stand_at_the_words_of_their_thing():
 
 def test_the_t5_encoder_learns_to_read_order(tmp_path):
     torch.manual_seed(0)
-    settings = train.Settings(text_steps=400, log_steps=1000)
+    settings = train.Settings(text_steps=400, text_batch=20, log_steps=1000)
     shapes = permutations(world.SHAPES, 2)
     captions = [f"a small red {a} above a small red {b} on a plain tan background" for a, b in shapes]
     words, _ = train.tokenize(captions)
