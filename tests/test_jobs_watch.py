@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from foreground import interruptible
 from rich.console import Console
 from small_jobs import finish, prompt_table, small_job, small_part
 
@@ -217,8 +218,7 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(job):
         stdout=theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
-        # As a shell in the foreground does it, whoever started this test.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )
     os.close(theirs)
     shown = _read(ours, until=b"4/20 rows")

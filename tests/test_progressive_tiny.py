@@ -433,12 +433,17 @@ def test_the_folder_is_small_and_holds_no_pickles():
     assert {f.suffix for f in files} <= {".json", ".safetensors"}
 
 
-def test_the_autoencoder_keeps_every_thing(pipe):
-    scenes = SCENES[:16]
+def encoded(pipe: FluxPipeline, scenes: list[world.Scene]) -> torch.Tensor:
+    """The latents of exact renderings."""
     pictures = np.stack([world.render(scene) for scene in scenes])
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pipe.vae.encode(x).latent_dist.mean
+
+
+def test_the_autoencoder_keeps_every_thing(pipe):
+    scenes = SCENES[:16]
     with torch.no_grad():
-        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample
+        y = pipe.vae.decode(encoded(pipe, scenes)).sample
     images = pipe.image_processor.postprocess(y)
     counts = [judge(image, scene.asked.caption) for image, scene in zip(images, scenes, strict=True)]
     assert sum(right for right, _ in counts) == sum(asked for _, asked in counts)
@@ -446,19 +451,17 @@ def test_the_autoencoder_keeps_every_thing(pipe):
 
 def test_every_grid_from_half_to_full_size_is_in_distribution(pipe):
     # The loss of a grid that training leaves out is a quarter or more above that of the grids beside it.
-    asked = [world.scene(seed).asked for seed in world.held_out(16, skip=40)]
-    pictures = np.stack([world.render(world.scene(seed)) for seed in world.held_out(16, skip=40)])
+    scenes = [world.scene(seed) for seed in world.held_out(16, skip=40)]
     parts = ("transformer", "text_encoder", "text_encoder_2")
     model = torch.nn.ModuleDict({name: getattr(pipe, name) for name in parts})
-    words, pooled_words = train.tokenize([a.caption for a in asked])
+    words, pooled_words = train.tokenize([scene.asked.caption for scene in scenes])
     losses = {}
     with torch.no_grad():
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x0, text = pipe.vae.encode(x).latent_dist.mean, pipe.text_encoder_2(words)[0]
+        x0, text = encoded(pipe, scenes), pipe.text_encoder_2(words)[0]
         for grid in range(16, 33, 2):
             torch.manual_seed(0)
-            weights = torch.ones(len(asked), grid // 2, grid // 2)
-            farther = torch.ones(len(asked))
+            weights = torch.ones(len(scenes), grid // 2, grid // 2)
+            farther = torch.ones(len(scenes))
             coarse = train.coarse(x0, grid)
             losses[grid] = float(train.velocity_loss(model, coarse, text, pooled_words, farther, weights))
     print({grid: round(loss, 3) for grid, loss in losses.items()})

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from foreground import interruptible
 from ray_head import ROOT, plain_environ, ray_head
 
 ROWS = 12
@@ -39,8 +40,7 @@ class Terminal:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # As a shell in the foreground does it, whoever started this test.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=interruptible,
         )
 
     def type(self, line: str, code: int = 0, **environ: str) -> str:
