@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from fake_engine import Fakes
+from fake_engine import Fakes, started_at
 from s3_server import KEYS, S3Server
 
 from cluster.driver import retry_job, run_job
@@ -412,6 +412,9 @@ def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_pat
     time.sleep(chance.random() * 0.3)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
+    # Its workers end by themselves, some a part later.
+    workers = [(path.name, path.read_text()) for path in (tmp_path / "killed" / "pids").iterdir()]
+    wait_for(lambda: not any(started_at(pid) == began for pid, began in workers))
     for path in (output / "data").glob("*.parquet"):
         pq.read_table(path)  # whole, as everything visible is
     before = parts(output)
