@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,14 @@ def measure(
     return measured
 
 
+def _chosen(case: Case, patterns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The case's settings and `AUTO`, or those of them whose names match."""
+    every = [*case.settings, AUTO]
+    if patterns is None:
+        return every
+    return [one for one in every if any(fnmatchcase(_label(one), pattern) for pattern in patterns)]
+
+
 def _timed(
     engine: Engine, plan: SamplingPlan, text: Encoded, rows: int, sampling: Sampling
 ) -> tuple[float, float]:
@@ -425,6 +434,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the random transformers (default: bfloat16)")
     parser.add_argument("--batch-size", type=int, action="append", help="repeatable; default: 1")
     parser.add_argument("--compile", action="append", choices=COMPILE, help="repeatable; default: off")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="beside fullres, only these settings, e.g. '*delta 0.05'; repeatable",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed loops of each setting (default: 3)")
     parser.add_argument("--steps", type=int, help="instead of the case's own number of steps")
     parser.add_argument("--plan", action="store_true", help="measure nothing: what the ideal would be")
@@ -450,6 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             engine,
             name,
             case,
+            settings=_chosen(case, given.only),
             batch_sizes=given.batch_size or (1,),
             compile=given.compile or ("off",),
             repeats=given.repeats,
