@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from fnmatch import fnmatchcase
+from itertools import product
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -457,6 +458,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         real = [name for name in names if name != "tiny"]
         if real:
             parser.error(f"--case {real[0]} needs a GPU; a CPU runs --case tiny, or --plan")
+    for name, pattern in product(names, given.only or ()):
+        if not _chosen(CASES[name], [pattern]):
+            known = "; ".join(map(_label, _chosen(CASES[name], None)))
+            parser.error(f"--only {pattern} names none of {name}'s settings: {known}")
     measured: list[Measurement] = []
     for name in names:
         case = CASES[name] if given.steps is None else replace(CASES[name], num_steps=given.steps)
@@ -471,15 +476,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             repeats=given.repeats,
             on_progress=lambda text: print(text, file=sys.stderr),
         )
+        if given.json:  # after each case: the next one may not fit
+            given.json.write_text(json.dumps(report(measured, device, given.dtype), indent=2) + "\n")
+        if given.markdown:
+            given.markdown.write_text(table(measured) + "\n")
         del engine  # the next model may need the room
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     print(table(measured))
-    if given.json:
-        given.json.write_text(json.dumps(report(measured, device, given.dtype), indent=2) + "\n")
-    if given.markdown:
-        given.markdown.write_text(table(measured) + "\n")
 
 
 if __name__ == "__main__":

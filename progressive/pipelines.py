@@ -95,10 +95,12 @@ def quantize_blocks(pipe: Any, quantize: Quantize) -> None:
         quantize_,
     )
 
+    # Unset, torchao changes inductor's settings for the whole process, and with them how long all that is
+    # compiled afterwards takes; older versions also what precision float32 products have.
     config = (
-        Int8WeightOnlyConfig()
+        Int8WeightOnlyConfig(set_inductor_config=False)
         if quantize == "int8"
-        else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        else Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     )
     for transformer in transformers(pipe):
         for block in repeated_blocks(transformer).values():

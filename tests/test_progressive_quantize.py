@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 
 from progressive.engine import Engine, load
 from progressive.settings import Sampling
@@ -33,6 +34,16 @@ def test_int8_is_close_to_full_precision_and_a_third_of_the_memory():
     assert float((full - low).norm() / full.norm()) < 0.05
     assert sizes[1] < 0.35 * sizes[0]  # float32 to int8, with scales and biases
     assert np.isfinite(low.numpy()).all()
+
+
+@pytest.mark.skipif(not has_torchao, reason="needs overtone[quantize]")
+def test_low_precision_leaves_the_rest_of_the_process_as_it_was():
+    """Unless told not to, torchao switches inductor's tuning on for everything: minutes more of warm-up."""
+    inductor = torch._inductor.config
+    with inductor.patch(coordinate_descent_tuning=False):
+        before = inductor.save_config_portable(), torch.get_float32_matmul_precision()
+        load("tiny", device="cpu", quantize="int8")
+        assert (inductor.save_config_portable(), torch.get_float32_matmul_precision()) == before
 
 
 def _bytes(parameter: torch.Tensor) -> int:
