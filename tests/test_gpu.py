@@ -20,6 +20,7 @@ import progressive
 from cluster.dispatch import Assignment, ShardCommitted
 from cluster.runner import Runner
 from jobs.cli import main
+from jobs.parts import Timing
 from jobs.plan import make_plan
 from jobs.rows import Row
 from jobs.spec import JobSpec
@@ -209,7 +210,8 @@ def test_what_goes_on_beside_the_denoising_changes_no_picture(engine, tmp_path):
 
 def test_a_batch_that_memory_does_not_hold_is_halved_and_no_row_lost(engine, tmp_path):
     spec = job(tmp_path / "job", 64, workers={"batch_size": 64})
-    runner = Runner(spec, None, None, engine)
+    timings: list[Timing] = []
+    runner = Runner(spec, None, None, engine, on_timings=timings.extend)
     rows = [Row(f"r{k}", PROMPTS[k % 4], None, k, None, None, k, 0) for k in range(64)]
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -223,8 +225,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_no_row_lost(engine, tmp
         runner.close()
     assert rejects == []
     assert sorted(one.row.row_id for one in made) == sorted(row.row_id for row in rows)
-    full = engine.plan(SAMPLING).stages[-1]
-    assert runner._sizes.limit(full, 64) < 64  # it did run out of memory
+    full = engine.plan(SAMPLING).stages[-1].height
+    together = [one.rows for one in timings if (one.stage, one.height) == ("denoise", full)]
+    assert sum(together) == 64
+    assert max(together) < 64  # it did run out of memory
     (one,) = (one for one in made if one.row.row_id == "r9")
     plan, latents = denoise(engine, [one.row.prompt], [9])
     assert psnr(picture(one.data), engine.decode(plan, latents)[0]) > 40
