@@ -26,6 +26,7 @@ SCENES = [world.scene(seed) for seed in world.HELD_OUT_SEEDS[:60]]
 PAIRS = [scene for scene in SCENES if len(scene.things) == 2]
 SMALL = train.Settings(
     scenes=6,
+    skip_scenes=0,
     latent_scenes=4,
     side_px=64,
     vae_channels=(4, 4, 8, 8),
@@ -279,7 +280,7 @@ def test_the_decoder_learns_and_the_encoder_stays(work):
 
 
 def test_outlines_weigh_more():
-    settings = train.Settings(side_px=64, outline_weight=5.0)
+    settings = train.Settings(scenes=1, skip_scenes=0, side_px=64, outline_weight=5.0)
     weights = train.outline_weights(0, settings)
     assert weights.shape == (1, 64, 64)
     assert set(weights.unique().tolist()) == {1.0, 5.0}

@@ -94,7 +94,7 @@ class Settings:
     text_lr: float = 2e-3
     place_lr: float = 0.05
     """Of the T5 encoder's relative position biases: all it knows of order, and they must grow to 5 or so."""
-    dit_minutes: float = 2.5
+    dit_minutes: float = 2.3
     dit_steps: int | None = None
     matrix_lr: float = 3e-3
     """Of the hidden matrices, by Muon."""
