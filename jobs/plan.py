@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from jobs.errors import PromptsError, VerifyError
 from jobs.prompts import FileList, list_files
 from jobs.spec import JobSpec
+from jobs.tables import table_of
 
 MAX_SHARDS = 100_000_000
 _VERSION = 1
@@ -137,7 +138,7 @@ class JobPlan:
     def from_bytes(cls, data: bytes) -> JobPlan:
         """The plan of `to_parquet_bytes`. VerifyError where the bytes are not one, or not a whole one."""
         try:
-            table = pq.read_table(io.BytesIO(data))
+            table = table_of(data)
             about = json.loads(table.schema.metadata[b"overtone"])
             if about["version"] != _VERSION:
                 raise VerifyError(
@@ -221,7 +222,7 @@ class RetryPlan:
     def from_bytes(cls, data: bytes) -> RetryPlan:
         """The plan of `to_bytes`. VerifyError where the bytes are not one."""
         try:
-            table = pq.read_table(io.BytesIO(data))
+            table = table_of(data)
             number = int(table.schema.metadata[b"retry"])
             plan = cls(number, table.replace_schema_metadata().cast(cls.SCHEMA))
             if (np.diff(plan.shards) <= 0).any():

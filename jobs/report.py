@@ -8,7 +8,6 @@ rejects only some, which then stand for all. Knows no driver and no cluster.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections import Counter
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from jobs import report_charts as charts
@@ -35,6 +33,7 @@ from jobs.progress import duration
 from jobs.spec import JobSpec
 from jobs.status import status
 from jobs.store import NoSuchObject, Store, open_store
+from jobs.tables import table_of
 from jobs.timings import COLUMNS, DENOISER, GENERATION, Timings
 from progressive.schedule import SamplingPlan
 
@@ -113,7 +112,7 @@ def _tables(
 
     def read(key: str) -> pa.Table:
         try:
-            return pq.read_table(io.BytesIO(store.read(key)), columns=list(columns)).select(columns)
+            return table_of(store.read(key), columns)
         except NoSuchObject:  # replaced or removed while we looked
             return empty
         except (pa.ArrowException, OSError, KeyError) as error:

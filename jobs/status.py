@@ -7,7 +7,6 @@ reader.read(), reader.read(), ...                       # later looks ask only f
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.folder import JobFolder, quarantine_folder
 from jobs.parts import Format, part_index, part_name, rejects_index, rejects_name, timings_name, timings_place
 from jobs.plan import RetryPlan
 from jobs.progress import duration
 from jobs.store import NoSuchObject, ObjectInfo, Store, open_store
+from jobs.tables import table_of
 
 _MAX_TABLES = 2000
 """Timings and rejects that are read, of each; where there are more, evenly chosen ones speak for all."""
@@ -372,7 +371,7 @@ class _Tables:
             data = self._store.read(self.names.found[shard].key)
         except NoSuchObject:  # replaced or removed while we looked
             return None
-        return self._digest(pq.read_table(io.BytesIO(data), columns=self._columns))
+        return self._digest(table_of(data, self._columns))
 
 
 def _times_of(store: Store, num_shards: int, retry: int = 0) -> _Tables:

@@ -8,7 +8,6 @@ after the other each row is made in one part, or a reject of the newest.
 
 from __future__ import annotations
 
-import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +49,7 @@ from jobs.plan import JobPlan, RetryPlan
 from jobs.prompts import expected_row_ids
 from jobs.spec import JobSpec
 from jobs.store import Store, open_store
+from jobs.tables import table_of
 
 _KEPT_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
@@ -474,7 +474,7 @@ class _Checker:
 
     def _agrees(self, name: str, footer: Footer, folder: str) -> bool:
         try:
-            table = pq.read_table(io.BytesIO(self._store.read(name)))
+            table = table_of(self._store.read(name))
             if folder == "rejects":
                 return table.equals(rejects_table(footer))
             # The line of the upload is only here; all others are the footer's.

@@ -1,0 +1,52 @@
+"""Small tables from bytes, and in this thread alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.tables import table_of
+
+
+def written(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+TABLE = pa.table({"a": [1, 2], "b": ["x", None], "c": [[1.0], []]}).replace_schema_metadata({"about": "it"})
+
+
+def test_all_of_it_or_some_columns_in_any_order():
+    data = written(TABLE)
+    assert table_of(data).to_pydict() == TABLE.to_pydict()
+    assert table_of(data).schema.metadata == {b"about": b"it"}
+    some = table_of(data, ("c", "a"))
+    assert some.column_names == ["c", "a"]
+    assert some.to_pydict() == TABLE.select(["c", "a"]).to_pydict()
+
+
+def test_what_is_no_table_and_what_lacks_a_column():
+    with pytest.raises(pa.ArrowInvalid):
+        table_of(b"PAR1 and no more")
+    with pytest.raises(KeyError, match="d"):
+        table_of(written(TABLE), ["a", "d"])
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+def test_no_thread_of_arrow_s_is_left_to_outlive_the_process(tmp_path):
+    """One would abort the process where it ends just as that thread lets the bytes go."""
+    (tmp_path / "table.parquet").write_bytes(written(TABLE))
+    code = (
+        "import os, sys; from pathlib import Path; from jobs.tables import table_of\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "table_of(Path(sys.argv[1]).read_bytes(), ['a', 'b'])\n"
+        "assert len(os.listdir('/proc/self/task')) == before"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "table.parquet")], check=True)
