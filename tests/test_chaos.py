@@ -26,6 +26,8 @@ from jobs.spec import JobSpec
 from jobs.store import open_store
 from jobs.verify import verify
 
+pytestmark = pytest.mark.ray
+
 HERE = Path(__file__).parent
 BREAKS = {"worker": 10, "second driver": 2, "driver": 2, "machine": 2}
 """What breaks, and how often in sixteen times."""

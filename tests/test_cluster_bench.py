@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from cluster import bench
 from jobs.plan import make_plan
+
+pytestmark = pytest.mark.ray
 
 
 def test_every_commit_that_is_timed_leaves_a_part(tmp_path):

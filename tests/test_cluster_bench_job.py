@@ -8,6 +8,8 @@ import pytest
 
 from cluster import bench_job
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):

@@ -37,6 +37,8 @@ from jobs.spec import JobSpec
 from jobs.store import open_store
 from jobs.verify import verify
 
+pytestmark = pytest.mark.ray
+
 HERE = Path(__file__).parent
 
 

@@ -25,6 +25,8 @@ from jobs.progress import Snapshot
 from jobs.spec import JobSpec
 from jobs.verify import verify
 
+pytestmark = pytest.mark.ray
+
 
 @dataclass
 class Paced(FakeEngine):

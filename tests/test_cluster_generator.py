@@ -25,6 +25,8 @@ from cluster.generator import ProgressiveGenerator
 from jobs.spec import JobSpec
 from jobs.verify import verify
 
+pytestmark = pytest.mark.ray
+
 README = Path(__file__).parents[1] / "README.md"
 SAMPLING = {"height": 64, "width": 64, "num_steps": 4}
 

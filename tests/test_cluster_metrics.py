@@ -27,6 +27,8 @@ from cluster.driver import run_job
 from cluster.metrics import METRICS, MOST_VALUES, OTHER, WORKERS, JobMetrics
 from jobs.spec import JobSpec
 
+pytestmark = pytest.mark.ray
+
 DASHBOARD = Path(__file__).parents[1] / "manifests" / "grafana" / "overtone.json"
 EXPORTED = {metric.exported: metric for metric in METRICS}
 

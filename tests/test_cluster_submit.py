@@ -46,6 +46,8 @@ from cluster.submit import (
 from jobs.errors import UserError
 from jobs.spec import JobSpec, load_spec
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"
 

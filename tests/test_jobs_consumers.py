@@ -25,6 +25,8 @@ from jobs.parts import Made, build_part, commit_part
 from jobs.prompts import read_shard
 from jobs.store import open_store
 
+pytestmark = pytest.mark.ray
+
 ROWS = [i for i in range(10) if i != 7]
 
 

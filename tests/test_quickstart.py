@@ -16,6 +16,8 @@ from jobs.spec import load_spec
 from jobs.verify import verify
 from progressive.tiny import world
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 SPEC = ROOT / "manifests" / "quickstart.yaml"
 ROWS = 8

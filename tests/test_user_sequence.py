@@ -15,6 +15,8 @@ import pytest
 from foreground import interruptible
 from ray_head import ROOT, plain_environ, ray_head
 
+pytestmark = pytest.mark.ray
+
 ROWS = 12
 SMALLER = {"prompts.limit": ROWS, "shards": 4, "workers": 1, "sampling.num_steps": 8}
 
