@@ -714,10 +714,10 @@ def read_rows(
 
 
 def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None) -> Iterator[PartRow]:
-    few = limit is not None  # row groups are fetched whole otherwise, which is faster for all of one
-    parquet = pq.ParquetFile(
-        file, page_checksum_verification=True, pre_buffer=not few, buffer_size=_PAGE_BYTES if few else 0
-    )
+    # Whole columns of a row group at once, or for a few rows page by page. Never `pre_buffer`: its threads
+    # may hold the file a moment longer than we do, and abort a process that ends just then (jobs/tables.py).
+    buffer = 0 if limit is None else _PAGE_BYTES
+    parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer)
     columns = ["row_id", "prompt", "height", "width", kind]
     batch_rows = min(_READ_ROWS, _READ_BYTES // max(1, _mean_bytes(parquet.metadata)))
     batch_rows = max(1, batch_rows if limit is None else min(limit, batch_rows))

@@ -39,14 +39,32 @@ def test_what_is_no_table_and_what_lacks_a_column():
         table_of(written(TABLE), ["a", "d"])
 
 
+PICTURES = pa.table(
+    {
+        "row_id": ["r0", "r1"],
+        "prompt": ["a", "b"],
+        "height": [1, 1],
+        "width": [1, 1],
+        "image": [{"bytes": b"0" * 100_000, "path": "r0.png"}, {"bytes": b"1", "path": "r1.png"}],
+    }
+)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
-def test_no_thread_of_arrow_s_is_left_to_outlive_the_process(tmp_path):
+@pytest.mark.parametrize(
+    "read",
+    [
+        "from jobs.tables import table_of as read",
+        "from jobs.parts import read_rows; read = lambda data: list(read_rows(io.BytesIO(data), 'image'))",
+    ],
+)
+def test_no_thread_of_arrow_s_is_left_to_outlive_the_process(tmp_path, read):
     """One would abort the process where it ends just as that thread lets the bytes go."""
-    (tmp_path / "table.parquet").write_bytes(written(TABLE))
+    (tmp_path / "pictures.parquet").write_bytes(written(PICTURES))
     code = (
-        "import os, sys; from pathlib import Path; from jobs.tables import table_of\n"
+        f"import io, os, sys; from pathlib import Path\n{read}\n"
         "before = len(os.listdir('/proc/self/task'))\n"
-        "table_of(Path(sys.argv[1]).read_bytes(), ['a', 'b'])\n"
+        "read(Path(sys.argv[1]).read_bytes())\n"
         "assert len(os.listdir('/proc/self/task')) == before"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "table.parquet")], check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "pictures.parquet")], check=True)
