@@ -5,8 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/quickstart
-# Without --no-compile pip compiles 22,000 modules, of which few are ever imported: 100 s of one core.
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test test-ray test-rest lint clean
 .DELETE_ON_ERROR:
