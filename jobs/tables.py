@@ -13,7 +13,7 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     KeyError where a column is missing.
 
     In this thread alone: `pq.read_table` of a Python file leaves the last word to a thread of Arrow's, which
-    aborts a process that ends just then (apache/arrow#34314); one `overtone status` in twenty on a busy core.
+    aborts a process that ends just then (apache/arrow#34314): on a busy core, three of sixty that did.
     """
     file = pq.ParquetFile(pa.BufferReader(data))
     if columns is None:
