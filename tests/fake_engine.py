@@ -192,6 +192,12 @@ def started_at(pid: int | str) -> str:
         return ""
 
 
+def alive(pids: Path) -> list[int]:
+    """The processes with an engine that are alive, of a folder that `Fakes` fills, and none that has got the
+    number of a dead one."""
+    return [int(path.name) for path in pids.iterdir() if started_at(path.name) == path.read_text()]
+
+
 @dataclass(frozen=True)
 class Fakes:
     """An engine factory: `run_job(spec, engine_factory=Fakes(step_s=0.01))`. Each engine leaves a file named

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_engine import started_at
+from fake_engine import alive
 
 from jobs.folder import JobFolder
 from jobs.spec import JobSpec
@@ -88,8 +88,7 @@ class Chaos:
         return any(driver.poll() == 0 for driver in self.drivers)
 
     def workers(self) -> list[int]:
-        """The workers with an engine that are alive, and no process that has got the number of a dead one."""
-        return [int(path.name) for path in self.pids.iterdir() if started_at(path.name) == path.read_text()]
+        return alive(self.pids)
 
     def rage(self, seconds: float) -> None:
         """Break one of each kind, then more at random, for some time."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from fake_engine import Fakes, started_at
+from fake_engine import Fakes, alive
 from s3_server import KEYS, S3Server
 
 from cluster.driver import retry_job, run_job
@@ -414,9 +414,7 @@ def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_pat
     time.sleep(chance.random() * 0.3)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
-    # Its workers end by themselves, some a part later.
-    workers = [(path.name, path.read_text()) for path in (tmp_path / "killed" / "pids").iterdir()]
-    wait_for(lambda: not any(started_at(pid) == began for pid, began in workers))
+    wait_for(lambda: not alive(tmp_path / "killed" / "pids"))  # they end by themselves, some a part later
     for path in (output / "data").glob("*.parquet"):
         pq.read_table(path)  # whole, as everything visible is
     before = parts(output)
@@ -469,9 +467,9 @@ def test_workers_killed_at_random_cost_no_row(tmp_path):
     def kill():
         chance = random.Random(5)
         while not stop.wait(0.7):
-            alive = [int(path.name) for path in pids.iterdir() if Path("/proc", path.name).exists()]
-            if alive and len(killed) < 4:
-                killed.append(chance.choice(alive))
+            living = alive(pids)
+            if living and len(killed) < 4:
+                killed.append(chance.choice(living))
                 os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

@@ -25,7 +25,7 @@ from jobs.plan import make_plan
 from jobs.rows import Row
 from jobs.spec import JobSpec
 from jobs.store import open_store
-from progressive import spectral
+from progressive import quality, spectral
 from progressive.compile import CompiledEngine
 from progressive.engine import Engine, load
 from progressive.settings import Sampling
@@ -60,8 +60,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
     """dB, of two pictures."""
-    first, second = (np.asarray(picture.convert("RGB"), np.float64) for picture in (one, other))
-    return float(-10 * np.log10(max(np.square((first - second) / 255).mean(), 1e-12)))
+    return float(quality.psnr(quality.as_tensor([one]), quality.as_tensor([other])))
 
 
 def picture(data: bytes) -> Image.Image:
