@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/quickstart
+# As in pyproject.toml, whose own -m these replace.
+USUAL := not chaos and not gpu
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test test-ray test-rest lint clean
@@ -36,13 +38,13 @@ test: lint
 	@$(MAKE) --no-print-directory -j2 test-ray test-rest
 
 test-ray: $(VENV)/.test-ready
-	$(BIN)/python -m pytest -m "ray and not chaos and not gpu"
+	$(BIN)/python -m pytest -m "ray and $(USUAL)"
 
 # One thread, as two would only take turns with the other half. A test that starts Ray and is not marked so finds none
 # at that address. Shown when all have ended.
 test-rest: $(VENV)/.test-ready
 	@mkdir -p build
-	@OMP_NUM_THREADS=1 RAY_ADDRESS=127.0.0.1:1 $(BIN)/python -m pytest -m "not ray and not chaos and not gpu" > build/test-rest.log 2>&1; \
+	@OMP_NUM_THREADS=1 RAY_ADDRESS=127.0.0.1:1 $(BIN)/python -m pytest -m "not ray and $(USUAL)" > build/test-rest.log 2>&1; \
 	code=$$?; cat build/test-rest.log; exit $$code
 
 clean:

@@ -15,7 +15,6 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     In this thread alone: `pq.read_table` of a Python file leaves the last word to a thread of Arrow's, which
     aborts a process that ends just then (apache/arrow#34314): on a busy core, three of sixty that did.
     """
-    file = pq.ParquetFile(pa.BufferReader(data))
-    if columns is None:
-        return file.read(use_threads=False)
-    return file.read(columns=list(columns), use_threads=False).select(list(columns))
+    wanted = None if columns is None else list(columns)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(wanted, use_threads=False)
+    return table if wanted is None else table.select(wanted)

@@ -264,7 +264,7 @@ def measure(
     Each setting's grids first run two steps that do not count. The repeats of the settings take turns, so
     that a machine that slows down does so for all of them.
     """
-    chosen = [FULLRES, *((*case.settings, AUTO) if settings is None else settings)]
+    chosen = [FULLRES, *(_chosen(case) if settings is None else settings)]
     samplings = [case.sampling(**setting) for setting in chosen]
     plans = [engine.plan(sampling) for sampling in samplings]
     grids = {stage.grid for plan in plans for stage in plan.stages}
@@ -310,7 +310,7 @@ def measure(
     return measured
 
 
-def _chosen(case: Case, patterns: Sequence[str] | None) -> list[dict[str, Any]]:
+def _chosen(case: Case, patterns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The case's settings and `AUTO`, or those of them whose names match."""
     every = [*case.settings, AUTO]
     if patterns is None:
@@ -384,7 +384,7 @@ def expected(name: str, case: Case) -> list[tuple[str, str, str, float]]:
     checkpoint = describe(case.model).with_scheduler(**case.scheduler)
     sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
     rows = []
-    for setting in (FULLRES, *case.settings, AUTO):
+    for setting in (FULLRES, *_chosen(case)):
         plan = plan_sampling(case.sampling(**setting), FAMILIES[checkpoint.family], sigmas)
         rows.append((name, _label(setting), plan.split, plan.saving))
     return rows
@@ -446,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--case {real[0]} needs a GPU; a CPU runs --case tiny, or --plan")
     for name, pattern in product(names, given.only or ()):
         if not _chosen(CASES[name], [pattern]):
-            known = "; ".join(map(_label, _chosen(CASES[name], None)))
+            known = "; ".join(map(_label, _chosen(CASES[name])))
             parser.error(f"--only {pattern} names none of {name}'s settings: {known}")
     measured: list[Measurement] = []
     for name in names:
