@@ -32,6 +32,8 @@ run: $(VENV)/.run-ready
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p build/types/overtone  # the names that the folders are installed under
+	@for name in jobs progressive cluster; do ln -sfn "$(CURDIR)/$$name" build/types/overtone/$$name; done
 	$(BIN)/mypy
 
 test: lint

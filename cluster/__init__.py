@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cluster.generator import ProgressiveGenerator
+from typing import Any
 
 __all__ = ["ProgressiveGenerator"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # only when asked for: its imports take seconds
-        from cluster import generator
+        from overtone.cluster import ray_data
 
-        return getattr(generator, name)
+        return getattr(ray_data, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,9 +33,9 @@ class Action(enum.StrEnum):
 
 TABLE: dict[str, Action] = {
     # Mistakes of the user or of ours: the same everywhere, however often it is tried.
-    "jobs.errors.UserError": Action.FAIL_JOB,
-    "jobs.errors.JobError": Action.FAIL_JOB,
-    "jobs.errors.VerifyError": Action.FAIL_JOB,
+    "overtone.jobs.errors.UserError": Action.FAIL_JOB,
+    "overtone.jobs.errors.JobError": Action.FAIL_JOB,
+    "overtone.jobs.errors.VerifyError": Action.FAIL_JOB,
     "builtins.TypeError": Action.FAIL_JOB,
     "builtins.AttributeError": Action.FAIL_JOB,
     "builtins.NameError": Action.FAIL_JOB,
@@ -50,14 +50,14 @@ TABLE: dict[str, Action] = {
     "huggingface_hub.errors.EntryNotFoundError": Action.FAIL_JOB,
     "huggingface_hub.errors.RevisionNotFoundError": Action.FAIL_JOB,
     "torch._dynamo.exc.TorchDynamoException": Action.FAIL_JOB,
-    "progressive.compile.Recompiled": Action.FAIL_JOB,
+    "overtone.progressive.errors.Recompiled": Action.FAIL_JOB,
     # A row's own fault.
-    "jobs.errors.RowError": Action.REJECT_ROW,
-    "jobs.errors.SizeError": Action.REJECT_ROW,
-    "progressive.engine.NonFiniteLatents": Action.REJECT_ROW,
+    "overtone.jobs.errors.RowError": Action.REJECT_ROW,
+    "overtone.jobs.errors.SizeError": Action.REJECT_ROW,
+    "overtone.progressive.errors.NonFiniteLatents": Action.REJECT_ROW,
     "builtins.Exception": Action.REJECT_ROW,
     # The network, the store, the disk: passes, or will somewhere else.
-    "jobs.errors.StoreError": Action.RETRY,
+    "overtone.jobs.errors.StoreError": Action.RETRY,
     "builtins.OSError": Action.RETRY,
     "builtins.EOFError": Action.RETRY,
     "botocore.exceptions.BotoCoreError": Action.RETRY,
@@ -77,7 +77,6 @@ TABLE: dict[str, Action] = {
     "builtins.BaseException": Action.REPLACE_WORKER,
 }
 
-
 STARTING: dict[str, Action] = {
     # While a worker loads its model there is no row to blame: a wrong value is in the spec or the model's
     # files and the same for all, anything else may be this machine's.
@@ -85,7 +84,7 @@ STARTING: dict[str, Action] = {
     "builtins.LookupError": Action.FAIL_JOB,
     "builtins.Exception": Action.REPLACE_WORKER,
     "builtins.OSError": Action.REPLACE_WORKER,
-    "jobs.errors.StoreError": Action.REPLACE_WORKER,
+    "overtone.jobs.errors.StoreError": Action.REPLACE_WORKER,
     "torch.OutOfMemoryError": Action.REPLACE_WORKER,
     "builtins.MemoryError": Action.REPLACE_WORKER,
 }

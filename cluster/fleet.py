@@ -2,7 +2,7 @@
 
     fleet = Fleet(spec, plan, store, epoch=3)
     fleet.start(0, avoid=frozenset()); fleet.assign(0, assignment)
-    for event in fleet.poll(1.0): ...          # events of cluster.dispatch, from all workers
+    for event in fleet.poll(1.0): ...          # events of overtone.cluster.dispatch, from all workers
     fleet.close()
 
 Every way in which Ray tells of a dead process becomes one `WorkerDied`, with nobody to blame where the
@@ -20,15 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnavailableError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-)
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from cluster.dispatch import (
+from overtone.cluster.dispatch import (
     Assignment,
     Event,
     ShardFailed,
@@ -38,17 +32,19 @@ from cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
-from cluster.faults import Action, Failure, first_line
-from cluster.worker import EngineFactory, Ready, Worker, load_engine
-from jobs.errors import UserError
-from jobs.plan import JobPlan, RetryPlan
-from jobs.spec import JobSpec
-from jobs.store import Store
+from overtone.cluster.faults import Action, Failure, first_line
+from overtone.cluster.worker import EngineFactory, Ready, Worker, load_engine
+from overtone.jobs.errors import UserError
+from overtone.jobs.plan import JobPlan
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import Store
 
 NODES_EVERY_S = 2.0
 """How often the cluster is asked which of its machines are about to go."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray: only the plan passes through it."""
+
 _EXIT = re.compile(
     r"Worker exit type: (\S+) Worker exit detail: (.*?)(?: The worker may have exceeded.*)?$", re.S
 )

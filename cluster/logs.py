@@ -19,10 +19,10 @@ FORMAT = (
     "%(asctime)s %(levelname)s job=%(job)s worker=%(worker)s shard=%(shard)s attempt=%(attempt)s "
     "%(name)s: %(message)s"
 )
-OURS = ("cluster", "jobs", "progressive")
+
+OURS = ("overtone",)
 """Loggers that tell more than warnings."""
 _NOTHING = ("-", "-")
-
 _thread = threading.local()
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.parts import Timing
+from overtone.jobs.parts import Timing
 
 MOST_VALUES = 16
 """Values that one process gives a tag, at most, where a job's data decides them."""
@@ -47,21 +47,26 @@ RETRIES = Metric("counter", "overtone_retries", "Shards given out again.", ("job
 WORKERS_LOST = Metric("counter", "overtone_workers_lost", "Workers that died or were killed.", ("job",))
 SHARDS = Metric("gauge", "overtone_shards", "Shards that are waiting, running or done.", ("job", "state"))
 WORKERS = Metric("gauge", "overtone_workers", "Workers that are ready or starting.", ("job", "state"))
+
 STAGE_SECONDS = Metric(
     "counter",
     "overtone_stage_seconds",
     "Seconds a worker spent in a stage; `grid` in latent cells where the stage has one.",
     ("job", "worker", "stage", "grid"),
 )
+
 GENERATED = Metric(
     "counter", "overtone_generated_rows", "Rows decoded, committed or not yet.", ("job", "worker")
 )
+
 BATCH_ROWS = Metric(
     "gauge", "overtone_batch_rows", "Rows in the newest batch on a grid.", ("job", "worker", "grid")
 )
+
 GPU_MEMORY = Metric(
     "gauge", "overtone_gpu_memory_bytes", "GPU memory that a worker's process holds.", ("job", "worker")
 )
+
 METRICS = (
     ROWS,
     REJECTS,

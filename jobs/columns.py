@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs.media import Kind
-from jobs.parts import REJECTS, TIMINGS, own_columns
+from overtone.jobs.media import Kind
 
 _MEDIA = "The encoded {kind}, and a file name made from `row_id`, safe on any disk: `{{bytes, path}}`."
 
@@ -29,6 +28,7 @@ DATA_MEANINGS = {
     "latents": "The final latents, which the VAE decodes: `values` in C order, of `shape` [C, H, W] or "
     "[C, T, H, W]. Only with `output.latents`.",
 }
+
 TIMINGS_MEANINGS = {
     "shard": "The shard that was made.",
     "attempt": "The attempt whose part was committed.",
@@ -48,6 +48,7 @@ TIMINGS_MEANINGS = {
     "node": "The machine it ran on.",
     "row_ids": "The rows in the batch, for joins with `data/`.",
 }
+
 REJECTS_MEANINGS = {
     "row_id": "The row's name, as it would be in `data/`.",
     "error_class": "The exception's type; `InvalidRow`: refused by the reader, before any model saw it.",
@@ -104,3 +105,82 @@ def _type(type: pa.DataType) -> str:
     if pa.types.is_list(type):
         return f"list<{_type(type.value_type)}>"
     return str(type)
+
+
+OUTPUT_COLUMNS = frozenset(
+    (
+        *("row_id", "prompt", "seed", "height", "width", "image", "video", "mode", "delta", "num_steps"),
+        *("guidance_scale", "model", "stages", "denoise_seconds", "latents", "latents_shape"),
+    )
+)
+"""Names that the output has itself, or keeps for itself: no column passes through under one of them."""
+MEDIA = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+STAGES = pa.list_(
+    pa.struct(
+        [
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("tokens", pa.int64()),
+            pa.field("steps", pa.int32()),
+            pa.field("seconds", pa.float64()),
+        ]
+    )
+)
+
+LATENTS = pa.struct([pa.field("shape", pa.list_(pa.int32())), pa.field("values", pa.list_(pa.float32()))])
+
+TIMINGS = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("attempt", pa.string()),
+        pa.field("batch", pa.int32()),
+        pa.field("stage", pa.string()),
+        pa.field("rows", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("tokens", pa.int64()),
+        pa.field("steps", pa.int32()),
+        pa.field("seconds", pa.float64()),
+        pa.field("start_s", pa.float64()),
+        pa.field("start", pa.timestamp("us", tz="UTC")),
+        pa.field("worker", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("node", pa.string()),
+        pa.field("row_ids", pa.list_(pa.string())),
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("row_id", pa.string()),
+        pa.field("error_class", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("source", pa.int64()),
+        pa.field("prompt", pa.string()),
+        pa.field("shard", pa.int64()),
+        pa.field("attempt", pa.string()),
+    ]
+)
+
+
+def own_columns(kind: Kind, *, latents: bool) -> list[pa.Field]:
+    """The columns of a part that do not pass through from the input. `latents`: with theirs."""
+    return [
+        pa.field("row_id", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field(kind, MEDIA),
+        pa.field("mode", pa.string()),
+        pa.field("delta", pa.float64()),
+        pa.field("num_steps", pa.int32()),
+        pa.field("guidance_scale", pa.float64()),
+        pa.field("model", pa.string()),
+        pa.field("stages", STAGES),
+        pa.field("denoise_seconds", pa.float64()),
+        *([pa.field("latents", LATENTS)] if latents else []),
+    ]

@@ -19,13 +19,14 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import uuid4
 
-from jobs.errors import FingerprintMismatch, UserError, VerifyError
-from jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
-from jobs.plan import JobPlan, RetryPlan, difference
-from jobs.rows import Quarantined
-from jobs.shard_set import ShardSet
-from jobs.spec import JobSpec
-from jobs.store import NoSuchObject, Store
+from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
+from overtone.jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
+from overtone.jobs.plan import JobPlan, difference
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.rows import Quarantined
+from overtone.jobs.shard_set import ShardSet
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import NoSuchObject, Store
 
 SPEC = "_job/spec.json"
 PLAN = "_job/plan.parquet"

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from jobs.errors import UserError
-from jobs.spec import Output
+from overtone.jobs.errors import UserError
+from overtone.jobs.spec import Output
 
 Kind = Literal["image", "video"]
-
 _PNG_LEVEL = 4  # zlib's; 6 takes twice as long for a few percent
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _NAME_CHARACTERS = 80

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.errors import UserError
-from jobs.media import decode_video, still
+from overtone.jobs.errors import UserError
+from overtone.jobs.media import decode_video, still
 
 _VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv"}
 _COLUMNS = ("image", "video")

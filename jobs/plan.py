@@ -17,16 +17,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import PromptsError, VerifyError
-from jobs.prompts import FileList, list_files
-from jobs.spec import JobSpec
-from jobs.tables import table_of
+from overtone.jobs.errors import PromptsError, VerifyError
+from overtone.jobs.prompts import FileList, list_files
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.tables import table_of
 
 MAX_SHARDS = 100_000_000
 _VERSION = 1
@@ -156,79 +156,6 @@ class JobPlan:
             if isinstance(error, VerifyError):
                 raise
             raise VerifyError(f"the job's plan (_job/plan.parquet) is damaged: {error}") from error
-        return plan
-
-
-@dataclass(frozen=True, eq=False)
-class RetryPlan:
-    """Which shards of a finished job have rejects that a follow-up run tries again. Immutable, like a plan.
-
-    Which rows these are is in the parts alone, so that it is small.
-    """
-
-    number: int
-    """Counts the retries of a job from 1; the number in its parts' names."""
-    table: pa.Table
-    """Its shards in order: `shard`, `before`, the retry (0: the job itself) that made the part whose rejects
-    are tried again, and `rows`, of how many input rows these are."""
-
-    SCHEMA: ClassVar[pa.Schema] = pa.schema(
-        [
-            pa.field("shard", pa.int64(), nullable=False),
-            pa.field("before", pa.int64(), nullable=False),
-            pa.field("rows", pa.int64(), nullable=False),
-        ]
-    )
-
-    @cached_property
-    def shards(self) -> np.ndarray:
-        """[shards] int64, in order."""
-        return self.table["shard"].to_numpy()
-
-    @property
-    def num_shards(self) -> int:
-        return self.table.num_rows
-
-    @cached_property
-    def num_rows(self) -> int:
-        """Input rows to try again, with those that the reader refused and will refuse again."""
-        return int(self.table["rows"].to_numpy().sum())
-
-    def has(self, shard: int) -> bool:
-        """Whether it tries any row of this shard."""
-        at = int(np.searchsorted(self.shards, shard))
-        return at < len(self.shards) and int(self.shards[at]) == shard
-
-    def rows_of(self, shard: int) -> int:
-        """Input rows of a shard to try again. KeyError where the retry has none of it."""
-        return self._value("rows", shard)
-
-    def before(self, shard: int) -> int:
-        """The retry whose part of this shard has the rejects; 0: the job itself. KeyError as above."""
-        return self._value("before", shard)
-
-    def _value(self, column: str, shard: int) -> int:
-        if not self.has(shard):
-            raise KeyError(f"retry {self.number} has no shard {shard}")
-        return self.table[column][int(np.searchsorted(self.shards, shard))].as_py()
-
-    def to_bytes(self) -> bytes:
-        """Parquet."""
-        sink = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata({"retry": str(self.number)}), sink)
-        return sink.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> RetryPlan:
-        """The plan of `to_bytes`. VerifyError where the bytes are not one."""
-        try:
-            table = table_of(data)
-            number = int(table.schema.metadata[b"retry"])
-            plan = cls(number, table.replace_schema_metadata().cast(cls.SCHEMA))
-            if (np.diff(plan.shards) <= 0).any():
-                raise ValueError("its shards are not in order")
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise VerifyError(f"the plan of a retry is damaged: {error}") from error
         return plan
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import SizeError, SpecError
-from jobs.plan import JobPlan, make_plan
-from jobs.spec import JobSpec
-from progressive.checkpoints import Checkpoint, describe, flow_shift_change
-from progressive.families import FAMILIES
-from progressive.schedule import SamplingPlan, plan_sampling
+from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.sampling import checkpoint_of, sampling_plan
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.checkpoints import Checkpoint
+from overtone.progressive.schedule import SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -65,35 +64,6 @@ class Preview:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def checkpoint_of(spec: JobSpec) -> Checkpoint:
-    """The model's published or stored settings; SpecError when they cannot be known offline."""
-    try:
-        return describe(spec.model.id)
-    except ValueError as error:
-        raise SpecError(f"model.id: {error}") from error
-
-
-def sampling_plan(
-    spec: JobSpec, checkpoint: Checkpoint, *, height_px: int | None = None, width_px: int | None = None
-) -> SamplingPlan:
-    """The stages of one row, at the job's own size unless a row's is given; SizeError where it cannot be."""
-    family = FAMILIES[checkpoint.family]
-    sampling = spec.sampling
-    height_px = height_px or sampling.height or family.default_height
-    width_px = width_px or sampling.width or family.default_width
-    try:
-        change = flow_shift_change(checkpoint.scheduler, sampling.flow_shift)
-        sigmas = checkpoint.with_scheduler(**change).sigmas(
-            sampling.num_steps or checkpoint.default_steps or family.default_steps,
-            height_px,
-            width_px,
-            sampling.num_frames or family.default_frames,
-        )
-        return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px)
-    except ValueError as error:
-        raise SizeError(f"sampling: {error}") from error
 
 
 def preview(spec: JobSpec) -> Preview:

@@ -19,14 +19,15 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from jobs.errors import SpecError, UserError
-from jobs.folder import JobFolder
-from jobs.parts import part_name, read_footer, rejects_index
-from jobs.plan import JobPlan, RetryPlan, make_plan
-from jobs.prompts import ShardRows, read_shard
-from jobs.rows import Reject
-from jobs.spec import JobSpec, with_overrides
-from jobs.store import Store, open_store
+from overtone.jobs.errors import SpecError, UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts import part_name, read_footer, rejects_index
+from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.prompts import ShardRows, read_shard
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.rows import Reject
+from overtone.jobs.spec import JobSpec, with_overrides
+from overtone.jobs.store import Store, open_store
 
 _READERS = 16
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from progressive.tiny import world
+from overtone.progressive.tiny import world
 
 QUICKSTART_ROWS = 40
 HELD_OUT_ROWS = 500

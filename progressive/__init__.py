@@ -1,6 +1,6 @@
 """Spectral progressive generation for any flow-matching diffusers pipeline.
 
-    import progressive
+    from overtone import progressive
     result = progressive.generate(pipe, prompts, height=1024, width=1024, num_steps=50, delta=0.05, seeds=[7])
     result.images, result.latents, result.stages
 
@@ -13,20 +13,21 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Sampling": "progressive.settings",
-    "generate": "progressive.engine",
-    "Engine": "progressive.engine",
-    "Result": "progressive.engine",
-    "NonFiniteLatents": "progressive.engine",
-    "calibrate": "progressive.spectrum",
+    "Sampling": "overtone.progressive.settings",
+    "generate": "overtone.progressive.engine",
+    "Engine": "overtone.progressive.engine",
+    "Result": "overtone.progressive.engine",
+    "NonFiniteLatents": "overtone.progressive.errors",
+    "calibrate": "overtone.progressive.calibration",
 }
+
 __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'progressive' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

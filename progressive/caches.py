@@ -17,8 +17,8 @@ from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.cache_utils import CacheMixin
 
-from progressive.settings import Sampling
-from progressive.staged import StageScheduler
+from overtone.progressive.settings import Sampling
+from overtone.progressive.staged import StageScheduler
 
 THRESHOLD = 0.05
 INTERVAL = 3

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from progressive.schedule import Spectrum
+from overtone.progressive import tiny
+from overtone.progressive.formulas import Spectrum
 
 Layout = Literal["grid", "tokens2x2", "tokens", "grid_to_tokens", "subcell_tokens"]
 """How latents go through the pipeline's `latents` argument and come out of its scheduler.
@@ -70,7 +70,7 @@ class Family:
 def _tiny_spectrum() -> Spectrum:
     """Fitted on the embedded model's own latents (`progressive.tiny.train` writes the file); until there is
     one, the fit of a first trial: A 8.6, beta 1.42 over 1 < w < 15.5 on the 32x32 grid."""
-    path = Path(__file__).parent / "tiny" / "model" / "spectrum.json"
+    path = tiny.FOLDER / "spectrum.json"
     fit = json.loads(path.read_text()) if path.exists() else {"amplitude": 8.6, "beta": 1.42}
     return Spectrum(fit["amplitude"], fit["beta"])
 
@@ -86,6 +86,7 @@ _FLUX1: dict[str, Any] = {
     "guidance": ("true_cfg_scale", 1.0),
     "default_delta": 0.05,
 }
+
 _WAN: dict[str, Any] = {
     "cell_px": 8,
     "grid_multiple": 2,

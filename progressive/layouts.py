@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from progressive.families import Family
+from overtone.progressive.families import Family
 
 
 def shape(family: Family, channels: int, frames: int, height: int, width: int) -> tuple[int, ...]:

@@ -13,12 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 
-from progressive.caches import repeated_blocks, transformers
-from progressive.families import FAMILIES, Family, family_name
+from overtone.progressive.caches import repeated_blocks, transformers
+from overtone.progressive.families import FAMILIES, Family, family_name
+from overtone.progressive.tiny import FOLDER
 
 Quantize = Literal["none", "int8", "fp8"]
-
-_TINY = Path(__file__).parent / "tiny" / "model"
 
 
 def load(
@@ -51,7 +50,7 @@ def load(
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     pipe = DiffusionPipeline.from_pretrained(
-        _TINY if tiny else model_id,
+        FOLDER if tiny else model_id,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
@@ -152,7 +151,7 @@ def _recognise(pipe: Any) -> str:
     if name == "flux1" and source:
         # The embedded model, or one that its training script has written elsewhere.
         folder = Path(str(source))
-        if folder.resolve() == _TINY.resolve() or (folder / "spectrum.json").is_file():
+        if folder.resolve() == FOLDER.resolve() or (folder / "spectrum.json").is_file():
             return "tiny"
     return name
 

@@ -18,7 +18,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from progressive.spectral import dct_basis
+from overtone.progressive.spectral import dct_basis
 
 _MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, table of section 3.2
 _WINDOW_PX = 11  # of SSIM's Gaussian

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progressive.schedule import Spectrum
-from progressive.settings import Transform
+from overtone.progressive.formulas import Spectrum
+from overtone.progressive.settings import Transform
 
 
 @lru_cache(maxsize=512)

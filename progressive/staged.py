@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progressive.schedule import SamplingPlan
+from overtone.progressive.schedule import SamplingPlan
 
 
 class _Captured(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from jobs.store import ObjectInfo, Store
+from overtone.jobs.store import ObjectInfo, Store
 
 
 class Crash(BaseException):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cluster.submit import use_token
-from jobs.spec import JobSpec
+from overtone.cluster.submit import use_token
+from overtone.jobs.spec import JobSpec
 
 
 def main(spec_path: str, address: str, step_s: str, pids: str) -> int:
@@ -17,7 +17,7 @@ def main(spec_path: str, address: str, step_s: str, pids: str) -> int:
     import fake_engine
     import ray.cloudpickle
 
-    from cluster.driver import run_job
+    from overtone.cluster.driver import run_job
 
     ray.cloudpickle.register_pickle_by_value(fake_engine)
     summary = run_job(

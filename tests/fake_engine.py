@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.spec import JobSpec
-from progressive.families import FAMILIES
-from progressive.schedule import SamplingPlan, plan_sampling
-from progressive.settings import Sampling
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.schedule import SamplingPlan, plan_sampling
+from overtone.progressive.settings import Sampling
 
 CHANNELS = 4
 
 
 class NotFinite(ValueError):
-    """As `progressive.engine.NonFiniteLatents`, without torch."""
+    """As `overtone.progressive.errors.NonFiniteLatents`, without torch."""
 
     def __init__(self, rows: Sequence[int], stage: int) -> None:
         super().__init__(f"latents of rows {list(rows)} are NaN")

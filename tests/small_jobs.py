@@ -13,14 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.media import encode_media
-from jobs.parts import Made, Part, StageTime, Timing, build_part, commit_part
-from jobs.plan import JobPlan, RetryPlan, make_plan
-from jobs.prompts import read_shard
-from jobs.retry import read_rejected
-from jobs.rows import Reject, Row
-from jobs.spec import JobSpec
-from jobs.store import Store, open_store
+from overtone.jobs.media import encode_media
+from overtone.jobs.parts import Made, StageTime, Timing, build_part
+from overtone.jobs.parts.build import Part
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.retry import read_rejected
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.rows import Reject, Row
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import Store, open_store
 
 SIDE_PX = 16
 

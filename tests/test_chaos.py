@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 from fake_engine import alive
 
-from jobs.folder import JobFolder
-from jobs.spec import JobSpec
-from jobs.store import open_store
-from jobs.verify import verify
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
 
 pytestmark = pytest.mark.ray
 

@@ -14,13 +14,13 @@ import yaml
 from click.testing import CliRunner
 from fake_engine import FakeEngine
 
-from cluster.dispatch import Assignment
-from cluster.runner import Runner
-from jobs.cli import main
-from jobs.folder import JobFolder
-from jobs.plan import make_plan
-from jobs.spec import load_spec
-from jobs.store import open_store
+from overtone.cluster.cli import main
+from overtone.cluster.dispatch import Assignment
+from overtone.cluster.worker import Runner
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import make_plan
+from overtone.jobs.spec import load_spec
+from overtone.jobs.store import open_store
 
 MODEL = "black-forest-labs/FLUX.1-dev"  # its settings are known offline; no command here loads it
 
@@ -159,7 +159,7 @@ def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
         arguments += ["--to", str(spec_path.parent / "made")]
     code = (
         "import sys\n"
-        "from jobs.cli import main\n"
+        "from overtone.jobs.cli import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'ray', 'diffusers') if name in sys.modules])"

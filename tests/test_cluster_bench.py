@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cluster import bench
-from jobs.plan import make_plan
+from overtone.cluster import bench
+from overtone.jobs.plan import make_plan
 
 pytestmark = pytest.mark.ray
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cluster import bench_job
+from overtone.cluster.bench import jobs as bench_job
 
 pytestmark = pytest.mark.ray
 

@@ -13,17 +13,18 @@ import pytest
 import torch
 from fake_engine import FakeEngine
 
-from cluster.dispatch import Assignment, RowsStarted, ShardAlive, ShardCommitted, ShardFailed
-from cluster.faults import Action, action_for
-from cluster.runner import BATCH_MAX, BatchSizes, Runner
-from cluster.worker import load_engine
-from jobs.plan import make_plan
-from jobs.spec import JobSpec
-from jobs.store import open_store
-from progressive.compile import CompiledEngine, Recompiled
-from progressive.engine import Engine
-from progressive.schedule import SamplingPlan
-from progressive.settings import Sampling
+from overtone.cluster.dispatch import Assignment, RowsStarted, ShardAlive, ShardCommitted, ShardFailed
+from overtone.cluster.faults import Action, action_for
+from overtone.cluster.worker import Runner, load_engine
+from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
+from overtone.jobs.plan import make_plan
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
+from overtone.progressive.compile import CompiledEngine
+from overtone.progressive.engine import Engine
+from overtone.progressive.errors import Recompiled
+from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.settings import Sampling
 
 
 def job(folder: Path, heights: list[int], **workers: Any) -> JobSpec:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster.dispatch import (
+from overtone.cluster.dispatch import (
     Abort,
     Assign,
     Assignment,
@@ -21,7 +21,6 @@ from cluster.dispatch import (
     FailShard,
     Flush,
     Quarantine,
-    Quarantined,
     RetireSlot,
     RowsDone,
     RowsStarted,
@@ -38,7 +37,8 @@ from cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
-from cluster.faults import Action, Failure
+from overtone.cluster.faults import Action, Failure
+from overtone.jobs.rows import Quarantined
 
 ROWS = 4  # rows a shard
 STORE_DOWN = Failure(Action.RETRY, "StoreError", "503", "upload")

@@ -21,9 +21,9 @@ from click.testing import CliRunner
 from fake_engine import Fakes, alive
 from s3_server import KEYS, S3Server
 
-from cluster.driver import retry_job, run_job
-from jobs.cli import main
-from jobs.errors import (
+from overtone.cluster.cli import main
+from overtone.cluster.driver import retry_job, run_job
+from overtone.jobs.errors import (
     FingerprintMismatch,
     NoWorkersLeft,
     PromptsError,
@@ -32,10 +32,10 @@ from jobs.errors import (
     StaleDriver,
     TooManyRejects,
 )
-from jobs.folder import JobFolder
-from jobs.spec import JobSpec
-from jobs.store import open_store
-from jobs.verify import verify
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
 
 pytestmark = pytest.mark.ray
 

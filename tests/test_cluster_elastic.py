@@ -19,11 +19,11 @@ import ray.cloudpickle
 from fake_engine import FakeEngine
 from ray.cluster_utils import Cluster
 
-from cluster.driver import run_job
-from cluster.summary import Summary
-from jobs.progress import Snapshot
-from jobs.spec import JobSpec
-from jobs.verify import verify
+from overtone.cluster.driver import run_job
+from overtone.cluster.driver.summary import Summary
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.status import Snapshot
+from overtone.jobs.verify import verify
 
 pytestmark = pytest.mark.ray
 

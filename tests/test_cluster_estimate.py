@@ -13,11 +13,12 @@ import pytest
 from fake_engine import FakeEngine
 from small_jobs import prompt_table, small_job
 
-from cluster.estimate import Profile, estimate, job_sizes, time_rows
-from jobs.errors import UserError
-from jobs.plan import make_plan
-from jobs.prompts import read_shard
-from jobs.spec import JobSpec
+from overtone.cluster.measure import Profile, estimate
+from overtone.cluster.measure.timing import job_sizes, time_rows
+from overtone.jobs.errors import UserError
+from overtone.jobs.plan import make_plan
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.spec import JobSpec
 
 PROMPT_S, TOKEN_STEP_S, DECODE_S = 0.05, 2e-5, 0.1
 

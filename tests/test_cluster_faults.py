@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from cluster.faults import STARTING, TABLE, Action, Failure, action_for, first_line
-from jobs.errors import RowError, SizeError, SpecError, StaleDriver, StoreConflict, StoreError
+from overtone.cluster.faults import STARTING, TABLE, Action, Failure, action_for, first_line
+from overtone.jobs.errors import RowError, SizeError, SpecError, StaleDriver, StoreConflict, StoreError
 
 
 class OddError(ValueError):

@@ -19,11 +19,11 @@ import ray.cloudpickle
 from fake_engine import FakeEngine, Fakes
 from PIL import Image
 
-import cluster
-from cluster.driver import run_job
-from cluster.generator import ProgressiveGenerator
-from jobs.spec import JobSpec
-from jobs.verify import verify
+from overtone import cluster
+from overtone.cluster.driver import run_job
+from overtone.cluster.ray_data import ProgressiveGenerator
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.verify import verify
 
 pytestmark = pytest.mark.ray
 

@@ -24,23 +24,13 @@ import yaml
 from kuberay import problems, quantity
 from moto.server import ThreadedMotoServer
 
-from cluster.manifest import (
-    ACTORS_LIVE,
-    IMAGE_FOLDER,
-    PARAMETERS_B,
-    SPEC_FILE,
-    SPEC_FOLDER,
-    Options,
-    Volume,
-    drain_command,
-    embedded_spec,
-    manifest,
-    options_from_text,
-    shape_of,
-    weights_gib,
-)
-from jobs.errors import UserError
-from jobs.spec import JobSpec, load_spec
+from overtone.cluster.kubernetes import IMAGE_FOLDER, Volume, manifest, options_from_text
+from overtone.cluster.kubernetes.documents import embedded_spec
+from overtone.cluster.kubernetes.options import Options
+from overtone.cluster.kubernetes.pods import ACTORS_LIVE, SPEC_FILE, SPEC_FOLDER, drain_command
+from overtone.cluster.kubernetes.shape import PARAMETERS_B, shape_of, weights_gib
+from overtone.jobs.errors import UserError
+from overtone.jobs.spec import JobSpec, load_spec
 
 ROOT = Path(__file__).parents[1]
 READY = ROOT / "manifests" / "kuberay"
@@ -385,7 +375,7 @@ def test_comments_are_comments():
 
 OVERTONE = """
 import json, sys
-from jobs import cli
+from overtone.cluster import cli
 print(json.dumps(sys.argv[1:]), file=sys.stderr)
 given = cli.main.commands["run"].make_context("run", sys.argv[2:]).params  # fails on what `run` would refuse
 cli.main(["plan", str(given["spec_path"]), "--json"])

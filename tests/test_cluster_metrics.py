@@ -22,10 +22,10 @@ import ray.cloudpickle
 from fake_engine import Fakes
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster import logs
-from cluster.driver import run_job
-from cluster.metrics import METRICS, MOST_VALUES, OTHER, WORKERS, JobMetrics
-from jobs.spec import JobSpec
+from overtone.cluster import logs
+from overtone.cluster.driver import run_job
+from overtone.cluster.metrics import METRICS, MOST_VALUES, OTHER, WORKERS, JobMetrics
+from overtone.jobs.spec import JobSpec
 
 pytestmark = pytest.mark.ray
 
@@ -194,7 +194,7 @@ def test_every_line_of_a_worker_says_which_job_shard_and_attempt_it_is_about(ran
 def test_threads_log_about_their_own_attempt():
     out = io.StringIO()
     handler = logs.write_to(out, job="j", worker=3)
-    logger = logging.getLogger("cluster.somewhere")
+    logger = logging.getLogger("overtone.cluster.somewhere")
     try:
         logger.info("before")
         with logs.about(7, 2):
@@ -210,10 +210,10 @@ def test_threads_log_about_their_own_attempt():
         logging.getLogger().removeHandler(handler)
     lines = [re.sub(r"^.*? (INFO|WARNING) ", "", line) for line in out.getvalue().splitlines()]
     assert lines == [
-        "job=j worker=3 shard=- attempt=- cluster.somewhere: before",
-        "job=j worker=3 shard=- attempt=- cluster.somewhere: elsewhere",
-        "job=j worker=3 shard=6 attempt=1 cluster.somewhere: inner",
-        "job=j worker=3 shard=7 attempt=2 cluster.somewhere: outer",
+        "job=j worker=3 shard=- attempt=- overtone.cluster.somewhere: before",
+        "job=j worker=3 shard=- attempt=- overtone.cluster.somewhere: elsewhere",
+        "job=j worker=3 shard=6 attempt=1 overtone.cluster.somewhere: inner",
+        "job=j worker=3 shard=7 attempt=2 overtone.cluster.somewhere: outer",
         "job=j worker=3 shard=7 attempt=2 somebody.elses: wanted",
     ]
 

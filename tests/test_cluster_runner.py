@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from fake_engine import FakeEngine
 
-from cluster.dispatch import (
+from overtone.cluster.dispatch import (
     Assignment,
-    Quarantined,
     RowsDone,
     RowsStarted,
     ShardAlive,
@@ -26,15 +25,17 @@ from cluster.dispatch import (
     ShardReturned,
     WorkerDraining,
 )
-from cluster.faults import Action
-from cluster.runner import BATCH_MAX, CPU_BATCH, TEXTS, BatchSizes, Runner
-from cluster.worker import in_lists
-from jobs.errors import StoreError
-from jobs.folder import JobFolder
-from jobs.plan import make_plan
-from jobs.spec import JobSpec
-from jobs.store import Store, open_store
-from progressive.schedule import Stage
+from overtone.cluster.faults import Action
+from overtone.cluster.worker import CPU_BATCH, Runner, in_lists
+from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
+from overtone.cluster.worker.texts import TEXTS
+from overtone.jobs.errors import StoreError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import make_plan
+from overtone.jobs.rows import Quarantined
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import Store, open_store
+from overtone.progressive.schedule import Stage
 
 SIDE_PX = 64
 FULL = SIDE_PX // 8

@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 
-from cluster import simulate
-from cluster.dispatch import Done
-from cluster.simulate import Simulation, World
+from overtone.cluster import simulate
+from overtone.cluster.dispatch import Done
+from overtone.cluster.simulate.simulation import Simulation
+from overtone.cluster.simulate.world import World
 
 FAULTS = World(
     shards=5000,

@@ -23,28 +23,14 @@ import pytest
 import yaml
 from ray_head import free_port, plain_environ, ray_head
 
-from cluster.manifest import drain_command
-from cluster.submit import (
-    _follow,
-    connect,
-    entrypoint,
-    find_job,
-    find_token,
-    follow,
-    is_secret,
-    latest_epoch,
-    logs,
-    notes_on_paths,
-    package,
-    packed_spec,
-    stop,
-    submission_prefix,
-    submit,
-    tree_files,
-    use_token,
-)
-from jobs.errors import UserError
-from jobs.spec import JobSpec, load_spec
+from overtone.cluster.kubernetes.pods import drain_command
+from overtone.cluster.submit import follow, logs, packed_spec, stop, submit, use_token
+from overtone.cluster.submit.client import connect, find_token
+from overtone.cluster.submit.following import _follow
+from overtone.cluster.submit.package import is_secret, notes_on_paths, package, tree_files
+from overtone.cluster.submit.start import entrypoint, find_job, latest_epoch, submission_prefix
+from overtone.jobs.errors import UserError
+from overtone.jobs.spec import JobSpec, load_spec
 
 pytestmark = pytest.mark.ray
 
@@ -134,7 +120,7 @@ def test_the_mode_is_set_with_a_token_and_only_then(tmp_path):
 
 
 def test_importing_it_imports_no_ray():
-    code = "import cluster.submit, sys; print('ray' in sys.modules)"
+    code = "import overtone.cluster.submit, sys; print('ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "False"
 
@@ -312,7 +298,7 @@ def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token
     spec = make_spec(tmp_path, "slow")
     first = submit(spec, address=head.url)
     code = (
-        "import functools, signal, sys; from cluster.submit import follow\n"
+        "import functools, signal, sys; from overtone.cluster.submit import follow\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's shell turns it off
         "ended = follow(sys.argv[1], functools.partial(print, flush=True), address=sys.argv[2])\n"
         "print(ended.text()); sys.exit(0 if ended.ok else 1)"
@@ -362,7 +348,7 @@ def test_a_working_tree_is_packed_only_when_asked_and_a_job_that_fails_says_so(h
     assert lines[-1] == (
         "mine ['run', 'overtone-spec.yaml', '--address', 'auto'] ['jobs', 'overtone-spec.yaml']"
     )
-    assert entrypoint(tree=True).startswith("python -m jobs.cli run ")
+    assert entrypoint(tree=True).startswith("python -m overtone.cluster.cli run ")
     assert (ended.state, ended.ok) == ("FAILED", False)
     assert "exit code 3" in ended.text()
     with pytest.raises(UserError, match="not a folder"):

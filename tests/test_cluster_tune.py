@@ -14,11 +14,13 @@ import yaml
 from PIL import Image
 from small_jobs import prompt_table, small_job
 
-from cluster.tune import FULLRES, Outcome, mark_pareto, named_like, sample_rows, sweep, tiny_judge, tune
-from jobs.errors import PromptsError, UserError
-from jobs.spec import JobSpec
-from progressive.engine import Engine
-from progressive.settings import Sampling
+from overtone.cluster.measure import named_like, sample_rows, sweep, tiny_judge, tune
+from overtone.cluster.measure.settings import FULLRES
+from overtone.cluster.measure.tuning import Outcome, mark_pareto
+from overtone.jobs.errors import PromptsError, UserError
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.engine import Engine
+from overtone.progressive.settings import Sampling
 
 
 def job(tmp_path, rows: int = 3, *, num_steps: int = 4, **columns: Any) -> JobSpec:
@@ -189,7 +191,7 @@ def test_a_table_without_a_usable_row_is_an_error(tmp_path):
 
 
 def test_the_judge_is_for_captions_of_the_picture_world_alone(tmp_path):
-    from progressive.tiny import world
+    from overtone.progressive.tiny import world
 
     captions = [world.caption(world.scene(seed)) for seed in range(3)]
     spec = job(tmp_path / "captions", prompt=captions)

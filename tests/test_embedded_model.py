@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import progressive
-from progressive import tiny
-from progressive.engine import Engine, load
-from progressive.noise import BASE, batch_noise
-from progressive.quality import as_tensor, psnr
-from progressive.settings import Sampling
-from progressive.tiny import world
+from overtone import progressive
+from overtone.progressive import tiny
+from overtone.progressive.engine import Engine
+from overtone.progressive.noise import BASE, batch_noise
+from overtone.progressive.pipelines import load
+from overtone.progressive.quality import as_tensor, psnr
+from overtone.progressive.settings import Sampling
+from overtone.progressive.tiny import world
 
 STEPS = 12
 SAMPLING = {"num_steps": STEPS, "true_cfg_scale": 3.0}

@@ -16,19 +16,20 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-import progressive
-from cluster.dispatch import Assignment, ShardCommitted
-from cluster.runner import Runner
-from jobs.cli import main
-from jobs.parts import Timing
-from jobs.plan import make_plan
-from jobs.rows import Row
-from jobs.spec import JobSpec
-from jobs.store import open_store
-from progressive import quality, spectral
-from progressive.compile import CompiledEngine
-from progressive.engine import Engine, load
-from progressive.settings import Sampling
+from overtone import progressive
+from overtone.cluster.cli import main
+from overtone.cluster.dispatch import Assignment, ShardCommitted
+from overtone.cluster.worker import Runner
+from overtone.jobs.parts import Timing
+from overtone.jobs.plan import make_plan
+from overtone.jobs.rows import Row
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
+from overtone.progressive import quality, spectral
+from overtone.progressive.compile import CompiledEngine
+from overtone.progressive.engine import Engine
+from overtone.progressive.pipelines import load
+from overtone.progressive.settings import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

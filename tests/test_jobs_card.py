@@ -16,16 +16,18 @@ from click.testing import CliRunner
 from huggingface_hub import DatasetCard
 from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
 
-from jobs.card import card, card_rows, contents, size_category, write_card
-from jobs.cli import main
-from jobs.folder import JobFolder
-from jobs.media import encode_media
-from jobs.parts import Made, build_part, commit_part, part_schema, stored_schema
-from jobs.prompts import read_shard
-from jobs.retry import find_rejects
-from jobs.status import status
-from jobs.store import open_store
-from jobs.verify import verify
+from overtone.cluster.cli import main
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.media import encode_media
+from overtone.jobs.parts import Made, build_part, part_schema, stored_schema
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.report import card, card_rows, contents, write_card
+from overtone.jobs.report.dataset_card import size_category
+from overtone.jobs.retry import find_rejects
+from overtone.jobs.status import status
+from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from small_jobs import SIDE_PX, finish, prompt_table, small_job
 
-from jobs.folder import JobFolder
-from jobs.media import encode_media
-from jobs.parts import Made, build_part, commit_part
-from jobs.prompts import read_shard
-from jobs.store import open_store
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.media import encode_media
+from overtone.jobs.parts import Made, build_part
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.store import open_store
 
 pytestmark = pytest.mark.ray
 

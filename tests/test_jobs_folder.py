@@ -15,16 +15,18 @@ from crashing_store import Crash, CrashingStore
 from s3_server import KEYS, S3Server
 from small_jobs import finish, prompt_table, small_job, small_part
 
-from jobs.errors import FingerprintMismatch, UserError, VerifyError
-from jobs.folder import JobFolder
-from jobs.parts import commit_part
-from jobs.plan import JobPlan, make_plan, remaining
-from jobs.prompts import expected_row_ids
-from jobs.rows import Quarantined
-from jobs.spec import JobSpec
-from jobs.status import status
-from jobs.store import Store, StoreGuarantees, open_store
-from jobs.verify import verify, verify_job
+from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.plan import JobPlan, make_plan, remaining
+from overtone.jobs.prompts import expected_row_ids
+from overtone.jobs.rows import Quarantined
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.status import status
+from overtone.jobs.store import Store, open_store
+from overtone.jobs.store.base import StoreGuarantees
+from overtone.jobs.verify import verify
+from overtone.jobs.verify.check import verify_job
 
 PARTS_ONLY = StoreGuarantees(single=False, multipart=True, max_single_bytes=5 * 1024**3)
 BAD = {"../row/2"}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.media import check_media, encode_media, media_extension, media_kind, media_name
-from jobs.spec import Output
+from overtone.jobs.media import check_media, encode_media, media_extension, media_kind, media_name
+from overtone.jobs.spec import Output
 
 GRADIENT = np.stack(
     np.broadcast_arrays(np.arange(64)[:, None] * 3, np.arange(48)[None, :] * 5, 40), axis=-1

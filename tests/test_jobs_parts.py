@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 from small_jobs import SIDE_PX, picture, prompt_table, small_job, small_part
 
-from jobs import parts
-from jobs.errors import VerifyError
-from jobs.media import encode_media, media_name
-from jobs.parts import (
+from overtone.jobs import parts
+from overtone.jobs.errors import VerifyError
+from overtone.jobs.media import encode_media, media_name
+from overtone.jobs.parts import (
     Footer,
-    commit_part,
     part_index,
     part_name,
     part_schema,
@@ -28,12 +27,15 @@ from jobs.parts import (
     rejects_name,
     timings_name,
 )
-from jobs.prompts import read_shard
-from jobs.rows import row_seed
-from jobs.store import open_store
+from overtone.jobs.parts.build import Part
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.parts.table import ROW_GROUP_BYTES, row_groups
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.rows import row_seed
+from overtone.jobs.store import open_store
 
 
-def table_of(part: parts.Part) -> pa.Table:
+def table_of(part: Part) -> pa.Table:
     return pq.read_table(io.BytesIO(part.data))
 
 
@@ -124,11 +126,11 @@ def test_row_groups_are_cut_by_bytes():
         def __init__(self, size: int) -> None:
             self.data = bytes(size)
 
-    limit = parts.ROW_GROUP_BYTES
+    limit = ROW_GROUP_BYTES
     sizes = [limit // 2, limit // 2, 1, 2 * limit, limit, 5, 5]
-    groups = list(parts._row_groups([Heavy(size) for size in sizes]))
+    groups = list(row_groups([Heavy(size) for size in sizes]))
     assert groups == [(0, 2), (2, 3), (3, 4), (4, 5), (5, 7)]
-    assert list(parts._row_groups([])) == []
+    assert list(row_groups([])) == []
 
 
 def test_the_footer_says_all(tmp_path):

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from jobs.cli import main
-from jobs.errors import UserError
-from jobs.media import encode_media
-from jobs.pictures import pictures
-from jobs.spec import Output
-from progressive.tiny import world
+from overtone.cluster.cli import main
+from overtone.jobs.errors import UserError
+from overtone.jobs.media import encode_media
+from overtone.jobs.pictures import pictures
+from overtone.jobs.spec import Output
+from overtone.progressive.tiny import world
 
 
 def png(array: np.ndarray) -> bytes:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import PromptsError, VerifyError
-from jobs.plan import MAX_SHARDS, JobPlan, Shard, difference, make_plan, remaining
-from jobs.prompts import FileList, InputFile
-from jobs.shard_set import ShardSet
-from jobs.spec import JobSpec
+from overtone.jobs.errors import PromptsError, VerifyError
+from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, difference, make_plan, remaining
+from overtone.jobs.prompts import FileList
+from overtone.jobs.prompts.input_file import InputFile
+from overtone.jobs.shard_set import ShardSet
+from overtone.jobs.spec import JobSpec
 
 SAMPLES = {"seed": 0, "sampling": {"delta": 0.1, "scales": [0.5, 1.0]}}
 

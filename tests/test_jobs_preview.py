@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from jobs.cli import main
-from jobs.errors import PromptsError, SizeError, SpecError
-from jobs.preview import preview
-from jobs.spec import JobSpec
+from overtone.cluster.cli import main
+from overtone.jobs.errors import PromptsError, SizeError, SpecError
+from overtone.jobs.preview import preview
+from overtone.jobs.spec import JobSpec
 
 ROOT = Path(__file__).parents[1]
 FLUX = "black-forest-labs/FLUX.1-dev"
@@ -98,7 +98,7 @@ def test_planning_loads_neither_torch_nor_ray(prompts):
     spec = prompts.with_name("job.yaml")
     spec.write_text(f"model: {FLUX}\nprompts: prompts.parquet\noutput: out\n")
     code = (
-        "import sys; from jobs.spec import load_spec; from jobs.preview import preview; "
+        "import sys; from overtone.jobs.spec import load_spec; from overtone.jobs.preview import preview; "
         f"print(preview(load_spec({str(spec)!r})).job.num_rows, "
         "[m for m in ('torch', 'diffusers', 'ray', 'boto3') if m in sys.modules])"
     )

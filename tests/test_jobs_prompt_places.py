@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from file_server import REPO, FileServer
 
-from jobs.errors import PromptsError
-from jobs.plan import make_plan
-from jobs.prompts import read_shard
-from jobs.spec import JobSpec
+from overtone.jobs.errors import PromptsError
+from overtone.jobs.plan import make_plan
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.spec import JobSpec
 
 CAPTIONS = [f"a picture of {k}, and more" for k in range(20)]
 
@@ -70,7 +70,7 @@ ASK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from test_jobs_prompt_places import job, make_plan, rows
-from jobs.errors import PromptsError
+from overtone.jobs.errors import PromptsError
 for path in sys.argv[2:]:
     try:
         spec = job(path)

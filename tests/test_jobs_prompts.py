@@ -21,20 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_server import KEYS, S3Server
 
-from jobs.errors import PromptsError, StoreError
-from jobs.parts import OUTPUT_COLUMNS as PARTS_COLUMNS
-from jobs.plan import JobPlan, make_plan
-from jobs.prompt_files import glob_regex, relative_names
-from jobs.prompt_rows import MAX_IMAGES, MAX_PROMPT, MAX_ROW_ID
-from jobs.prompts import (
-    OUTPUT_COLUMNS,
-    ShardRows,
-    check_row_ids,
-    expected_row_ids,
-    read_shard,
-)
-from jobs.rows import MAX_SEED, image_seed, row_seed
-from jobs.spec import JobSpec
+from overtone.jobs.columns import OUTPUT_COLUMNS
+from overtone.jobs.columns import OUTPUT_COLUMNS as PARTS_COLUMNS
+from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.prompts import ShardRows, check_row_ids, expected_row_ids, read_shard
+from overtone.jobs.prompts.globs import glob_regex, relative_names
+from overtone.jobs.prompts.values import MAX_IMAGES, MAX_PROMPT, MAX_ROW_ID
+from overtone.jobs.rows import MAX_SEED, image_seed, row_seed
+from overtone.jobs.spec import JobSpec
 
 
 def job(*paths: object, rows: int = 256, **prompts) -> JobSpec:

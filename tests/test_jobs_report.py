@@ -14,17 +14,18 @@ from PIL import Image
 from s3_server import KEYS, S3Server
 from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
 
-from jobs.cli import main
-from jobs.errors import UserError
-from jobs.folder import JobFolder
-from jobs.media import encode_media
-from jobs.page import COARSE_TO_FULL
-from jobs.parts import Made, build_part, commit_part, timings_name
-from jobs.prompts import read_shard
-from jobs.report import report
-from jobs.report_charts import Palette
-from jobs.spec import JobSpec
-from jobs.store import open_store
+from overtone.cluster.cli import main
+from overtone.jobs.errors import UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.media import encode_media
+from overtone.jobs.parts import Made, build_part, timings_name
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.report import report
+from overtone.jobs.report.charts import Palette
+from overtone.jobs.report.pages import COARSE_TO_FULL
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
 
 NOW = 1_800_000_000.0
 HOSTILE = "</figcaption><script>alert(1)</script><img src=\"http://evil.example/x.png\" onerror='alert(2)'>"

@@ -14,16 +14,19 @@ import pytest
 from crashing_store import Crash, CrashingStore
 from small_jobs import finish, prompt_table, small_job, small_part
 
-from jobs.errors import FingerprintMismatch, SpecError, UserError, VerifyError
-from jobs.folder import JobFolder
-from jobs.parts import commit_part, part_name
-from jobs.plan import JobPlan, RetryPlan
-from jobs.retry import find_rejects, read_rejected, retry_plan
-from jobs.rows import Quarantined
-from jobs.spec import JobSpec
-from jobs.status import StatusReader, status
-from jobs.store import Store, open_store
-from jobs.verify import verify
+from overtone.jobs.errors import FingerprintMismatch, SpecError, UserError, VerifyError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts import part_name
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.plan import JobPlan
+from overtone.jobs.retry import find_rejects, read_rejected, retry_plan
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.rows import Quarantined
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.status import status
+from overtone.jobs.status.reader import StatusReader
+from overtone.jobs.store import Store, open_store
+from overtone.jobs.verify import verify
 
 ROWS = 12
 BAD = ["../row/1", "../row/5", "../row/6", "../row/11"]

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import SpecError
-from jobs.spec import JobSpec, load_spec, spec_reference_markdown, spec_schema
+from overtone.jobs.errors import SpecError
+from overtone.jobs.spec import JobSpec, load_spec, spec_reference_markdown, spec_schema
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = "model: tiny\nprompts: prompts.parquet\noutput: out\n"

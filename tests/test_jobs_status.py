@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from small_jobs import finish, prompt_table, small_job, small_part
 
-from jobs.errors import UserError
-from jobs.folder import JobFolder
-from jobs.parts import commit_part
-from jobs.progress import Progress, Snapshot, duration
-from jobs.rows import Quarantined
-from jobs.sheet import contact_sheet, first_pictures
-from jobs.status import status
-from jobs.store import open_store
+from overtone.jobs.errors import UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.report import contact_sheet, first_pictures
+from overtone.jobs.rows import Quarantined
+from overtone.jobs.status import Progress, Snapshot, status
+from overtone.jobs.store import open_store
+from overtone.jobs.words import duration
 
 NOW = 1_800_000_000.0
 

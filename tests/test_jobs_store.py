@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from s3_server import KEYS, LOSE, LOSE_500, NO_CONDITION, REFUSE, S3Server
 
-from jobs.errors import StoreError, StoreUnsafe, UserError
-from jobs.store import NoSuchObject, Store, StoreConfig, StoreGuarantees, open_store, probed
+from overtone.jobs.errors import StoreError, StoreUnsafe, UserError
+from overtone.jobs.store import NoSuchObject, Store, StoreConfig, open_store, probed
+from overtone.jobs.store.base import StoreGuarantees
 
 FAST = {"backoff_s": 0.001, "retries": 5}
 PARTS_ONLY = StoreGuarantees(single=False, multipart=True, max_single_bytes=5 * 1024**3)
@@ -203,7 +204,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_objects_or_none(tmp_path):
     script = textwrap.dedent(
         """
         import sys
-        from jobs.store import open_store
+        from overtone.jobs.store import open_store
         store = open_store(sys.argv[1])
         store.create("data/first", b"first" * 400_000, attempt="a")
         print("go", flush=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.tables import table_of
+from overtone.jobs.tables import table_of
 
 
 def written(table: pa.Table) -> bytes:
@@ -54,8 +54,9 @@ PICTURES = pa.table(
 @pytest.mark.parametrize(
     "read",
     [
-        "from jobs.tables import table_of as read",
-        "from jobs.parts import read_rows; read = lambda data: list(read_rows(io.BytesIO(data), 'image'))",
+        "from overtone.jobs.tables import table_of as read",
+        "from overtone.jobs.parts import read_rows; "
+        "read = lambda data: list(read_rows(io.BytesIO(data), 'image'))",
     ],
 )
 def test_no_thread_of_arrow_s_is_left_to_outlive_the_process(tmp_path, read):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.parts import TIMINGS
-from jobs.timings import COLUMNS, Timings
+from overtone.jobs.columns import TIMINGS
+from overtone.jobs.report import Timings
+from overtone.jobs.report.timings import COLUMNS
 
 START = 1_800_000_000.0
 ROWS = 4

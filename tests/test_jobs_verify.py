@@ -10,13 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from small_jobs import finish, prompt_table, small_job, small_part
 
-from jobs.errors import UserError
-from jobs.folder import JobFolder
-from jobs.parts import FOOTER_KEY, Made, Part, build_part, commit_part, part_name, read_rows
-from jobs.prompts import read_shard
-from jobs.rows import Reject
-from jobs.store import open_store
-from jobs.verify import verify, verify_job
+from overtone.jobs.errors import UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts import Made, build_part, part_name, read_rows
+from overtone.jobs.parts.build import Part
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.parts.footer import FOOTER_KEY
+from overtone.jobs.prompts import read_shard
+from overtone.jobs.rows import Reject
+from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
+from overtone.jobs.verify.check import verify_job
 
 
 @pytest.fixture(params=["parquet", "webdataset"])

@@ -17,12 +17,12 @@ from foreground import interruptible
 from rich.console import Console
 from small_jobs import finish, prompt_table, small_job, small_part
 
-from jobs.errors import StoreError, UserError
-from jobs.folder import JobFolder
-from jobs.parts import commit_part
-from jobs.status import StatusReader, status
-from jobs.store import ObjectInfo, Store, open_store
-from jobs.watch import watch
+from overtone.jobs.errors import StoreError, UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.status import status, watch
+from overtone.jobs.status.reader import StatusReader
+from overtone.jobs.store import ObjectInfo, Store, open_store
 
 
 class CountingStore(Store):
@@ -213,7 +213,7 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(job):
     commit(job, 0)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "watch", job[2].url, "--every", "60"],
+        [sys.executable, "-m", "overtone.cluster.cli", "watch", job[2].url, "--every", "60"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from progressive import bench
-from progressive.checkpoints import describe
-from progressive.engine import Engine
+from overtone.progressive import bench
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.compile import compile_blocks
+from overtone.progressive.engine import Engine
 
 REAL = [name for name in bench.CASES if name != "tiny"]
 REDUCED = {
@@ -186,7 +187,7 @@ def test_compiled_blocks_give_the_same_latents_and_too_many_grids_are_an_error()
     plain, _ = engine.denoise(plan, text, [3], sampling)
     before = torch._dynamo.config.recompile_limit
     try:
-        bench.compile_blocks(engine, "blocks", shapes=2, backend="eager")
+        compile_blocks(engine, "blocks", shapes=2, backend="eager")
         compiled, _ = engine.denoise(plan, text, [3], sampling)
         assert torch.allclose(compiled, plain, atol=1e-4)
         torch._dynamo.config.recompile_limit = 2  # both grids are in use

@@ -9,9 +9,9 @@ import pytest
 import tiny_pipes
 import torch
 
-from progressive.caches import repeated_blocks, transformers
-from progressive.engine import Engine
-from progressive.settings import Sampling
+from overtone.progressive.caches import repeated_blocks, transformers
+from overtone.progressive.engine import Engine
+from overtone.progressive.settings import Sampling
 
 CACHED = ["flux1", "flux2", "qwen-image", "z-image", "wan2.1", "wan2.2"]
 FIRST_BLOCK = ["flux1", "qwen-image", "wan2.1", "wan2.2"]

@@ -12,10 +12,11 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.ideogram4 import pipeline_ideogram4 as ideogram
 
-from progressive.checkpoints import PUBLISHED, Checkpoint, describe
-from progressive.families import FAMILIES
-from progressive.schedule import plan_sampling
-from progressive.settings import Sampling
+from overtone.progressive.checkpoints import Checkpoint, describe
+from overtone.progressive.checkpoints.published import PUBLISHED
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.schedule import plan_sampling
+from overtone.progressive.settings import Sampling
 
 FLUX1 = "black-forest-labs/FLUX.1-dev"
 FLUX2 = "black-forest-labs/FLUX.2-klein-4B"

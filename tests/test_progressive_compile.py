@@ -9,9 +9,10 @@ import pytest
 import tiny_pipes
 import torch
 
-from progressive.compile import CompiledEngine, Recompiled, compile_blocks
-from progressive.engine import Engine
-from progressive.settings import Sampling
+from overtone.progressive.compile import CompiledEngine, compile_blocks
+from overtone.progressive.engine import Engine
+from overtone.progressive.errors import Recompiled
+from overtone.progressive.settings import Sampling
 
 
 @pytest.fixture(autouse=True)

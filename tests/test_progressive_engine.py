@@ -28,12 +28,15 @@ from diffusers.models import ContextParallelConfig
 from diffusers.models._modeling_parallel import ParallelConfig
 from PIL import Image
 
-import progressive
-from progressive import layouts, noise
-from progressive.checkpoints import describe
-from progressive.engine import Encoded, Engine, NonFiniteLatents, generate, load
-from progressive.settings import Sampling
-from progressive.staged import Schedule, Trajectory
+from overtone import progressive
+from overtone.progressive import layouts, noise
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.engine import Encoded, Engine
+from overtone.progressive.engine.one_call import generate
+from overtone.progressive.errors import NonFiniteLatents
+from overtone.progressive.pipelines import load
+from overtone.progressive.settings import Sampling
+from overtone.progressive.staged import Schedule, Trajectory
 
 FAMILIES = list(tiny_pipes.BUILDERS)
 SEEDS = [5, 2**40]

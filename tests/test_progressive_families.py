@@ -6,9 +6,9 @@ import pytest
 import tiny_pipes
 import torch
 
-from progressive import layouts, spectral
-from progressive.families import FAMILIES, Family, family_name
-from progressive.schedule import grid_for, latent_frames
+from overtone.progressive import layouts, spectral
+from overtone.progressive.families import FAMILIES, Family, family_name
+from overtone.progressive.schedule import grid_for, latent_frames
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)

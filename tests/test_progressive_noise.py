@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progressive.noise import BASE, batch_noise, expansion, row_generator, row_noise, sampler
+from overtone.progressive.noise import BASE, batch_noise, expansion, row_generator, row_noise, sampler
 
 settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")
@@ -52,7 +52,7 @@ def test_no_arithmetic_on_seeds_can_make_two_streams_meet():
 
 def test_a_million_rows_keep_their_own_noise():
     """128-bit keys: among so many seeds a 32-bit one would repeat about a hundred times."""
-    from progressive.noise import _key
+    from overtone.progressive.noise import _key
 
     count = 200_000
     assert len({_key(seed, BASE) for seed in range(count)}) == count

@@ -22,13 +22,14 @@ from diffusers.configuration_utils import register_to_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progressive.checkpoints import describe, linear_mu
-from progressive.engine import Engine
-from progressive.families import Family
-from progressive.noise import BASE, batch_noise
-from progressive.schedule import Spectrum
-from progressive.settings import Sampling
-from progressive.spectral import dct_basis, frequencies
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.checkpoints.sigmas import linear_mu
+from overtone.progressive.engine import Engine
+from overtone.progressive.families import Family
+from overtone.progressive.formulas import Spectrum
+from overtone.progressive.noise import BASE, batch_noise
+from overtone.progressive.settings import Sampling
+from overtone.progressive.spectral import dct_basis, frequencies
 
 settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")

@@ -9,7 +9,7 @@ import pytest
 import tiny_pipes
 import torch
 
-from progressive.engine import load
+from overtone.progressive.pipelines import load
 
 
 def test_pickled_weights_are_refused(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from progressive import quality
-from progressive.spectral import dct_basis
+from overtone.progressive import quality
+from overtone.progressive.spectral import dct_basis
 
 DISTANCES = {
     quality.psnr: 100.0,

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch._inductor.config
 
-from progressive.engine import Engine, load
-from progressive.settings import Sampling
+from overtone.progressive.engine import Engine
+from overtone.progressive.pipelines import load
+from overtone.progressive.settings import Sampling
 
 has_torchao = importlib.util.find_spec("torchao") is not None
 

@@ -11,24 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from progressive.checkpoints import describe
-from progressive.families import FAMILIES
-from progressive.schedule import (
-    Cost,
-    Ends,
-    Spectrum,
-    carried,
-    coarse_grid,
-    first_at_or_below,
-    grid_for,
-    latent_frames,
-    matched,
-    plan_sampling,
-    rewind,
-    side_ratio,
-    t_w,
-)
-from progressive.settings import Sampling
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.formulas import Spectrum, first_at_or_below, matched, rewind, side_ratio, t_w
+from overtone.progressive.schedule import grid_for, latent_frames, plan_sampling
+from overtone.progressive.schedule.ladders import Cost, Ends, carried, coarse_grid
+from overtone.progressive.settings import Sampling
 
 settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 settings.load_profile("patient")

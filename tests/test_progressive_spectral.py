@@ -11,8 +11,8 @@ from diffusers import Flux2Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progressive.schedule import Spectrum, rewind, side_ratio
-from progressive.spectral import (
+from overtone.progressive.formulas import Spectrum, rewind, side_ratio
+from overtone.progressive.spectral import (
     corner,
     dct_basis,
     expand,

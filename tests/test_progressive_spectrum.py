@@ -18,11 +18,11 @@ from diffusers import (
 )
 from PIL import Image
 
-import progressive
-from progressive.checkpoints import spectrum_profile
-from progressive.schedule import Spectrum
-from progressive.spectral import dct_basis, frequencies, patchify
-from progressive.spectrum import Calibration, calibrate, fit_power
+from overtone import progressive
+from overtone.progressive.calibration import Calibration, calibrate, fit_power
+from overtone.progressive.checkpoints import spectrum_profile
+from overtone.progressive.formulas import Spectrum
+from overtone.progressive.spectral import dct_basis, frequencies, patchify
 
 
 class Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image, ImageFilter
 
-from progressive import tiny
-from progressive.tiny import train, world
-from progressive.tiny.judge import judge, read
-from progressive.tiny.score import Score, draw, score, sheet
+from overtone.progressive import spectral, tiny
+from overtone.progressive.tiny import train, world
+from overtone.progressive.tiny.judge import judge, read
+from overtone.progressive.tiny.score import Score, draw, score, sheet
 
 ROOT = Path(__file__).parents[1]
 SCENES = [world.scene(seed) for seed in world.HELD_OUT_SEEDS[:60]]
@@ -409,8 +410,8 @@ def test_muon_updates_have_the_size_of_adam_updates():
 
 
 def test_a_power_law_spectrum_is_found_again():
-    basis = train.dct_basis(32)
-    w = torch.from_numpy(train.frequencies("dct", (32, 32))).float().clamp_min(0.5)
+    basis = spectral.dct_basis(32)
+    w = torch.from_numpy(spectral.frequencies("dct", (32, 32))).float().clamp_min(0.5)
     noise = torch.randn(64, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     field = basis.T @ (noise * (5 * w**-1.5).sqrt()) @ basis
     fit = train.fit_spectrum(field)
@@ -480,7 +481,7 @@ def refuse(event, args):
 
 sys.addaudithook(refuse)
 from diffusers import DiffusionPipeline
-from progressive import tiny
+from overtone.progressive import spectral, tiny
 print(type(DiffusionPipeline.from_pretrained(tiny.path())).__name__)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -512,7 +513,7 @@ def test_every_word_has_its_token(pipe):
 def test_card_and_checksums_tell_of_the_weights_that_are_there():
     facts = json.loads((tiny.path() / "training.json").read_text())
     for name, digest in facts["sha256"].items():
-        assert train._sha256(tiny.path() / name) == digest
+        assert hashlib.sha256((tiny.path() / name).read_bytes()).hexdigest() == digest
         assert digest in (ROOT / "progressive" / "tiny" / "README.md").read_text()
     assert facts["settings"].keys() == asdict(train.Settings()).keys()
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.spec import load_spec
-from jobs.verify import verify
-from progressive.tiny import world
+from overtone.jobs.spec import load_spec
+from overtone.jobs.verify import verify
+from overtone.progressive.tiny import world
 
 pytestmark = pytest.mark.ray
 
@@ -25,7 +25,10 @@ ROWS = 8
 
 def overtone(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "overtone.cluster.cli", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 

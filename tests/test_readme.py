@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.cli import main
-from jobs.columns import output_reference_markdown
-from jobs.spec import spec_reference_markdown
+from overtone.cluster.cli import main
+from overtone.jobs.columns import output_reference_markdown
+from overtone.jobs.spec import spec_reference_markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BEGIN, END = "<!-- spec reference: begin -->\n", "<!-- spec reference: end -->"

@@ -13,13 +13,13 @@ from browser import Browser, Tab, find_browser
 from fake_engine import FakeEngine
 from small_jobs import prompt_table, small_job
 
-from cluster.dispatch import Assignment
-from cluster.runner import Runner
-from jobs.folder import JobFolder
-from jobs.plan import make_plan
-from jobs.report import report
-from jobs.spec import JobSpec
-from jobs.store import open_store
+from overtone.cluster.dispatch import Assignment
+from overtone.cluster.worker import Runner
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import make_plan
+from overtone.jobs.report import report
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
 
 PAGE = "http://report.test/report.html"
 LEAK = "http://elsewhere.test/leak"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cluster.manifest import IMAGE_FOLDER, Volume, manifest
-from jobs.spec import load_spec
+from overtone.cluster.kubernetes import IMAGE_FOLDER, Volume, manifest
+from overtone.jobs.spec import load_spec
 
 SPECS = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageFilter
 
-from progressive.tiny import world
-from progressive.tiny.world import Asked, Kind
+from overtone.progressive.tiny import world
+from overtone.progressive.tiny.world import Asked, Kind
 
 _BACKGROUND_DISTANCE = 45.0
 """RGB distance from the line between a background's tones at which a pixel belongs to a thing."""

@@ -1,4 +1,4 @@
-"""Scores the embedded model by the judge: `python -m progressive.tiny.score --sheet sheet.png`."""
+"""Scores the embedded model by the judge: `python -m overtone.progressive.tiny.score --sheet sheet.png`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from progressive import tiny
-from progressive.tiny import world
-from progressive.tiny.judge import judge, read
+from overtone.progressive import tiny
+from overtone.progressive.tiny import world
+from overtone.progressive.tiny.judge import judge, read
 
 _BATCH = 8
 _THUMBNAIL_PX = 128
@@ -82,7 +82,8 @@ def sheet(images: Sequence[Image.Image], columns: int = 10) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m progressive.tiny.score", description="Draw held-out prompts and count what is right."
+        prog="python -m overtone.progressive.tiny.score",
+        description="Draw held-out prompts and count what is right.",
     )
     parser.add_argument(
         "--model", type=Path, default=None, help="diffusers folder; the embedded one if left out"

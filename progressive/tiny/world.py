@@ -30,12 +30,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
     "black": (15, 15, 15),
 }
+
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (160, 160, 160),
     "tan": (205, 175, 135),
     "pink": (240, 175, 195),
     "teal": (95, 170, 170),
 }
+
 SHADE = 0.78
 """Brightness of a texture's second tone over its first."""
 SHAPES = ("circle", "square", "triangle", "ring", "star")
@@ -47,7 +49,6 @@ STRIPE_PX = 48.0
 """Two stripes, one of each tone."""
 CHECK_PX = 64.0
 """Two squares of a checkered background."""
-
 TRAINING_SEEDS = range(0, 1_000_000)
 HELD_OUT_SEEDS = range(1_000_000, 2_000_000)
 """Scenes of these seeds are never trained on."""
@@ -199,6 +200,7 @@ def _any(words: object) -> str:
 
 
 _THING = rf"an? {_any(SIZES)} {_any(COLOURS)} {_any(SHAPES)}"
+
 _CAPTION = re.compile(
     rf"{_THING}(?: {_any(RELATIONS)} {_THING})? on a {_any(TEXTURES)} {_any(BACKGROUNDS)} background"
 )

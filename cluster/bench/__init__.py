@@ -1,0 +1,13 @@
+"""What a job costs besides generation: `python -m overtone.cluster.bench` and `.bench.jobs`."""
+
+from __future__ import annotations
+
+from overtone.cluster.bench.noop import noop_job
+from overtone.cluster.bench.shards import commits, dispatch, main
+
+__all__ = [
+    "commits",
+    "dispatch",
+    "main",
+    "noop_job",
+]

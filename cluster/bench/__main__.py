@@ -1,0 +1,5 @@
+"""`python -m overtone.cluster.bench`."""
+
+from overtone.cluster.bench.shards import main
+
+main()

@@ -1,0 +1,14 @@
+"""The Kubernetes objects that run a spec, as YAML."""
+
+from __future__ import annotations
+
+from overtone.cluster.kubernetes.documents import manifest
+from overtone.cluster.kubernetes.options import Volume, options_from_text
+from overtone.cluster.kubernetes.shape import IMAGE_FOLDER
+
+__all__ = [
+    "IMAGE_FOLDER",
+    "Volume",
+    "manifest",
+    "options_from_text",
+]

@@ -1,0 +1,153 @@
+"""TODO: cluster/submit/package.py."""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from overtone.jobs.errors import UserError
+from overtone.jobs.spec import JobSpec
+
+SPEC_NAME = "overtone-spec.yaml"
+WORKING_DIR_LIMIT_BYTES = 512 * 2**20
+"""Ray refuses larger packages."""
+
+SECRETS = (
+    ".env",
+    ".env.*",
+    "*.env",
+    ".envrc",
+    "*.pem",
+    "*.key",
+    "*.p12",
+    "*.pfx",
+    "*.jks",
+    "*.keystore",
+    "id_rsa*",
+    "id_dsa*",
+    "id_ecdsa*",
+    "id_ed25519*",
+    "*credential*",
+    "*secret*",
+    "*service-account*.json",
+    "*service_account*.json",
+    "auth_token",
+    "kubeconfig*",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    ".git-credentials",
+    ".aws",
+    ".azure",
+    ".gcloud",
+    ".kube",
+    ".ssh",
+    ".docker",
+    ".gnupg",
+)
+"""Names that never leave this machine, wherever in the tree, in any case: files, or whole folders."""
+CLUTTER = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+"""Names that no job needs; left out where the tree is not a git checkout that says so itself."""
+
+
+# What is packed.
+
+
+def anchored(spec: JobSpec) -> JobSpec:
+    """The spec with a local output folder made absolute: on the cluster the current folder is another."""
+    path = spec.output.path
+    if "://" in path:
+        return spec
+    output = spec.output.model_copy(update={"path": str(Path(path).expanduser().resolve())})
+    return spec.model_copy(update={"output": output})
+
+
+def packed_spec(spec: JobSpec) -> str:
+    """The spec as YAML that `load_spec` reads back to the same spec, wherever it lies."""
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def is_secret(path: str) -> bool:
+    """Whether a path relative to the tree names a credential, or lies in a folder of credentials."""
+    return _matches(path, SECRETS)
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(part.lower(), pattern) for part in Path(path).parts for pattern in patterns
+    )
+
+
+def tree_files(root: Path) -> Iterator[str]:
+    """Paths below `root` to pack, relative to it and sorted: in a git checkout what git tracks or would
+    track, elsewhere everything but clutter; never a secret, never a link."""
+    names = _git_files(root)
+    if names is None:
+        names = {str(path.relative_to(root)) for path in root.rglob("*")}
+        names = {name for name in names if not _matches(name, CLUTTER)}
+    for name in sorted(names):
+        path = root / name
+        if path.is_file() and not path.is_symlink() and not is_secret(name):
+            yield name
+
+
+def _git_files(root: Path) -> set[str] | None:
+    """What git tracks or would track below `root`; None without git, or outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        return None
+    return set(filter(None, os.fsdecode(listed.stdout).split("\0")))
+
+
+def package(spec: JobSpec, tree: Path | None = None) -> bytes:
+    """A zip of the spec and, where a tree is given, of its files. The same content gives the same bytes, so
+    that Ray uploads it once."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        if tree is not None:
+            for name in tree_files(tree):
+                if name != SPEC_NAME:
+                    _add(archive, name, (tree / name).read_bytes())
+        _add(archive, SPEC_NAME, packed_spec(spec).encode())
+    data = packed.getvalue()
+    if len(data) > WORKING_DIR_LIMIT_BYTES:
+        raise UserError(
+            f"the working tree {tree} packs to {len(data) / 2**20:,.0f} MiB and Ray takes "
+            f"{WORKING_DIR_LIMIT_BYTES // 2**20} MiB; name large files in .gitignore"
+        )
+    return data
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, data)
+
+
+def notes_on_paths(spec: JobSpec) -> tuple[str, ...]:
+    """A sentence for each path in the spec that the cluster must see as this machine does."""
+    paths = [("prompts", path) for path in spec.prompts.path]
+    paths.append(("output", spec.output.path))
+    if spec.model.id.startswith(("/", "./", "../", "~")):
+        paths.append(("model", spec.model.id))
+    return tuple(
+        f"{what}: {path} is a path on the cluster's machines, not packed with the job; all must "
+        "see it (a shared disk, or the image), otherwise use s3://"
+        for what, path in paths
+        if "://" not in path
+    )

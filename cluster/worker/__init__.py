@@ -1,0 +1,20 @@
+"""A worker: one process with one resident engine, which makes and commits shards."""
+
+from __future__ import annotations
+
+from overtone.cluster.worker.actor import EngineFactory, Ready, Worker, in_lists, load_engine
+from overtone.cluster.worker.batch_sizes import CPU_BATCH
+from overtone.cluster.worker.protocol import Engine, compile_for
+from overtone.cluster.worker.runner import Runner
+
+__all__ = [
+    "CPU_BATCH",
+    "Engine",
+    "EngineFactory",
+    "Ready",
+    "Runner",
+    "Worker",
+    "compile_for",
+    "in_lists",
+    "load_engine",
+]

@@ -1,0 +1,167 @@
+"""The Ray actor: one process, one resident engine, one runner. Knows nothing of other workers.
+
+A plain actor: all calls run on its main thread, one after the other, so thread-local state of torch holds,
+and SIGTERM (a machine that is about to go) is seen between two batches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from overtone.cluster import logs
+from overtone.cluster.dispatch import Assignment, Event, RowsStarted, ShardAlive
+from overtone.cluster.faults import Failure
+from overtone.cluster.metrics import WorkerMetrics
+from overtone.cluster.worker.attempt import ALIVE_S
+from overtone.cluster.worker.protocol import Engine
+from overtone.cluster.worker.runner import Runner
+from overtone.jobs.plan import JobPlan
+from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import Store
+
+CAREFUL_S = 0.05
+"""Pause before a row that is under suspicion, for its name to be on its way before it kills the process."""
+EngineFactory = Callable[[JobSpec], Engine]
+"""Makes a worker's engine, in the worker. Must pickle."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker that has its engine."""
+
+    node: str
+    """Ray's id of the machine."""
+    device: str
+    pid: int
+
+
+def load_engine(spec: JobSpec) -> Engine:
+    """The spec's model, resident on this process's device."""
+    # Here and not above: an engine that a caller brings may do without.
+    import diffusers
+    import torch
+    import transformers
+
+    from overtone.progressive.engine import Engine as PipelineEngine
+    from overtone.progressive.pipelines import load
+
+    diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
+    model = spec.model
+    family = None if model.family == "auto" else model.family
+    pipe = load(
+        model.id,
+        dtype=None if model.dtype == "auto" else model.dtype,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        loras=model.loras,
+        offload=model.offload,
+        quantize=model.quantize,
+        family=family,
+    )
+    workers = spec.workers
+    if workers.compile == "off":
+        return PipelineEngine(pipe, family)
+    from overtone.progressive.compile import CompiledEngine
+
+    return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
+
+
+def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
+    """Events in order, several at a time, since a message costs more than a small shard. None is held back
+    while anything is waited for or made: before that, a runner says which rows it starts, or that it goes on,
+    and this ends a list. That it goes on is no news within `ALIVE_S` of any other."""
+    waiting: list[Event] = []
+    told = -math.inf
+    for event in events:
+        if isinstance(event, ShardAlive) and not waiting and time.monotonic() - told < ALIVE_S:
+            continue
+        waiting.append(event)
+        if isinstance(event, RowsStarted | ShardAlive):
+            yield waiting
+            waiting, told = [], time.monotonic()
+    if waiting:
+        yield waiting
+
+
+class Worker:
+    """What runs in an actor's process. Made by `cluster.fleet` alone."""
+
+    def __init__(self, worker: int, epoch: int) -> None:
+        self._worker, self._epoch = worker, epoch
+        self._runner: Runner | None = None
+        self._draining = False
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def load(
+        self,
+        spec: JobSpec,
+        plan: JobPlan,
+        store: Store,
+        engine_factory: EngineFactory,
+        retry: RetryPlan | None = None,
+    ) -> Ready | Failure:
+        """Load the model; a failure comes back as data."""
+        logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            engine = engine_factory(spec)
+            usual = engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
+            runner = Runner(
+                spec,
+                plan,
+                store,
+                engine,
+                worker=self._worker,
+                node=node,
+                epoch=self._epoch,
+                retry=retry,
+                on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
+            )
+            for _ in runner.warm_up(usual):
+                pass
+        except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
+            return Failure.of(error, "start", starting=True)
+        self._runner = runner
+        self._runner.draining = self._draining
+        return Ready(node, str(engine.device), os.getpid())
+
+    def attempt(self, assignment: Assignment) -> Iterator[list[Event]]:
+        """`Runner.attempt`, until the driver cancels the call; see `in_lists`."""
+        assert self._runner is not None
+        careful = assignment.isolate or bool(assignment.suspects)
+        for events in in_lists(self._runner.attempt(assignment, ray.get_runtime_context().is_canceled)):
+            yield events
+            if careful and isinstance(events[-1], RowsStarted):
+                time.sleep(CAREFUL_S)
+
+    def flush(self) -> Iterator[list[Event]]:
+        """`Runner.flush`."""
+        assert self._runner is not None
+        yield from in_lists(self._runner.flush())
+
+    def recall(self) -> list[Event]:
+        """`Runner.recall`."""
+        assert self._runner is not None
+        return self._runner.recall()
+
+    def __ray_shutdown__(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def _terminate(self, *_: Any) -> None:
+        self._draining = True
+        if self._runner is not None:
+            self._runner.draining = True

@@ -1,0 +1,90 @@
+"""TODO: cluster/worker/batch_sizes.py."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from overtone.progressive.schedule import SamplingPlan, Stage
+
+CPU_BATCH = 4
+"""Rows a batch where `batch_size: auto` runs on a CPU, which larger ones do not make faster."""
+BATCH_MAX = 64
+"""Largest batch that `batch_size: auto` tries, and that a coarse stage gets of itself."""
+WORTH_IT = 1.05
+"""A batch twice as large must make this many times as many rows a second to be kept."""
+
+
+class BatchSizes:
+    """How many rows to denoise together, by grid. Remembers what ran out of memory.
+
+    A number is the rows at full size; a coarse stage starts with as many as have no more tokens, up to
+    `BATCH_MAX`. `auto` on a GPU doubles each grid's batch while that makes more rows a second, then stays
+    with the best.
+    """
+
+    def __init__(self, setting: int | Literal["auto"], *, gpu: bool) -> None:
+        self.grows = setting == "auto" and gpu
+        """Whether larger batches are tried."""
+        self._first = setting if isinstance(setting, int) else 1 if gpu else CPU_BATCH
+        self._sizes: dict[Any, int] = {}
+        self._limits: dict[Any, int] = {}
+        self._rates: dict[Any, dict[int, float]] = {}
+        self._settled: set[Any] = set()
+        self._warm: set[tuple[Any, int]] = set()
+
+    def first(self, stage: Stage, full: Stage) -> int:
+        """Rows that a stage of a plan whose last stage is `full` starts with."""
+        return max(self._first, min(BATCH_MAX, self._first * full.tokens // stage.tokens))
+
+    def possible(self, stage: Stage, full: Stage) -> tuple[int, ...]:
+        """All sizes that a batch of this stage may come to, but for the last rows of a shard: what it starts
+        with, what is left of that when memory runs out, and what `auto` goes up to."""
+        sizes = {self.first(stage, full)}
+        while min(sizes) > 1:
+            sizes.add(min(sizes) // 2)
+        while self.grows and max(sizes) < BATCH_MAX:
+            sizes.add(min(BATCH_MAX, 2 * max(sizes)))
+        return tuple(sorted(sizes))
+
+    def next(self, stage: Stage, full: Stage) -> int:
+        """Rows for the next batch of this stage."""
+        return self._sizes.setdefault(_key(stage), self.first(stage, full))
+
+    def group(self, plan: SamplingPlan) -> int:
+        """Rows to take through the stages together: enough for the largest batch of any."""
+        return max(self.next(stage, plan.stages[-1]) for stage in plan.stages)
+
+    def done(self, stage: Stage, rows: int, seconds: float) -> None:
+        """A batch was denoised."""
+        key = _key(stage)
+        if not self.grows or key in self._settled or rows != self._sizes.get(key):
+            return
+        if (key, rows) not in self._warm:  # the first of a size also compiles and plans memory
+            self._warm.add((key, rows))
+            return
+        rates = self._rates.setdefault(key, {})
+        rates[rows] = rows / max(seconds, 1e-9)
+        larger = min(2 * rows, self._limits.get(key, BATCH_MAX), BATCH_MAX)
+        if rates[rows] < WORTH_IT * rates.get(rows // 2, 0.0):
+            self._sizes[key] = rows // 2
+            self._settled.add(key)
+        elif larger <= rows:
+            self._settled.add(key)
+        else:
+            self._sizes[key] = larger
+
+    def limit(self, stage: Stage, rows: int) -> int:
+        """How many of these rows are not known to be too many."""
+        return min(rows, self._limits.get(_key(stage), rows))
+
+    def failed(self, stage: Stage, rows: int) -> int:
+        """A batch of this many rows, above 1, ran out of memory; the size to go on with."""
+        key, half = _key(stage), max(1, rows // 2)
+        self._limits[key] = min(half, self._limits.get(key, half))
+        self._sizes[key] = min(self._limits[key], self._sizes.get(key, half))
+        self._settled.add(key)
+        return self._sizes[key]
+
+
+def _key(stage: Stage) -> tuple[int, int, int]:
+    return stage.height, stage.width, stage.frames

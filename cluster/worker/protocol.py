@@ -1,0 +1,85 @@
+"""TODO: cluster/worker/protocol.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.settings import Sampling
+
+
+class StageReport(Protocol):
+    """What an engine says about one stage of a batch; sizes in latent cells."""
+
+    @property
+    def kind(self) -> Literal["denoise", "expand"]: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+
+
+class Trajectories(Protocol):
+    """Rows on their way through the stages, as `progressive.engine.Trajectories`."""
+
+    def run(self, index: int, rows: Sequence[int]) -> Sequence[StageReport]: ...
+    def latents(self, rows: Sequence[int]) -> Any: ...
+
+
+class Engine(Protocol):
+    """What a runner asks of `progressive.engine.Engine`; tests bring their own."""
+
+    @property
+    def device(self) -> Any: ...
+    @property
+    def family(self) -> Any: ...
+    @property
+    def overlaps(self) -> bool: ...
+    def plan(
+        self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
+    ) -> SamplingPlan: ...
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        *,
+        known: MutableMapping[str, Any] | None = None,
+    ) -> Any: ...
+    def begin(
+        self, plan: SamplingPlan, encoded: Any, seeds: Sequence[int], sampling: Sampling
+    ) -> Trajectories: ...
+    def denoise(
+        self, plan: SamplingPlan, encoded: Any, seeds: Sequence[int], sampling: Sampling
+    ) -> tuple[Any, Sequence[StageReport]]: ...
+    def decode(self, plan: SamplingPlan, latents: Any) -> Sequence[Any]: ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """An engine that compiles for the shapes it will meet, as `progressive.compile.CompiledEngine`."""
+
+    def warm_each(
+        self,
+        plan: SamplingPlan,
+        batch_sizes: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        search: bool = False,
+    ) -> Iterator[Any]: ...
+
+
+def compile_for(engine: Engine, plan: SamplingPlan, rows: int, sampling: Sampling) -> None:
+    """Let an engine that compiles do so for batches of up to this many rows, where it has not yet."""
+    if isinstance(engine, Compiles):
+        for _ in engine.warm_each(plan, [(rows,)] * len(plan.stages), sampling):
+            pass

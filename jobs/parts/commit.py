@@ -1,0 +1,92 @@
+"""TODO: jobs/parts/commit.py."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from overtone.jobs.columns import REJECTS, TIMINGS
+from overtone.jobs.parts.build import Part
+from overtone.jobs.parts.footer import Footer, Timing
+from overtone.jobs.parts.names import rejects_name, timings_name
+from overtone.jobs.store import Store
+
+_CONTENT_TYPE = {"parquet": "application/vnd.apache.parquet", "tar": "application/x-tar"}
+
+
+# Committing
+
+
+def create_part(store: Store, part: Part) -> Timing | None:
+    """Create the part under its final name, if no attempt did so before: this is the commit.
+
+    How long that took: the part is ours, and `write_derived` is due. None: another's was first, and ours is
+    forgotten. StoreError: not known; call again, which is harmless.
+    """
+    begin = time.time()
+    content_type = _CONTENT_TYPE[part.key.rpartition(".")[2]]
+    if not store.create(part.key, part.data, attempt=part.attempt, content_type=content_type):
+        return None
+    started = part.footer.started
+    return Timing(
+        None,
+        "upload",
+        part.num_rows,
+        seconds=time.time() - begin,
+        start_s=None if started is None else begin - started,
+    )
+
+
+def commit_part(store: Store, part: Part) -> bool:
+    """`create_part`, then what is derived from it; whether the part is ours."""
+    upload = create_part(store, part)
+    if upload is not None:
+        write_derived(store, part.footer, (upload,))
+    return upload is not None
+
+
+def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> None:
+    """Write a part's timings and, if it has any, its rejects; `more`: what it cannot know about itself.
+
+    The rejects of a retry take the place of those before, empty where none is left: writers need no right to
+    delete. Of the parts of one shard, the newest has to be the last.
+    """
+    if footer.rejects or footer.retry:
+        store.put(rejects_name(footer.num_shards, footer.shard), _table_bytes(rejects_table(footer)))
+    timings = _table_bytes(timings_table(footer, more))
+    store.put(timings_name(footer.num_shards, footer.shard, footer.retry), timings, durable=False)
+
+
+def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
+    """One row for each stage of each batch."""
+    timings = (*footer.timings, *more)
+    same = {name: [getattr(footer, name)] for name in ("shard", "attempt", "worker", "device", "node")}
+    columns = {name: value * len(timings) for name, value in same.items()}
+    columns |= {f.name: [getattr(timing, f.name) for timing in timings] for f in fields(Timing)}
+    columns["start"] = [_moment(footer.started, timing.start_s) for timing in timings]
+    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in TIMINGS], schema=TIMINGS)
+
+
+def rejects_table(footer: Footer) -> pa.Table:
+    """One row for each reject."""
+    lines = [
+        {**asdict(reject), "shard": footer.shard, "attempt": footer.attempt} for reject in footer.rejects
+    ]
+    return pa.Table.from_pylist(lines, schema=REJECTS)
+
+
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    texts = [column.name for column in table.schema if pa.types.is_string(column.type)]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=texts, write_page_index=True)
+    return sink.getvalue()
+
+
+def _moment(started: float | None, start_s: float | None) -> datetime | None:
+    return None if started is None or start_s is None else datetime.fromtimestamp(started + start_s, UTC)

@@ -1,0 +1,157 @@
+"""TODO: jobs/parts/footer.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+from overtone.jobs.errors import VerifyError
+from overtone.jobs.media import Kind
+from overtone.jobs.rows import Reject
+
+_T = TypeVar("_T")
+FOOTER_KEY = b"overtone"
+FOOTER_VERSION = 1
+_PACKAGES = ("overtone", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow", "av")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """One row's share of a denoising stage. `height` and `width` count latent cells."""
+
+    height: int
+    width: int
+    tokens: int
+    steps: int
+    seconds: float
+    """The batch's seconds over the rows in the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One line of the timings: rows that go through one stage at once."""
+
+    batch: int | None
+    """Counts the attempt's batches from 0: rows that are made together, though a stage may take a few at a
+    time, with a line for each. None: what is done once for the whole shard."""
+    stage: str
+    """read, text_encode, denoise, expand, vae_decode, image_encode, part_write or upload."""
+    rows: int
+    """At once."""
+    height: int | None = None
+    """Latent cells, where the stage has a grid."""
+    width: int | None = None
+    tokens: int | None = None
+    """Of one row."""
+    steps: int | None = None
+    seconds: float = 0.0
+    start_s: float | None = None
+    """Seconds from the attempt's start to this stage's: tells what overlapped what. Below 0 for what was done
+    ahead, beside the shard before."""
+    row_ids: tuple[str, ...] = ()
+    """The rows, for joins with the data."""
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a part says about itself."""
+
+    shard: int
+    num_shards: int
+    attempt: str
+    fingerprint: str
+    first_row: int
+    """Index in the input file of the shard's first row."""
+    input_rows: int
+    """Rows of the input that the shard covers."""
+    rows: int
+    """Rows in the part."""
+    digests: dict[str, str]
+    """Of the columns `row_id` and `image` or `video`: see `digest`."""
+    worker: str
+    device: str
+    node: str
+    started: float | None
+    """When the attempt began, in seconds since 1970; None: not known."""
+    versions: dict[str, str]
+    """Of the packages that took part."""
+    rejects: tuple[Reject, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    retry: int = 0
+    """The retry that made it, from the rejects of the shard's part before; 0: the job, from all its rows."""
+    version: int = FOOTER_VERSION
+
+    def to_bytes(self) -> bytes:
+        """JSON; the two tables in it are compressed, for every reader of the file fetches this."""
+        about = {f.name: getattr(self, f.name) for f in fields(self)}
+        about |= {"num_rejects": len(self.rejects)}
+        about |= {"rejects": _packed(self.rejects), "timings": _packed(self.timings)}
+        return json.dumps(about, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Footer:
+        """VerifyError where it is not one, or another version's."""
+        try:
+            about = json.loads(data)
+            if about["version"] != FOOTER_VERSION:
+                raise VerifyError(
+                    f"a part of footer version {about['version']}; this overtone reads {FOOTER_VERSION}"
+                )
+            num_rejects = about.pop("num_rejects")
+            about["rejects"] = _unpacked(Reject, about["rejects"])
+            about["timings"] = tuple(
+                Timing(**{**asdict(t), "row_ids": tuple(t.row_ids)})
+                for t in _unpacked(Timing, about["timings"])
+            )
+            if num_rejects != len(about["rejects"]):
+                raise ValueError(f"{len(about['rejects'])} rejects instead of {num_rejects}")
+            return cls(**about)
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            raise VerifyError(f"its footer is damaged: {error}") from error
+
+    @property
+    def kind(self) -> Kind:
+        """What the part's rows are."""
+        return "video" if "video" in self.digests else "image"
+
+
+def digest(values: Iterable[bytes]) -> str:
+    """SHA-256, in hex, of a column: of each value its length, 8 bytes little endian, and its bytes."""
+    sha = sha256()
+    for value in values:
+        sha.update(len(value).to_bytes(8, "little"))
+        sha.update(value)
+    return sha.hexdigest()
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _packed(records: Sequence[Any]) -> str:
+    # Not `astuple`, which copies deeply and takes longer than the encoding.
+    values = [[getattr(record, f.name) for f in fields(record)] for record in records]
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
+def _unpacked(cls: type[_T], packed: str) -> tuple[_T, ...]:
+    return tuple(cls(*values) for values in json.loads(zlib.decompress(base64.b64decode(packed))))
+
+
+def shallow(footer: Footer) -> dict[str, Any]:
+    return {f.name: getattr(footer, f.name) for f in fields(footer)}

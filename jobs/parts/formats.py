@@ -1,0 +1,183 @@
+"""TODO: jobs/parts/formats.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from overtone.jobs.errors import VerifyError
+from overtone.jobs.media import Kind
+from overtone.jobs.parts.footer import FOOTER_KEY, Footer
+from overtone.jobs.parts.names import Format
+from overtone.jobs.parts.table import Made, PartRow, leaf_paths, own_paths
+
+TAR_FOOTER = "__overtone__/footer"
+"""Without an ending, for readers of tars take a name that has one for a sample's."""
+_PAGE_BYTES = 1024**2
+_READ_ROWS = 1024
+_READ_BYTES = 2 * 1024**2
+
+
+def parquet_bytes(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    kind: Kind,
+    made: Sequence[Made],
+    finished: Callable[[], Footer],
+) -> tuple[Footer, bytes]:
+    paths = leaf_paths(schema)
+    media, latents = f"{kind}.bytes", "latents.values.list.element"
+    small = [path for path in paths if path not in (media, latents)]
+    mean_bytes = sum(len(one.data) for one in made) // max(1, len(made))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        # Pictures are compressed already; uncompressed, their bytes can be found by the page index alone.
+        compression={path: "none" if path == media else "zstd" for path in paths},
+        # Our own numbers and names hardly repeat; what passes through may be anything.
+        use_dictionary=[path for path in small if path in ("mode", "model") or path not in own_paths(kind)],
+        write_statistics=small,
+        use_byte_stream_split=[latents] if latents in paths else False,
+        write_page_index=True,
+        write_page_checksum=True,
+        data_page_size=_PAGE_BYTES,
+        # Pages are cut between batches only, so a batch must not hold many pictures.
+        write_batch_size=min(1024, max(1, _PAGE_BYTES // max(1, mean_bytes))),
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=table.num_rows)
+        footer = finished()
+        writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
+    return footer, sink.getvalue()
+
+
+def tar_bytes(tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Footer]) -> tuple[Footer, bytes]:
+    """A tar of 000042.png, 000042.json and 000042.txt for each row, and 000042.latents.npy where latents are
+    kept. The footer is its first file, so that it can be read without the rest."""
+    body = io.BytesIO()
+    index = 0
+    with tarfile.open(fileobj=body, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for table in tables:
+            for row in table.to_pylist():
+                media, latents = row.pop(kind), row.pop("latents", None)
+                about = json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False)
+                key = f"{index:06d}"
+                _add(tar, f"{key}.{media['path'].rpartition('.')[2]}", media["bytes"])
+                _add(tar, f"{key}.json", about.encode(errors="replace"))
+                _add(tar, f"{key}.txt", row["prompt"].encode(errors="replace"))
+                if latents is not None:
+                    _add(tar, f"{key}.latents.npy", _npy(latents))
+                index += 1
+    footer = finished()
+    head = io.BytesIO()
+    tar = tarfile.open(fileobj=head, mode="w", format=tarfile.USTAR_FORMAT)
+    _add(tar, TAR_FOOTER, footer.to_bytes())
+    return footer, head.getvalue() + body.getvalue()  # without the closing blocks of the first
+
+
+def _npy(latents: dict[str, list]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.asarray(latents["values"], np.float32).reshape(latents["shape"]), allow_pickle=False)
+    return out.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no bytes, times or NaN: base64, text and null stand for them."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def read_footer(file: BinaryIO, format: Format = "parquet") -> Footer:
+    """The footer of a part; reads little else. VerifyError where the file is not one."""
+    if format == "webdataset":
+        return _read_tar_footer(file)
+    try:
+        metadata = pq.ParquetFile(file).metadata.metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise VerifyError(f"it cannot be read: {error}") from error
+    if FOOTER_KEY not in metadata:
+        raise VerifyError("it is not a part that overtone wrote")
+    return Footer.from_bytes(metadata[FOOTER_KEY])
+
+
+def read_rows(
+    file: BinaryIO, kind: Kind, format: Format = "parquet", *, limit: int | None = None
+) -> Iterator[PartRow]:
+    """The rows of a part in order, a few at a time, with page checksums verified; of only the first `limit`,
+    little more than those is read. VerifyError where it is broken."""
+    rows = _tar_rows(file) if format == "webdataset" else _parquet_rows(file, kind, limit)
+    try:
+        yield from islice(rows, limit)
+    except (pa.ArrowException, OSError, KeyError, ValueError, tarfile.TarError) as error:
+        raise VerifyError(f"it cannot be read: {error}") from error
+
+
+def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None) -> Iterator[PartRow]:
+    # Whole columns of a row group at once, or for a few rows page by page. Never `pre_buffer`: its threads
+    # may hold the file a moment longer than we do, and abort a process that ends just then (jobs/tables.py).
+    buffer = 0 if limit is None else _PAGE_BYTES
+    parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer)
+    columns = ["row_id", "prompt", "height", "width", kind]
+    batch_rows = min(_READ_ROWS, _READ_BYTES // max(1, _mean_bytes(parquet.metadata)))
+    batch_rows = max(1, batch_rows if limit is None else min(limit, batch_rows))
+    for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
+        *plain, media = (batch.column(name) for name in columns)
+        data = (value.as_py() for value in media.field("bytes"))  # one after the other, for they are large
+        yield from map(PartRow, *(column.to_pylist() for column in plain), data)
+
+
+def _mean_bytes(metadata: pq.FileMetaData) -> int:
+    """Of a row, all its columns."""
+    groups = (metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+    return sum(groups) // max(1, metadata.num_rows)
+
+
+def _tar_rows(file: BinaryIO) -> Iterator[PartRow]:
+    media = b""
+    with tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            inside = tar.extractfile(member)
+            if inside is None or member.name == TAR_FOOTER or member.name.endswith((".txt", ".npy")):
+                continue
+            if member.name.endswith(".json"):  # comes after its picture
+                row = json.loads(inside.read())
+                yield PartRow(row["row_id"], row["prompt"], row["height"], row["width"], media)
+            else:
+                media = inside.read()
+
+
+def _read_tar_footer(file: BinaryIO) -> Footer:
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            member = tar.next()
+            if member is None or member.name != TAR_FOOTER:
+                raise VerifyError("it is not a part that overtone wrote")
+            inside = tar.extractfile(member)
+            assert inside is not None, "a plain file has contents"
+            return Footer.from_bytes(inside.read())
+    except (tarfile.TarError, OSError) as error:
+        raise VerifyError(f"it cannot be read: {error}") from error

@@ -1,0 +1,18 @@
+"""Prompt tables: which files a job reads, what their columns mean, and the rows of a shard."""
+
+from __future__ import annotations
+
+from overtone.jobs.prompts.input_file import FileList
+from overtone.jobs.prompts.listing import list_files
+from overtone.jobs.prompts.shard import ShardRows, check_row_ids, expected_row_ids, read_shard
+from overtone.jobs.prompts.values import samples
+
+__all__ = [
+    "FileList",
+    "ShardRows",
+    "check_row_ids",
+    "expected_row_ids",
+    "list_files",
+    "read_shard",
+    "samples",
+]

@@ -1,0 +1,133 @@
+"""TODO: jobs/prompts/input_file.py."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, ClassVar, overload
+
+import numpy as np
+import pyarrow as pa
+
+from overtone.jobs.prompts.places import Found
+from overtone.jobs.prompts.scan import ENDINGS, Format
+from overtone.jobs.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of the prompt table, as it was when the job was planned. Small, and pickles."""
+
+    path: str
+    """Absolute path or URL; never with credentials."""
+    relpath: str
+    """Relative to the deepest folder that holds all that `prompts.path` names: what row_ids and the
+    fingerprint use, so that a job can move with its inputs."""
+    format: Format
+    size_bytes: int
+    etag: str
+    """What the store gives for the contents. On local disk a hash of them where all files together are small
+    (256 MiB), so that a copy is the same input; else made of the modification time and the size."""
+    footer_digest: str
+    """Hash of the Parquet footer; of the whole file for csv and jsonl."""
+    num_rows: int
+    """Rows that the job uses: the first ones, all but where `prompts.limit` cuts."""
+    file_rows: int
+    """Rows in the file."""
+    num_row_groups: int
+    """Of Parquet; 0 for csv and jsonl."""
+    blocks: tuple[int, ...]
+    """Where in a csv or jsonl file, in bytes, each block of rows begins; empty for Parquet."""
+    passthrough: pa.Schema
+    """Columns that pass through to the output, the same for all files, under their output names."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """(one of `COLUMNS`, the column of this file that holds it), for those that it has."""
+
+
+class FileList(Sequence[InputFile]):
+    """The input files in order, kept as a table: 100,000 of them take tens of megabytes."""
+
+    IDENTITY: ClassVar[tuple[str, ...]] = ("size in bytes", "etag", "footer", "number of rows used")
+
+    _SCHEMA: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("relpath", pa.string(), nullable=False),
+            pa.field("format", pa.string(), nullable=False),
+            pa.field("size_bytes", pa.int64(), nullable=False),
+            pa.field("etag", pa.string(), nullable=False),
+            pa.field("footer_digest", pa.string(), nullable=False),
+            pa.field("num_rows", pa.int64(), nullable=False),
+            pa.field("file_rows", pa.int64(), nullable=False),
+            pa.field("num_row_groups", pa.int64(), nullable=False),
+            pa.field("blocks", pa.list_(pa.int64()), nullable=False),
+            pa.field("columns", pa.map_(pa.string(), pa.string()), nullable=False),
+        ]
+    )
+
+    def __init__(self, table: pa.Table, passthrough: pa.Schema) -> None:
+        self.table = table.cast(self._SCHEMA).combine_chunks()
+        self.passthrough = passthrough
+        self.num_rows: np.ndarray = self.table["num_rows"].to_numpy()
+        self.size_bytes: np.ndarray = self.table["size_bytes"].to_numpy()
+
+    @classmethod
+    def of(cls, files: Iterable[InputFile], passthrough: pa.Schema) -> FileList:
+        """The list of these files; all of them get the given pass-through columns."""
+        columns: dict[str, list] = {name: [] for name in cls._SCHEMA.names}
+        for file in files:
+            for name, values in columns.items():
+                values.append(getattr(file, name))
+        return cls(pa.table(columns, schema=cls._SCHEMA), passthrough)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> InputFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[InputFile]: ...
+    def __getitem__(self, index: int | slice) -> InputFile | list[InputFile]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"input file {index} of {len(self)}")
+        row = {name: self.table[name][index % len(self)].as_py() for name in self._SCHEMA.names}
+        row |= {"blocks": tuple(row["blocks"]), "columns": tuple(map(tuple, row["columns"]))}
+        return InputFile(**row, passthrough=self.passthrough)
+
+    def identities(self) -> dict[str, tuple]:
+        """For each relpath, in order, what would show that the file changed; `IDENTITY` names the values."""
+        names = ("size_bytes", "etag", "footer_digest", "num_rows")
+        values = zip(*(self.table[name].to_pylist() for name in names), strict=True)
+        return dict(zip(self.table["relpath"].to_pylist(), values, strict=True))
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of all identities in order."""
+        sha = sha256()
+        for name, identity in self.identities().items():
+            sha.update(repr((name, *identity)).encode())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file before its footer is read."""
+
+    found: Found
+    relpath: str
+    format: Format
+
+
+def server_of(spec: JobSpec) -> dict[str, Any]:
+    return {
+        "endpoint_url": spec.prompts.endpoint_url or spec.output.endpoint_url,
+        "region": spec.prompts.region or spec.output.region,
+    }
+
+
+def stem_of(relpath: str) -> str:
+    stem, ending = posixpath.splitext(relpath)
+    return stem if ending.lower() in ENDINGS else relpath

@@ -1,0 +1,170 @@
+"""The prompt table: which files it is made of, and its rows one by one. Knows no models and no output."""
+
+from __future__ import annotations
+
+import posixpath
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from hashlib import sha256
+from typing import TypeVar
+
+import pyarrow as pa
+
+from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.prompts.columns import named_columns, passthrough, same_columns, writable
+from overtone.jobs.prompts.globs import Expanded, expand, relative_names
+from overtone.jobs.prompts.input_file import FileList, InputFile, Source, server_of, stem_of
+from overtone.jobs.prompts.places import Found, Place, place_of
+from overtone.jobs.prompts.scan import ENDINGS, Format, Scan
+from overtone.jobs.prompts.table import scan
+from overtone.jobs.spec import JobSpec, is_url
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_THREADS = 32  # that read files at once: most wait for an answer
+_AHEAD = 4 * _THREADS
+_HASHED_BYTES = 256 * 1024**2
+
+
+# Planning: from paths to a list of files
+
+
+def list_files(spec: JobSpec) -> FileList:
+    """The job's input files, from Parquet footers alone; csv and jsonl are read once, and local files that
+    are small altogether are hashed.
+
+    PromptsError, with the file and column, where a file is missing, unreadable or damaged, has no prompts, a
+    column of another type than its meaning asks for, one that the output has itself, or other ones than
+    the first file.
+    """
+    sources = _sources(spec)
+    limit = spec.prompts.limit
+    left = limit if limit is not None else sys.maxsize
+    small = sum(source.found.size_bytes for source in sources) <= _HASHED_BYTES
+    files: list[InputFile] = []
+    schema: pa.Schema | None = None
+    with closing(in_threads(lambda source: _scanned(spec, source, small), sources)) as scans:
+        for source, (scanned, etag) in zip(sources, scans, strict=True):
+            path = source.found.path
+            columns = named_columns(spec, scanned, path, source.format)
+            schema = same_columns(schema, passthrough(spec, scanned, columns, path), source, files)
+            files.append(
+                InputFile(
+                    path=path,
+                    relpath=source.relpath,
+                    format=source.format,
+                    size_bytes=source.found.size_bytes,
+                    etag=etag,
+                    footer_digest=scanned.digest,
+                    num_rows=min(left, scanned.num_rows),
+                    file_rows=scanned.num_rows,
+                    num_row_groups=scanned.num_row_groups,
+                    blocks=scanned.blocks,
+                    passthrough=schema,
+                    columns=tuple(columns.items()),
+                )
+            )
+            left -= files[-1].num_rows
+            if not left:
+                break
+    assert schema is not None
+    if not any(file.num_rows for file in files):
+        raise PromptsError(f"{_and_others(files)} no rows; there is nothing to make")
+    writable(schema, files[0].path)
+    _distinct_stems(files)
+    return FileList.of(files, schema)
+
+
+def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out]:
+    """`map` over files in threads, in order, at most `_AHEAD` files ahead of who asks."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+    try:
+        futures: deque[Future[_Out]] = deque()
+        for item in items:
+            futures.append(pool.submit(work, item))
+            if len(futures) >= _AHEAD:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sources(spec: JobSpec) -> list[Source]:
+    expanded = [expand(path, **server_of(spec)) for path in spec.prompts.path]
+    kept: dict[str, tuple[Found, Format]] = {}
+    for some in expanded:
+        files = _of_format(some, spec.prompts.format) if some.is_folder else some.files
+        for found in files:
+            kept.setdefault(found.path, (found, _format(spec, found.path)))
+    relpaths = relative_names([some.base for some in expanded], list(kept))
+    return [
+        Source(found, name, format) for (found, format), name in zip(kept.values(), relpaths, strict=True)
+    ]
+
+
+def _of_format(folder: Expanded, format: str) -> list[Found]:
+    wanted = "parquet" if format == "auto" else format
+    files = [found for found in folder.files if _ending(found.path) == wanted]
+    if not files:
+        kinds = sorted({kind for found in folder.files if (kind := _ending(found.path))})
+        hint = f"; set prompts.format to {' or '.join(kinds)}" if kinds else ""
+        raise PromptsError(f"prompts.path: there is no {wanted} file in {folder.base}{hint}")
+    return files
+
+
+def _ending(path: str) -> Format | None:
+    return ENDINGS.get(posixpath.splitext(path)[1].lower())
+
+
+def _format(spec: JobSpec, path: str) -> Format:
+    if spec.prompts.format != "auto":
+        return spec.prompts.format
+    ending = _ending(path)
+    if ending is None:
+        raise PromptsError(
+            f"prompts.path: {path} ends in none of {', '.join(ENDINGS)}; set prompts.format, unpack it, or "
+            "name only the files that hold prompts"
+        )
+    return ending
+
+
+def _scanned(spec: JobSpec, source: Source, small: bool) -> tuple[Scan, str]:
+    """(scan, etag). A local file's etag is a hash of its contents where that is cheap: a copy is the same."""
+    path = source.found.path
+    place = place_of(path, **server_of(spec))
+    try:
+        scanned = scan(place, source.found, source.format)
+        etag = source.found.etag
+        if not is_url(path) and small:
+            etag = _content_hash(place, path)
+    except (StoreError, OSError) as error:
+        raise PromptsError(f"prompts.path: {error}") from error
+    return scanned, etag
+
+
+def _content_hash(place: Place, path: str) -> str:
+    sha = sha256()
+    with place.open(path) as file:
+        while chunk := file.read(1024**2):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _distinct_stems(files: list[InputFile]) -> None:
+    """Rows without a row_id are named after their file: two names alike would give two rows one name."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(stem_of(file.relpath), file.path)
+        if other != file.path:
+            raise PromptsError(
+                f"{other} and {file.path} differ only in their endings, which row_ids leave out; rename one"
+            )
+
+
+def _and_others(files: list[InputFile]) -> str:
+    first, others = files[0].path, len(files) - 1
+    return f"{first} and {others:,} other files have" if others else f"{first} has"

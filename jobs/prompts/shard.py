@@ -1,0 +1,195 @@
+"""TODO: jobs/prompts/shard.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate, count, repeat
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from overtone.jobs.errors import PromptsError
+from overtone.jobs.prompts.input_file import InputFile, server_of, stem_of
+from overtone.jobs.prompts.listing import in_threads
+from overtone.jobs.prompts.places import Found, place_of
+from overtone.jobs.prompts.scan import Batch, rows_without_columns
+from overtone.jobs.prompts.table import read
+from overtone.jobs.prompts.values import plain_row_ids, row_identity, samples, shown_value
+from overtone.jobs.rows import Reject, Row, image_row_id
+from overtone.jobs.spec import COLUMNS, JobSpec
+
+if TYPE_CHECKING:
+    from overtone.jobs.plan import JobPlan
+
+
+_NAMED_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of one shard, or of any run of rows of one file."""
+
+    rows: list[Row]
+    """Rows to make, in source order; an input row that asks for n images is here n times."""
+    rejects: list[Reject]
+    """Samples that cannot be made, in source order; a row that asks for n images is here n times."""
+    passthrough: pa.Table
+    """All the input rows' pass-through columns: take `Row.source - first_row`. It may have rows but no
+    columns."""
+    first_row: int
+    """Index in the file of the first input row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Input rows: every one is in `rows` or in `rejects`."""
+        return self.passthrough.num_rows
+
+
+# Reading: from a run of rows to samples
+
+
+def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) -> ShardRows:
+    """The rows [first_row, first_row + num_rows) of a file: each ends in `rows` or `rejects`.
+
+    PromptsError where the file is damaged, gone, or not what it was when the job was planned; StoreError
+    where it cannot be reached.
+    """
+    rows: list[Row] = []
+    rejects: list[Reject] = []
+    tables = []
+    source = first_row
+    for batch in _batches(spec, file, COLUMNS, file.passthrough, first_row, num_rows):
+        for i in range(batch.num_rows):
+            values = {meaning: column[i] for meaning, column in batch.values.items()}
+            some_rows, some_rejects = samples(
+                spec.seed, _default_id(file, source), source, values, batch.problems.get(i)
+            )
+            rows += some_rows
+            rejects += some_rejects
+            source += 1
+        tables.append(batch.others)
+    if not len(file.passthrough):
+        passthrough = rows_without_columns(num_rows)
+    else:
+        passthrough = pa.concat_tables(tables) if tables else file.passthrough.empty_table()
+    return ShardRows(rows, rejects, passthrough, first_row)
+
+
+def _batches(
+    spec: JobSpec,
+    file: InputFile,
+    meanings: Sequence[str],
+    others: pa.Schema,
+    first_row: int,
+    num_rows: int,
+) -> Iterator[Batch]:
+    """The rows in batches, their values by meaning instead of by column name."""
+    place = place_of(file.path, **server_of(spec))
+    columns = {meaning: name for meaning, name in file.columns if meaning in meanings}
+    if not num_rows:
+        return
+    for batch in read(
+        place,
+        Found(file.path, file.size_bytes, file.etag),
+        file.format,
+        values=list(columns.values()),
+        others=others,
+        first_row=first_row,
+        num_rows=num_rows,
+        blocks=file.blocks,
+        digest=file.footer_digest,
+    ):
+        values = {meaning: batch.values[name] for meaning, name in columns.items()}
+        yield Batch(values, batch.others, batch.problems)
+
+
+def _default_id(file: InputFile, source: int) -> str:
+    return f"{stem_of(file.relpath)}:{source}"
+
+
+# Identities: which samples the job owes
+
+
+def expected_row_ids(spec: JobSpec, plan: JobPlan) -> Iterator[tuple[int, list[str]]]:
+    """(shard, row_ids of all its samples) for every shard in order: those in `data` and in `rejects` alike.
+
+    Streams the row_id and num_images columns alone; of tables without these it reads nothing.
+    """
+    shard = 0
+    for file in plan.files:
+        ids: list[str] = []  # of the shard in hand
+        row = 0
+        for some, counts in _named_rows(spec, file):
+            ends = list(accumulate(counts)) if counts else range(1, len(some) + 1)
+            done, taken = 0, 0  # rows and ids of this batch that are in shards
+            while done < len(ends):
+                n = min(len(ends) - done, plan.shard_rows - row % plan.shard_rows)
+                done, row = done + n, row + n
+                ids += some[taken : ends[done - 1]]
+                taken = ends[done - 1]
+                if row % plan.shard_rows == 0 or row == file.num_rows:
+                    yield shard, ids
+                    shard, ids = shard + 1, []
+
+
+def _named_rows(spec: JobSpec, file: InputFile) -> Iterator[tuple[list[str], list[int] | None]]:
+    """The names of all samples of a file in batches: (names, how many each row has); None: each has one."""
+    if not {"row_id", "num_images"} & set(dict(file.columns)):
+        stem = stem_of(file.relpath)
+        for start in range(0, file.num_rows, _NAMED_ROWS):
+            rows = range(start, min(start + _NAMED_ROWS, file.num_rows))
+            yield [f"{stem}:{source}" for source in rows], None
+        return
+    start = 0
+    for batch in _batches(spec, file, ("row_id", "num_images"), pa.schema([]), 0, file.num_rows):
+        given = batch.values.get("row_id")
+        if given is not None and "num_images" not in batch.values and plain_row_ids(given):
+            yield given, None
+        else:
+            names, counts = [], []
+            for i in range(batch.num_rows):
+                values = {meaning: column[i] for meaning, column in batch.values.items()}
+                row_id, num_images, _ = row_identity(_default_id(file, start + i), values)
+                names += [image_row_id(row_id, k, num_images) for k in range(num_images)]
+                counts.append(num_images)
+            yield names, counts
+        start += batch.num_rows
+
+
+def _hashes(spec: JobSpec, file: InputFile) -> np.ndarray:
+    """[samples] int64, in no order that means anything: `hash` of each name in a file."""
+    names = [np.fromiter(map(hash, some), np.int64, len(some)) for some, _ in _named_rows(spec, file)]
+    return np.concatenate([np.empty(0, np.int64), *names])
+
+
+def check_row_ids(spec: JobSpec, plan: JobPlan) -> None:
+    """PromptsError where two samples of the job have one name. For a driver, before any GPU work.
+
+    Reads files in parallel. Memory: 8 bytes a sample, and twice that for a moment.
+    """
+    if not any("row_id" in dict(file.columns) for file in plan.files):
+        return  # named after file and index: distinct by construction
+    with closing(in_threads(lambda i: _hashes(spec, plan.files[i]), range(len(plan.files)))) as some:
+        hashes = np.concatenate([*some])
+    hashes.sort()
+    twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not twice:
+        return
+    seen: dict[str, tuple[str, int]] = {}
+    for file in plan.files:
+        sources = count()
+        for names, counts in _named_rows(spec, file):
+            rows = (source for n in counts or repeat(1, len(names)) for source in repeat(next(sources), n))
+            for row_id, source in zip(names, rows, strict=True):
+                if hash(row_id) not in twice:
+                    continue
+                if row_id in seen:
+                    path, first = seen[row_id]
+                    raise PromptsError(
+                        f"row_id {shown_value(row_id)} is there twice: row {first} of {path}, row {source} "
+                        f"of {file.path} (counted from 0); make row_ids unique, or leave the column out"
+                    )
+                seen[row_id] = (file.path, source)

@@ -1,0 +1,71 @@
+"""Tables in Parquet, csv and JSON lines: how many rows a file has, any run of its rows. Knows no meanings.
+
+A Parquet file is known by its footer alone. csv and jsonl are read once from end to end, which finds where
+every 1024th row begins, so that later reads start there. In csv all columns are text and an empty cell is
+null; in jsonl a column has one type over all rows, and a key that a row lacks is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.prompts.parquet import read_parquet, scan_parquet
+from overtone.jobs.prompts.places import Found, Place, gone
+from overtone.jobs.prompts.scan import Batch, Format, Scan, changed, line_of
+from overtone.jobs.prompts.text_tables import read_csv, read_jsonl, scan_csv, scan_jsonl
+
+
+def scan(place: Place, found: Found, format: Format) -> Scan:
+    """Count a file's rows. PromptsError where it is not a whole file of its format, StoreError where it
+    cannot be reached."""
+    with _reading(found.path):
+        return {"parquet": scan_parquet, "csv": scan_csv, "jsonl": scan_jsonl}[format](place, found)
+
+
+def read(
+    place: Place,
+    found: Found,
+    format: Format,
+    *,
+    values: Sequence[str],
+    others: pa.Schema,
+    first_row: int,
+    num_rows: int,
+    blocks: Sequence[int] = (),
+    digest: str,
+) -> Iterator[Batch]:
+    """Exactly the rows [first_row, first_row + num_rows), in order, in batches of at most 1024.
+
+    `values` and `others` name columns; `others` also ones that the file lacks. PromptsError where the file is
+    damaged or no longer the one that `digest` was made of; StoreError where it cannot be reached.
+    """
+    reader = {"parquet": read_parquet, "csv": read_csv, "jsonl": read_jsonl}[format]
+    left = num_rows
+    with _reading(found.path):
+        now = place.stat(found.path)
+        if now is None:
+            raise gone(found.path)
+        if now.size_bytes != found.size_bytes:
+            raise changed(found.path)
+        for batch in reader(place, found, values, others, first_row, num_rows, blocks, digest):
+            left -= batch.num_rows
+            yield batch
+    if left:
+        raise PromptsError(f"{found.path} is damaged: it has {left:,} rows fewer than when it was planned")
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Arrow's OSErrors are about the file's contents, those with a number are the machine's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise PromptsError(f"{path} cannot be read: {line_of(error)}") from error
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise PromptsError(f"{path} cannot be read: {line_of(error)}") from error

@@ -1,0 +1,56 @@
+"""What people look at: the report, the data set card, the contact sheet; and the timings behind them.
+
+Each name is imported when it is asked for: charts take matplotlib with them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overtone.jobs.report.dataset_card import CARD, card, card_rows, contents, finished_job, write_card
+    from overtone.jobs.report.html import report
+    from overtone.jobs.report.pages import data_uri, page, style, svg
+    from overtone.jobs.report.sheet import contact_sheet, first_pictures
+    from overtone.jobs.report.timings import Timings
+
+_PUBLIC = {
+    "CARD": "dataset_card",
+    "card": "dataset_card",
+    "card_rows": "dataset_card",
+    "contents": "dataset_card",
+    "finished_job": "dataset_card",
+    "write_card": "dataset_card",
+    "report": "html",
+    "data_uri": "pages",
+    "page": "pages",
+    "style": "pages",
+    "svg": "pages",
+    "contact_sheet": "sheet",
+    "first_pictures": "sheet",
+    "Timings": "timings",
+}
+
+__all__ = [
+    "CARD",
+    "Timings",
+    "card",
+    "card_rows",
+    "contact_sheet",
+    "contents",
+    "data_uri",
+    "finished_job",
+    "first_pictures",
+    "page",
+    "report",
+    "style",
+    "svg",
+    "write_card",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

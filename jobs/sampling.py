@@ -1,0 +1,38 @@
+"""TODO: jobs/sampling.py."""
+
+from __future__ import annotations
+
+from overtone.jobs.errors import SizeError, SpecError
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.checkpoints import Checkpoint, describe, flow_shift_change
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.schedule import SamplingPlan, plan_sampling
+
+
+def checkpoint_of(spec: JobSpec) -> Checkpoint:
+    """The model's published or stored settings; SpecError when they cannot be known offline."""
+    try:
+        return describe(spec.model.id)
+    except ValueError as error:
+        raise SpecError(f"model.id: {error}") from error
+
+
+def sampling_plan(
+    spec: JobSpec, checkpoint: Checkpoint, *, height_px: int | None = None, width_px: int | None = None
+) -> SamplingPlan:
+    """The stages of one row, at the job's own size unless a row's is given; SizeError where it cannot be."""
+    family = FAMILIES[checkpoint.family]
+    sampling = spec.sampling
+    height_px = height_px or sampling.height or family.default_height
+    width_px = width_px or sampling.width or family.default_width
+    try:
+        change = flow_shift_change(checkpoint.scheduler, sampling.flow_shift)
+        sigmas = checkpoint.with_scheduler(**change).sigmas(
+            sampling.num_steps or checkpoint.default_steps or family.default_steps,
+            height_px,
+            width_px,
+            sampling.num_frames or family.default_frames,
+        )
+        return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px)
+    except ValueError as error:
+        raise SizeError(f"sampling: {error}") from error

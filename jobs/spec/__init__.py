@@ -1,0 +1,19 @@
+"""The job spec: its sections, how it is read from YAML, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from overtone.jobs.spec.fields import is_url
+from overtone.jobs.spec.load import JobSpec, load_spec, with_overrides
+from overtone.jobs.spec.reference import spec_reference_markdown, spec_schema
+from overtone.jobs.spec.sections import COLUMNS, Output
+
+__all__ = [
+    "COLUMNS",
+    "JobSpec",
+    "Output",
+    "is_url",
+    "load_spec",
+    "spec_reference_markdown",
+    "spec_schema",
+    "with_overrides",
+]

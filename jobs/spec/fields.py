@@ -1,0 +1,50 @@
+"""TODO: jobs/spec/fields.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, Field
+
+_SECRET = re.compile(r"(?i)signature|^sig$|token|secret|password|credential|access.?key")
+
+
+def without_credentials(url: str) -> str:
+    """The URL itself; ValueError, which does not repeat it, where it carries a password or signature."""
+    if "://" not in url:
+        return url
+    split = urlsplit(url)
+    if "@" in split.netloc or any(_SECRET.search(key) for key, _ in parse_qsl(split.query)):
+        raise ValueError("the URL carries credentials; give them in the environment or a profile instead")
+    return url
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a store or a server rather than a file of this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None and "://" in path
+
+
+def _plain(path: str) -> str:
+    if not path:
+        raise ValueError("is empty")
+    if "\0" in path:
+        raise ValueError("holds a NUL character")
+    return without_credentials(path)
+
+
+def _endpoint(url: str) -> str:
+    split = urlsplit(without_credentials(url))
+    if split.scheme not in ("http", "https") or not split.netloc:
+        raise ValueError("is not a URL like https://host:9000")
+    return url
+
+
+def one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, AfterValidator(_plain)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]

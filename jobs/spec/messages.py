@@ -1,0 +1,76 @@
+"""TODO: jobs/spec/messages.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from overtone.jobs.spec.yaml_lines import Document
+
+
+def validation_messages(error: ValidationError, document: Document, model: type[BaseModel]) -> list[str]:
+    """`job.yaml:7: sampling.deltaa: unknown key; did you mean delta?`, a line for each key of `model` that is
+    wrong."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for problem in error.errors(include_url=False):
+        path = document.known(problem["loc"])
+        shown = ".".join(map(str, path))
+        message = _message(problem, path, model)
+        if problem["type"] == "missing":
+            shown = ".".join(str(key) for key in problem["loc"])
+        messages = found.setdefault((document.where(path), shown), [])
+        if message not in messages:
+            messages.append(message)
+    return [
+        f"{where}: {f'{shown}: ' if shown else ''}{', or '.join(messages)}"
+        for (where, shown), messages in found.items()
+    ]
+
+
+def _message(problem: Any, path: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key{_suggestion(path, model)}"
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(problem["ctx"]["error"])  # ours: it says all, and keeps credentials to itself
+        case "model_type" | "dict_type":
+            return "must be a section of `key: value` lines"
+    text = problem["msg"].removeprefix("Input ")
+    value = problem["input"]
+    if isinstance(value, str | int | float | bool | None):
+        text += f"; got {_cut(value)}"
+    return text
+
+
+def _cut(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _suggestion(path: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    """`; did you mean delta?`: the nearest key of the same section, else where the key belongs."""
+    *section, key = path
+    fields = _fields(model, [part for part in section if isinstance(part, str)])
+    for name in model.model_fields:
+        if key in _fields(model, [name]):
+            return f"; did you mean {name}.{key}?"
+    near = get_close_matches(str(key), fields, 1, 0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known are {', '.join(fields)}"
+
+
+def _fields(model: type[BaseModel], section: Sequence[str]) -> list[str]:
+    for name in section:
+        info = model.model_fields.get(name)
+        inner = info.annotation if info else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,145 @@
+"""TODO: jobs/status/state.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from overtone.jobs.words import duration
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker by what it left in the timings."""
+
+    worker: str
+    device: str
+    node: str
+    parts: int
+    rows: int
+    seconds: float
+    """In all stages; overlapping ones count twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectSeen:
+    """A reject as it is in the rejects."""
+
+    row_id: str
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job's state. Rows are input rows."""
+
+    url: str
+    name: str
+    model: str
+    mode: str
+    fingerprint: str
+    rows_total: int
+    rows_done: int
+    rows_rejected: int
+    rows_left: int
+    """Those of a retry that are not tried again yet among them."""
+    shards_total: int
+    shards_done: int
+    size_bytes: int
+    """Of all parts."""
+    epoch: int
+    """How often a driver took the job up."""
+    rows_quarantined: int
+    """Rows that killed workers, in the newest retry where there is one."""
+    retry: int
+    """The newest retry of rejects; 0: there is none."""
+    retry_shards_total: int
+    """Of that retry."""
+    retry_shards_done: int
+    rows_per_second: float | None
+    """Over the last minutes of work; None: not known."""
+    eta_s: float | None
+    """Seconds to go at that rate; None: done, not known, or nothing happens any more."""
+    last_part_s: float | None
+    """Seconds since the last part; None: there is none, or the store does not say."""
+    seconds_by_stage: dict[str, float]
+    """Over all workers."""
+    workers: tuple[WorkerSeen, ...]
+    rejects_by_class: dict[str, int]
+    """Samples, not input rows: one that asks for several images may be several."""
+    newest_rejects: tuple[RejectSeen, ...]
+    """A few, the last first."""
+    sampled: bool
+    """Seconds and rejects are estimates from some of the parts."""
+
+    @property
+    def finished(self) -> bool:
+        """Every part is there, those of the newest retry too."""
+        return (self.shards_done, self.retry_shards_done) == (self.shards_total, self.retry_shards_total)
+
+    @property
+    def percent(self) -> int:
+        """Of the rows, done or rejected; 100 only where all are."""
+        return 100 * (self.rows_total - self.rows_left) // self.rows_total if self.rows_total else 100
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `text`, as data."""
+        return {**asdict(self), "finished": self.finished}
+
+    def line(self) -> str:
+        """One line: rows and pace."""
+        rejected = f", {self.rows_rejected:,} rejected" if self.rows_rejected else ""
+        done = self.rows_total - self.rows_left
+        return f"{done:,} of {self.rows_total:,} rows ({self.percent}%){rejected}; {self.pace()}"
+
+    def text(self) -> str:
+        """A screenful for a terminal."""
+        lines = [
+            f"{self.name}: {self.rows_done:,} of {self.rows_total:,} rows done, {self.rows_rejected:,} "
+            f"rejected, {self.rows_left:,} left ({self.percent}%)",
+            f"{self.shards_done:,} of {self.shards_total:,} shards, {_size(self.size_bytes)}; model "
+            f"{self.model}, {self.mode}",
+            self.pace(),
+        ]
+        if self.retry:
+            lines.append(
+                f"retry {self.retry} of rejects: {self.retry_shards_done:,} of {self.retry_shards_total:,} "
+                "shards"
+            )
+        if self.rejects_by_class:
+            reasons = ", ".join(f"{count:,} {name}" for name, count in self.rejects_by_class.items())
+            lines.append(f"rejects: {reasons}")
+        if self.rows_quarantined:
+            lines.append(f"{self.rows_quarantined:,} rows killed workers and are not run again")
+        total = sum(self.seconds_by_stage.values())
+        if total:
+            about = " (estimated from some parts)" if self.sampled else ""
+            lines += ["", f"{'stage':<14}{'seconds':>12}{'share':>8}{about}"]
+            lines += [
+                f"{stage:<14}{seconds:>12,.1f}{seconds / total:>8.1%}"
+                for stage, seconds in sorted(self.seconds_by_stage.items(), key=lambda item: -item[1])
+            ]
+        if self.workers:
+            lines += ["", f"{'worker':<20}{'device':<24}{'parts':>8}{'rows':>10}"]
+            lines += [f"{w.worker:<20}{w.device:<24}{w.parts:>8,}{w.rows:>10,}" for w in self.workers]
+        return "\n".join(lines)
+
+    def pace(self) -> str:
+        """Rows a second, time to go and the last sign of life, or that it is done."""
+        if self.finished:
+            return "finished"
+        last = "" if self.last_part_s is None else f"; last part {duration(self.last_part_s)} ago"
+        if self.rows_per_second is None:
+            return ("no part yet" if not self.shards_done else "rate not known yet") + last
+        if self.eta_s is None:
+            return f"nothing has been written for a while; it made {self.rows_per_second:.3g} rows/s{last}"
+        return f"{self.rows_per_second:.3g} rows/s, ETA {duration(self.eta_s)}{last}"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"

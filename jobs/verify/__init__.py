@@ -1,0 +1,11 @@
+"""The proof that every input row is in an output exactly once."""
+
+from __future__ import annotations
+
+from overtone.jobs.verify.check import verify
+from overtone.jobs.verify.found import VerifyReport
+
+__all__ = [
+    "VerifyReport",
+    "verify",
+]

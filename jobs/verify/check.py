@@ -1,0 +1,131 @@
+"""The proof that every input row is in the output exactly once, in data or in rejects. Trusts no driver.
+
+One pass over the input beside one pass over the parts, a few shards at a time, in memory that does not grow
+with the job but for eight bytes a row, by which rows that are there twice are found. A shard's part must have
+each of its input rows, made or rejected; a retry's part each reject of the part before it. So by one step
+after the other each row is made in one part, or a reject of the newest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from os import cpu_count
+
+from overtone.jobs.errors import StoreError, UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import JobPlan
+from overtone.jobs.prompts import expected_row_ids
+from overtone.jobs.report import CARD, card_rows, write_card
+from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import Store, open_store
+from overtone.jobs.verify.found import Checked, VerifyReport
+from overtone.jobs.verify.names import Seen, There, name_duplicates
+from overtone.jobs.verify.shard import Checker
+
+_SHARDS_AT_ONCE = 8
+"""For stores that answer slowly; each holds a few pictures and its row_ids."""
+
+
+def verify(
+    url: str,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    repair: bool = False,
+    decode: bool = True,
+    on_part: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Check the whole output of a job against its input. UserError where there is no job.
+
+    `repair` writes missing or wrong timings, rejects and card again, from the parts; it changes nothing under
+    `data/`. `on_part(done, of)` is called after each part.
+    """
+    store = open_store(url, endpoint_url=endpoint_url, region=region)
+    spec, plan = JobFolder(store).load()
+    return verify_job(
+        store, spec, plan, expected_row_ids(spec, plan), repair=repair, decode=decode, on_part=on_part
+    )
+
+
+def verify_job(
+    store: Store,
+    spec: JobSpec,
+    plan: JobPlan,
+    expected: Iterable[tuple[int, list[str]]],
+    *,
+    repair: bool = False,
+    decode: bool = True,
+    on_part: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """The same for a job in hand; `expected` gives (shard, row_ids) in shard order, in one piece or
+    several."""
+    report = VerifyReport(store.url, shards_total=plan.num_shards, decoded=decode)
+    there = There(store, plan, spec.output.format, report)
+    seen = Seen()
+    with (
+        ThreadPoolExecutor(cpu_count() or 1, "decode") as decoders,
+        ThreadPoolExecutor(_SHARDS_AT_ONCE, "shard") as pool,
+    ):
+        checker = Checker(store, spec, plan, there, decoders, repair=repair, decode=decode)
+        for done, checked in enumerate(_in_order(pool, checker, _by_shard(expected, plan, report)), 1):
+            checked.tell(report)
+            seen.add(checked.row_ids)
+            if on_part is not None:
+                on_part(done, plan.num_shards)
+    twice = seen.twice()
+    if len(twice):
+        name_duplicates(store, spec, plan, there, twice, report)
+    if there.parts[0].all() and not report.retry_parts_left and not report.num_problems:
+        _check_card(store, spec, plan, report, repair=repair)
+    return report
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, checker: Checker, shards: Iterable[tuple[int, list[str] | None]]
+) -> Iterator[Checked]:
+    """`pool.map`, but taking no more ahead than the pool works on."""
+    running: deque[Future[Checked]] = deque()
+    for index, row_ids in shards:
+        running.append(pool.submit(checker.check, index, row_ids))
+        if len(running) > _SHARDS_AT_ONCE:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _check_card(store: Store, spec: JobSpec, plan: JobPlan, report: VerifyReport, *, repair: bool) -> None:
+    """A card is not needed, but one that is there must count right: readers refuse data of another length."""
+    promised = card_rows(store)
+    if promised == report.rows:
+        return
+    if repair:
+        report.wrote_card = write_card(store, spec, plan)
+    elif promised is not None:
+        report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")
+
+
+def _by_shard(
+    expected: Iterable[tuple[int, list[str]]], plan: JobPlan, report: VerifyReport
+) -> Iterator[tuple[int, list[str] | None]]:
+    """(shard, its row_ids) for every shard in order; None where the input cannot be read any more."""
+    following = 0
+    try:
+        for index, pieces in groupby(expected, key=itemgetter(0)):
+            assert index >= following, "the expected rows come in shard order"
+            for skipped in range(following, index):
+                yield skipped, []
+            row_ids = [row_id for _, piece in pieces for row_id in piece]
+            report.rows_expected += len(row_ids)
+            yield index, row_ids
+            following = index + 1
+        problem = None
+    except (UserError, StoreError) as error:
+        problem = error
+    if problem is not None:
+        report.add("unreadable_input", "input", f"{problem}; the parts from {following} on lack this check")
+    for index in range(following, plan.num_shards):
+        yield index, None if problem is not None else []

@@ -1,0 +1,148 @@
+"""TODO: jobs/verify/found.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from overtone.jobs.report import CARD
+
+_KEPT_PROBLEMS = 1000
+_SHOWN_PROBLEMS = 20
+_SHOWN_IDS = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as the job promised. `kind`: missing_part, foreign_file, broken_part,
+    orphaned_part, wrong_rows, duplicate_rows, broken_media, missing_derived, wrong_derived, broken_retry or
+    unreadable_input."""
+
+    kind: str
+    where: str
+    """The object, or the input."""
+    message: str
+
+
+@dataclass
+class VerifyReport:
+    """What was found. `ok` is True only if every input row is there exactly once and all of it can be
+    read."""
+
+    url: str
+    rows_expected: int = 0
+    """Rows that the input asks for, the refused ones included; 0 where it cannot be read."""
+    rows: int = 0
+    """Rows found in parts."""
+    rejects: int = 0
+    shards_total: int = 0
+    shards: int = 0
+    """Parts found, those of retries aside."""
+    retries: int = 0
+    """Retries that were begun."""
+    retry_parts: int = 0
+    """Their parts found."""
+    retry_parts_left: int = 0
+    """Parts that the newest of them still has to make; until then its rows are rejects."""
+    decoded: bool = True
+    """Whether pictures were decoded."""
+    repaired: int = 0
+    """Parts whose timings and rejects were written again."""
+    wrote_card: bool = False
+    problems: list[Problem] = field(default_factory=list)
+    """The first thousand; `num_problems` counts all."""
+    num_problems: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ok(self) -> bool:
+        return not self.num_problems
+
+    def add(self, kind: str, where: str, message: str) -> None:
+        self.num_problems[kind] += 1
+        if len(self.problems) < _KEPT_PROBLEMS:
+            self.problems.append(Problem(kind, where, message))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `text`, as data."""
+        return {
+            "url": self.url,
+            "ok": self.ok,
+            "rows_expected": self.rows_expected,
+            "rows": self.rows,
+            "rejects": self.rejects,
+            "shards_total": self.shards_total,
+            "shards": self.shards,
+            "retries": self.retries,
+            "retry_parts": self.retry_parts,
+            "retry_parts_left": self.retry_parts_left,
+            "decoded": self.decoded,
+            "repaired": self.repaired,
+            "wrote_card": self.wrote_card,
+            "num_problems": dict(self.num_problems),
+            "problems": [vars(problem) for problem in self.problems],
+        }
+
+    def text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [
+            f"{self.url}: {self.rows:,} rows and {self.rejects:,} rejects in {self.shards:,} of "
+            f"{self.shards_total:,} parts, for {self.rows_expected:,} rows asked for"
+        ]
+        if self.retries:
+            left = f"; it lacks {self.retry_parts_left:,} parts" if self.retry_parts_left else ""
+            lines.append(f"{self.retry_parts:,} parts of retries, up to retry {self.retries}{left}")
+        if self.repaired:
+            lines.append(f"wrote the timings and rejects of {self.repaired:,} parts again")
+        if self.wrote_card:
+            lines.append(f"wrote {CARD} again")
+        if self.ok:
+            read = "every picture decodes" if self.decoded else "pictures were not decoded"
+            lines.append(f"every row is there exactly once; checksums agree; {read}")
+            return "\n".join(lines)
+        total = sum(self.num_problems.values())
+        lines.append(f"{total:,} problem{'s' if total != 1 else ''}:")
+        lines += [f"  {problem.where}: {problem.message}" for problem in self.problems[:_SHOWN_PROBLEMS]]
+        if total > _SHOWN_PROBLEMS:
+            counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.num_problems.items()))
+            lines.append(f"  ... and {total - _SHOWN_PROBLEMS:,} more (in all: {counts})")
+        advice = [_ADVICE[kind] for kind in _ADVICE if self.num_problems[kind]]
+        return "\n".join(lines + advice)
+
+
+_ADVICE = {
+    "missing_part": "Run the job again: it makes the missing parts.",
+    "missing_derived": "`overtone verify --repair` writes missing timings and rejects again.",
+    "wrong_derived": "`overtone verify --repair` writes wrong timings and rejects again.",
+    "broken_part": "Delete a broken part and run the job again: it makes it anew.",
+    "orphaned_part": "Delete a retry's part whose part before is missing or broken, then run the job again.",
+    "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
+    "job again: it makes them anew.",
+}
+
+
+@dataclass
+class Checked:
+    """What was found of one shard."""
+
+    row_ids: list[str] = field(default_factory=list)
+    """Of all rows that were made, and of the rejects that are left."""
+    rows: int = 0
+    rejects: int = 0
+    repaired: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem(kind, where, message))
+
+    def tell(self, report: VerifyReport) -> None:
+        report.rows += self.rows
+        report.rejects += self.rejects
+        report.repaired += self.repaired
+        for problem in self.problems:
+            report.add(problem.kind, problem.where, problem.message)
+
+
+def shown_ids(row_ids: list[str]) -> str:
+    shown = ", ".join(repr(row_id[:100]) for row_id in row_ids[:_SHOWN_IDS])
+    return shown + (", ..." if len(row_ids) > _SHOWN_IDS else "")

@@ -1,0 +1,84 @@
+"""TODO: progressive/bench/command.py."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from overtone.progressive.bench.cases import CASES, chosen_settings, label
+from overtone.progressive.bench.models import open_case
+from overtone.progressive.bench.tables import Measurement, expected_table, report, table
+from overtone.progressive.bench.timing import measure
+from overtone.progressive.compile import COMPILE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m overtone.progressive.bench", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--case", action="append", choices=[*CASES, "all"], help="repeatable; `all` is all but tiny"
+    )
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", default="bfloat16", help="of the random transformers (default: bfloat16)")
+    parser.add_argument("--batch-size", type=int, action="append", help="repeatable; default: 1")
+    parser.add_argument("--compile", action="append", choices=COMPILE, help="repeatable; default: off")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="beside fullres, only these settings, e.g. '*delta 0.05'; repeatable",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="timed loops of each setting (default: 3)")
+    parser.add_argument("--steps", type=int, help="instead of the case's own number of steps")
+    parser.add_argument("--plan", action="store_true", help="measure nothing: what the ideal would be")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--markdown", type=Path, help="write the table here")
+    given = parser.parse_args(arguments)
+    names = given.case or ["tiny"]
+    if "all" in names:
+        names = [name for name in CASES if name != "tiny"]
+    if given.plan:
+        print(expected_table(names))
+        return
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        real = [name for name in names if name != "tiny"]
+        if real:
+            parser.error(f"--case {real[0]} needs a GPU; a CPU runs --case tiny, or --plan")
+    for name, pattern in product(names, given.only or ()):
+        if not chosen_settings(CASES[name], [pattern]):
+            known = "; ".join(map(label, chosen_settings(CASES[name])))
+            parser.error(f"--only {pattern} names none of {name}'s settings: {known}")
+    measured: list[Measurement] = []
+    for name in names:
+        case = CASES[name] if given.steps is None else replace(CASES[name], num_steps=given.steps)
+        engine = open_case(case, device, getattr(torch, given.dtype))
+        measured += measure(
+            engine,
+            name,
+            case,
+            settings=chosen_settings(case, given.only),
+            batch_sizes=given.batch_size or (1,),
+            compile=given.compile or ("off",),
+            repeats=given.repeats,
+            on_progress=lambda text: print(text, file=sys.stderr),
+        )
+        if given.json:  # after each case: the next one may not fit
+            given.json.write_text(json.dumps(report(measured, device, given.dtype), indent=2) + "\n")
+        if given.markdown:
+            given.markdown.write_text(table(measured) + "\n")
+        del engine  # the next model may need the room
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print(table(measured))

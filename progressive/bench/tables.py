@@ -1,0 +1,109 @@
+"""TODO: progressive/bench/tables.py."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from overtone.progressive.bench.cases import CASES, FULLRES, Case, chosen_settings, label
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.compile import Compile
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.schedule import plan_sampling
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One setting of one case. Seconds are of a whole denoising loop for `batch_size` rows."""
+
+    case: str
+    setting: str
+    split: str
+    """Steps @ latent grid of each stage."""
+    batch_size: int
+    compile: Compile
+    seconds: float
+    """Median of the repeats."""
+    spread_s: float
+    """Slowest minus fastest of the repeats."""
+    rows_per_s: float
+    saving: float
+    """Over `fullres` at the same batch size and compile mode."""
+    saving_over_plain: float
+    """Over the case's first `fullres`, per row: uncompiled and one row at a time, unless told otherwise."""
+    ideal: float
+    """Full-resolution token-steps over the plan's."""
+    share_of_ideal: float
+    """saving / ideal; above 1 where attention makes coarse steps cheaper than their tokens."""
+    memory_gib: float
+    """Most that the device held during the loop; on a CPU, the most that the process held so far."""
+
+
+# ----------------------------------------------------------------------------------------------- showing
+
+_COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "case": lambda m: m.case,
+    "setting": lambda m: m.setting,
+    "steps @ grid": lambda m: m.split,
+    "batch": lambda m: str(m.batch_size),
+    "compile": lambda m: m.compile,
+    "seconds": lambda m: f"{m.seconds:.2f} ± {m.spread_s / 2:.2f}",
+    "rows/s": lambda m: f"{m.rows_per_s:.3g}",
+    "saving": lambda m: f"{m.saving:.2f}x",
+    "over plain": lambda m: f"{m.saving_over_plain:.2f}x",
+    "ideal": lambda m: f"{m.ideal:.2f}x",
+    "reached": lambda m: f"{m.share_of_ideal:.0%}",
+    "GiB": lambda m: f"{m.memory_gib:.1f}",
+}
+
+
+def table(measured: Sequence[Measurement]) -> str:
+    """Markdown, its columns padded so that a terminal shows it well too."""
+    return _markdown([list(_COLUMNS), *([cell(one) for cell in _COLUMNS.values()] for one in measured)])
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |" for row in rows
+    )
+
+
+def expected(name: str, case: Case) -> list[tuple[str, str, str, float]]:
+    """(case, setting, steps @ grid, token-step ideal) of `fullres`, the published settings and `AUTO`, from
+    the model's schedule alone: no device, no weights."""
+    checkpoint = describe(case.model).with_scheduler(**case.scheduler)
+    sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
+    rows = []
+    for setting in (FULLRES, *chosen_settings(case)):
+        plan = plan_sampling(case.sampling(**setting), FAMILIES[checkpoint.family], sigmas)
+        rows.append((name, label(setting), plan.split, plan.saving))
+    return rows
+
+
+def expected_table(names: Sequence[str]) -> str:
+    """What is known of the table of `measure` before anything is measured, in Markdown."""
+    rows = [["case", "setting", "steps @ grid", "ideal"]]
+    for name in names:
+        rows += [[*known, f"{ideal:.2f}x"] for *known, ideal in expected(name, CASES[name])]
+    return _markdown(rows)
+
+
+def report(measured: Sequence[Measurement], device: torch.device, dtype: str) -> dict[str, Any]:
+    """All figures as data, with what they were measured on."""
+    cuda = device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "dtype": dtype,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "diffusers")},
+        "measurements": [asdict(one) for one in measured],
+    }

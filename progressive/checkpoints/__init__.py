@@ -1,0 +1,17 @@
+"""What is known of a checkpoint without loading it: family, schedule, licence."""
+
+from __future__ import annotations
+
+from overtone.progressive.checkpoints.checkpoint import Checkpoint
+from overtone.progressive.checkpoints.known import describe, license_of, spectrum_profile
+from overtone.progressive.checkpoints.published import PUBLISHED
+from overtone.progressive.checkpoints.sigmas import flow_shift_change
+
+__all__ = [
+    "PUBLISHED",
+    "Checkpoint",
+    "describe",
+    "flow_shift_change",
+    "license_of",
+    "spectrum_profile",
+]

@@ -1,0 +1,117 @@
+"""Published checkpoints by hub name, and local diffusers folders, read without torch: classes, configurations
+and the noise schedule that the pipeline will run. Knows no weights; never asks the network.
+
+    describe("black-forest-labs/FLUX.1-dev").sigmas(50, 1024, 1024)     # 51 noise levels, the last 0
+
+The table states facts as the checkpoints' own configuration files give them. Values that could not be
+compared with such a file are named in `Checkpoint.unverified`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from overtone.progressive.checkpoints.sigmas import CALLS, SCHEDULES, Asked, Config, image_tokens, like_flux
+from overtone.progressive.families import FAMILIES, family_name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model's configuration files say, as far as a plan or a benchmark needs it."""
+
+    family: str
+    """Key of `progressive.families.FAMILIES`."""
+    pipeline_class: str
+    transformer_class: str
+    scheduler_class: str
+    """The three classes' names in diffusers."""
+    transformer: Config
+    """Arguments of the transformer class."""
+    scheduler: Config
+    """Arguments of the scheduler class; what is left out is the class's default."""
+    source: str
+    """Where the values are from."""
+    default_steps: int | None = None
+    """Steps that the model's authors recommend; None where the files do not tell."""
+    pipeline: Config = field(default_factory=dict)
+    """Plain values of model_index.json, such as `boundary_ratio`."""
+    unverified: tuple[str, ...] = ()
+    """Names of values taken from elsewhere than a copy of the checkpoint's own file."""
+
+    def with_scheduler(self, **changes: Any) -> Checkpoint:
+        """The same checkpoint under other scheduler settings, such as `flow_shift=5.0` for Wan."""
+        return replace(self, scheduler=self.scheduler | changes)
+
+    def sigmas(
+        self, num_steps: int, height_px: int, width_px: int, num_frames: int | None = None
+    ) -> list[float]:
+        """The pipeline's full-resolution schedule: num_steps + 1 noise levels, falling, the last 0.
+
+        Equal to what the diffusers scheduler holds after the pipeline's `set_timesteps`, to float32.
+        `num_frames` is taken for symmetry: no pipeline here shifts its schedule by the number of frames.
+        ValueError for fewer than one step or a scheduler whose schedule is not known here.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+        family = FAMILIES[self.family]
+        tokens = image_tokens(family, height_px, width_px)
+        asked = Asked(self.scheduler, self.pipeline, num_steps, height_px, width_px, tokens)
+        sigmas, mu = CALLS.get(self.pipeline_class, like_flux)(asked)
+        if self.scheduler_class not in SCHEDULES:
+            known = ", ".join(sorted(SCHEDULES))
+            raise ValueError(f"scheduler is {self.scheduler_class}; schedules are known for {known}")
+        return [float(s) for s in SCHEDULES[self.scheduler_class](self.scheduler, num_steps, sigmas, mu)]
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """ValueError for a folder that is not in diffusers format or whose scheduler is not flow-matching."""
+    index = read_json(folder / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, list)}
+    classes = {}
+    for name in ("transformer", "scheduler"):
+        if len(parts.get(name, ())) != 2 or not parts[name][1]:
+            raise ValueError(
+                f"{folder / 'model_index.json'} names no {name}; only diffusion transformers work"
+            )
+        classes[name] = str(parts[name][1])
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    pipeline_class = str(index.get("_class_name"))
+    pipeline = {
+        k: v for k, v in index.items() if not k.startswith("_") and (k not in parts or k == "sample_sigmas")
+    }
+    if not classes["scheduler"].startswith("FlowMatch") and not scheduler.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{folder} has a {classes['scheduler']} that is not flow-matching; only flow-matching models work"
+        )
+    family = family_name(pipeline_class, pipeline)
+    if family == "flux1" and (folder / "spectrum.json").is_file():
+        family = "tiny"  # an embedded model that its training script wrote elsewhere
+    return Checkpoint(
+        family=family,
+        pipeline_class=pipeline_class,
+        transformer_class=classes["transformer"],
+        scheduler_class=classes["scheduler"],
+        transformer=_public(read_json(folder / "transformer" / "config.json")),
+        scheduler=_public(scheduler),
+        source=str(folder),
+        pipeline=pipeline,
+    )
+
+
+def read_json(path: Path) -> Config:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def _public(config: Config) -> Config:
+    return {key: value for key, value in config.items() if not key.startswith("_")}

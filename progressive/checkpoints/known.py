@@ -1,0 +1,81 @@
+"""TODO: progressive/checkpoints/known.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from overtone.progressive import tiny
+from overtone.progressive.checkpoints.checkpoint import Checkpoint, read_folder, read_json
+from overtone.progressive.checkpoints.published import PUBLISHED
+from overtone.progressive.formulas import Spectrum
+
+
+def describe(model_id: str) -> Checkpoint:
+    """The checkpoint called `model_id`: "tiny", a published hub name, or a folder in diffusers format.
+
+    ValueError that lists the known names for any other, and for a folder that is no flow-matching pipeline.
+    """
+    if model_id == "tiny":
+        return replace(read_folder(tiny.FOLDER), family="tiny")
+    if model_id in PUBLISHED:
+        return PUBLISHED[model_id]
+    folder = Path(model_id).expanduser()
+    if folder.is_dir() or model_id.startswith(("/", "./", "../", "~")):
+        return read_folder(folder)
+    raise ValueError(
+        f"{model_id!r} is no checkpoint known offline; give `tiny`, a folder in diffusers format, or one of "
+        + ", ".join(sorted(PUBLISHED))
+    )
+
+
+def spectrum_profile(path: str | Path) -> Spectrum:
+    """The (A, beta) that `progressive.calibrate` saved to a JSON file. ValueError that names the file."""
+    values = read_json(Path(path))
+    try:
+        return Spectrum(float(values["amplitude"]), float(values["beta"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a saved spectrum: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class License:
+    """Under which terms weights are published, as a model card's header has it."""
+
+    id: str
+    """The Hub's identifier; `other` for terms of the publisher's own."""
+    name: str | None = None
+    """Of such terms."""
+    link: str | None = None
+
+
+def license_of(model_id: str) -> License | None:
+    """The licence of a model's weights; None where it is not known here."""
+    return _LICENSES.get(model_id)
+
+
+_APACHE = License("apache-2.0")
+
+_LICENSES: dict[str, License] = {
+    "tiny": _APACHE,
+    "black-forest-labs/FLUX.1-dev": License(
+        "other",
+        "flux-1-dev-non-commercial-license",
+        "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    ),
+    "black-forest-labs/FLUX.1-schnell": _APACHE,
+    "black-forest-labs/FLUX.2-klein-4B": _APACHE,
+    "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
+    "Qwen/Qwen-Image": _APACHE,
+    "Tongyi-MAI/Z-Image-Turbo": _APACHE,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _APACHE,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _APACHE,
+    "stabilityai/stable-diffusion-3.5-large": License(
+        "other",
+        "stabilityai-ai-community",
+        "https://huggingface.co/stabilityai/stable-diffusion-3.5-large/blob/main/LICENSE.md",
+    ),
+}
+"""Where the terms are well known; the others are left out, for a licence must not be guessed."""

@@ -1,0 +1,208 @@
+"""TODO: progressive/checkpoints/sigmas.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overtone.progressive.families import Family
+
+Config = dict[str, Any]
+Sigmas = NDArray[Any]
+
+
+def flow_shift_change(scheduler: Mapping[str, Any], flow_shift: float | None) -> dict[str, Any]:
+    """What to change in a scheduler's configuration for a static shift; nothing for None.
+
+    ValueError where the schedule shifts by the size of the picture, or knows no shift.
+    """
+    if flow_shift is None:
+        return {}
+    if scheduler.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"flow_shift is {flow_shift}; this checkpoint shifts its schedule by the size of the picture, "
+            "leave it unset"
+        )
+    for name in ("flow_shift", "shift"):
+        if name in scheduler:
+            return {name: flow_shift}
+    raise ValueError(f"flow_shift is {flow_shift}; this checkpoint's scheduler has no shift, leave it unset")
+
+
+# ---------------------------------------------------------------------- how pipelines ask for a schedule
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of a pipeline, as far as its schedule depends on it."""
+
+    scheduler: Mapping[str, Any]
+    """Its scheduler's configuration."""
+    pipeline: Mapping[str, Any]
+    """Its own configuration."""
+    num_steps: int
+    height_px: int
+    width_px: int
+    tokens: int
+    """Image tokens of one frame."""
+
+
+_Call = Callable[[Asked], tuple[Sigmas | None, float | None]]
+"""What a pipeline passes to its scheduler's `set_timesteps`: sigmas (None: only the number) and mu."""
+
+
+def image_tokens(family: Family, height_px: int, width_px: int) -> int:
+    side = family.cell_px * family.patch
+    return (height_px // side) * (width_px // side)
+
+
+def _uniform(num_steps: int) -> Sigmas:
+    return np.linspace(1.0, 1 / num_steps, num_steps)
+
+
+def linear_mu(config: Mapping[str, Any], tokens: int, *, max_shift: float = 1.15) -> float:
+    """The resolution shift of FLUX.1 and its many followers: linear in the number of image tokens."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (top - base) / (high - low)
+    return tokens * slope + (base - slope * low)
+
+
+def empirical_mu(tokens: int, num_steps: int) -> float:
+    """FLUX.2's resolution shift: fits for 10 and 200 steps, linear in tokens and in the steps between."""
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190
+    return slope * num_steps + (at_200 - 200 * slope)
+
+
+def like_flux(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    config = asked.scheduler
+    sigmas = None if config.get("use_flow_sigmas") else _uniform(asked.num_steps)
+    return sigmas, linear_mu(config, asked.tokens)
+
+
+def _flux2(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    sigmas, _ = like_flux(asked)
+    return sigmas, empirical_mu(asked.tokens, asked.num_steps)
+
+
+def _qwen_image_21(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    own = asked.pipeline.get("sample_sigmas")
+    if own is not None and len(own) != asked.num_steps:
+        raise ValueError(f"num_steps is {asked.num_steps}; this checkpoint is made for {len(own)} steps")
+    sigmas = _uniform(asked.num_steps) if own is None else np.asarray(own)
+    return sigmas, linear_mu(asked.scheduler, asked.tokens)
+
+
+def _number_alone(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    return None, None
+
+
+def _stable_diffusion_3(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    config = asked.scheduler
+    dynamic = config.get("use_dynamic_shifting")
+    return None, linear_mu(config, asked.tokens, max_shift=1.16) if dynamic else None
+
+
+def _ideogram_4(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    """Logit-normal quantiles whose mean grows with the picture; both ends clamped in log-SNR (18 and -15)."""
+    mean = 0.5 * math.log(asked.height_px * asked.width_px / 512**2)
+    share = np.arange(asked.num_steps, 0, -1) / asked.num_steps  # from pure noise down; 0 is appended later
+    normal = [NormalDist().inv_cdf(s) if s < 1 else math.inf for s in share]
+    sigmas = 1 / (1 + np.exp(-(mean + 1.5 * np.array(normal))))
+    return np.clip(sigmas, 1 - 1 / (1 + math.exp(-15 / 2)), 1 - 1 / (1 + math.exp(18 / 2))), None
+
+
+CALLS: dict[str, _Call] = {
+    "FluxPipeline": like_flux,
+    "Flux2Pipeline": _flux2,
+    "Flux2KleinPipeline": _flux2,
+    "QwenImagePipeline": like_flux,
+    "QwenImage21Pipeline": _qwen_image_21,
+    "ZImagePipeline": like_flux,
+    "WanPipeline": _number_alone,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "Ideogram4Pipeline": _ideogram_4,
+}
+
+
+# --------------------------------------------------------------------------------- what schedulers make of it
+
+
+def _flow_match_euler(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | None) -> Sigmas:
+    """`FlowMatchEulerDiscreteScheduler.sigmas`, float32 [num_steps + 1]."""
+    _refuse(config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
+    dynamic, shift = config.get("use_dynamic_shifting", False), config.get("shift", 1.0)
+    if sigmas is None:
+        # Where only the number of steps is given, its range of sigmas has gone through the shift already.
+        count = config.get("num_train_timesteps", 1000)
+        ends = np.array([1.0, 1 / count])
+        ends = ends if dynamic else _shifted(ends, shift)
+        sigmas = np.linspace(ends[0], ends[1], num_steps)
+    else:
+        sigmas = np.asarray(sigmas, np.float32)
+    if dynamic:
+        sigmas = _shifted(sigmas, _factor(config, mu))
+    else:
+        sigmas = _shifted(sigmas, shift)
+    return _end(config, sigmas)
+
+
+def _unipc(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | None) -> Sigmas:
+    """`UniPCMultistepScheduler.sigmas` where `use_flow_sigmas` is on, float32 [num_steps + 1]."""
+    _refuse(config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    if not config.get("use_flow_sigmas") or config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError(
+            "this UniPC scheduler is not set up for flow matching (use_flow_sigmas, ending at zero)"
+        )
+    if sigmas is None:
+        sigmas = np.linspace(1, 1 / config.get("num_train_timesteps", 1000), num_steps + 1)[:-1]
+    dynamic = config.get("use_dynamic_shifting", False)
+    sigmas = _shifted(sigmas, _factor(config, mu) if dynamic else config.get("flow_shift", 1.0))
+    ended = _end(config, sigmas)
+    if abs(ended[0] - 1) < 1e-6:
+        ended[0] = 1 - 1e-6  # as diffusers does, so that log(1 - sigma) stays finite
+    return ended
+
+
+SCHEDULES: dict[str, Callable[[Config, int, Sigmas | None, float | None], Sigmas]] = {
+    "FlowMatchEulerDiscreteScheduler": _flow_match_euler,
+    "UniPCMultistepScheduler": _unipc,
+}
+
+
+def _refuse(config: Config, *switches: str) -> None:
+    for switch in switches:
+        if config.get(switch):
+            raise ValueError(f"the scheduler has {switch} on; its schedule is not known here")
+
+
+def _factor(config: Config, mu: float | None) -> float:
+    if mu is None:
+        raise ValueError(
+            "the scheduler shifts by resolution (use_dynamic_shifting) but its pipeline does not"
+        )
+    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+
+
+def _shifted(sigmas: Sigmas, factor: float) -> Sigmas:
+    """The timestep shift: factor * s / (1 + (factor - 1) * s)."""
+    return factor * sigmas / (1 + (factor - 1) * sigmas)
+
+
+def _end(config: Config, sigmas: Sigmas) -> Sigmas:
+    """Stretched so that the last step starts at `shift_terminal` where that is set, then 0 appended."""
+    if terminal := config.get("shift_terminal"):
+        if len(sigmas) < 2:
+            raise ValueError("num_steps is 1; a schedule with shift_terminal needs at least 2 steps")
+        sigmas = 1 - (1 - sigmas) * ((1 - terminal) / (1 - sigmas[-1]))
+    return np.append(sigmas, 0).astype(np.float32)

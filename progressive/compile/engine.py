@@ -1,0 +1,245 @@
+"""The transformer's blocks compiled, one static graph a shape, and none after warm-up. Knows no jobs.
+
+    engine = CompiledEngine(pipe, mode="blocks")
+    plan = engine.plan(sampling)
+    engine.warm(plan, [(1, 8)] * len(plan.stages), sampling)  # minutes; seconds where a cache knows it all
+    engine.denoise(plan, ...)                                 # as `Engine`, for plans that are warm
+
+What changes in a batch job is the grid, the number of rows and, for some families, the length of the text.
+Grids and rows are compiled for as they are, which is fastest: a batch smaller than any that is warm is
+filled up with copies of its last row, which are dropped at the end. The length of the text, where it varies,
+is the one symbolic axis of a graph. A shape that no warm-up has seen raises `Recompiled`: left to itself,
+torch would compile it in the middle of a shard, or, past its limit, run it uncompiled with no more than a
+log line.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from overtone.progressive.caches import row_by_row, transformers
+from overtone.progressive.compile.blocks import Blocks, Compile, is_compiled, sealed
+from overtone.progressive.engine import Encoded, Engine
+from overtone.progressive.errors import Recompiled
+from overtone.progressive.families import Family
+from overtone.progressive.schedule import SamplingPlan, Stage
+from overtone.progressive.settings import Sampling
+
+WORTH_IT = 1.05
+"""A batch twice as large must make this many times as many rows a second to be worth warming up."""
+_WORDS = (1, 4, 40, 120)
+"""Lengths of the texts that show which axes are the text's: more than Z-Image's steps of 32 tokens apart."""
+TextsOf = Callable[[int, int, Sampling], Encoded]
+"""(rows, words, sampling) -> as many prompts of as many words."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What one batch size of one stage took to get ready."""
+
+    stage: Stage
+    rows: int
+    graphs: int
+    """Compiled for it, or loaded from the cache."""
+    seconds: float
+    rows_per_s: float
+    """One step's, compiled."""
+
+
+class CompiledEngine(Engine):
+    """An engine whose transformer blocks are compiled. Needs `warm` for every plan before its first batch."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        family: Family | str | None = None,
+        *,
+        mode: Compile = "blocks",
+        cache_dir: str | Path | None = None,
+        backend: str | Any = "inductor",
+    ) -> None:
+        """`cache_dir`: where compiled code is kept and found again, by all processes that name it; unset:
+        torch's own folder, which the processes of one user on a machine share. `backend`: as `torch.compile`.
+        """
+        super().__init__(pipe, family)
+        self._lock: Any = nullcontext()
+        if cache_dir is not None:
+            folder = Path(cache_dir).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # read when torch first compiles
+            # Workers of a machine start together: one compiles a shape, the others then load it.
+            self._lock = FileLock(folder / "warm-up.lock")
+        self._blocks = Blocks(pipe, mode, backend)
+        self._warm: dict[tuple[Any, ...], set[int]] = {}
+        self._warming = self._learned = False
+
+    def sizes(self, plan: SamplingPlan, index: int, sampling: Sampling) -> tuple[int, ...]:
+        """The batch sizes that are warm for stage `index`, increasing."""
+        return tuple(sorted(self._warm.get(self._key(plan.stages[index], sampling), ())))
+
+    def _key(self, stage: Stage, sampling: Sampling) -> tuple[Any, ...]:
+        """What makes a shape, but for the number of rows."""
+        return stage.grid, stage.frames, self._guided(sampling)
+
+    def warm(
+        self,
+        plan: SamplingPlan,
+        batch_sizes: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        encoded: TextsOf | None = None,
+        search: bool = False,
+    ) -> list[WarmUp]:
+        """Compile and try every graph that batches of these sizes, some for each stage, can ask for; what is
+        warm costs nothing.
+
+        `encoded`: texts to do it with; unset: from the text encoders. `search`: at each stage go up the sizes
+        only while that makes more rows a second. Sizes that memory does not hold are left out; where that is
+        all of a stage's, the error goes through. Recompiled where a second try still compiles something.
+        """
+        return list(self.warm_each(plan, batch_sizes, sampling, encoded=encoded, search=search))
+
+    def warm_each(
+        self,
+        plan: SamplingPlan,
+        batch_sizes: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        encoded: TextsOf | None = None,
+        search: bool = False,
+    ) -> Iterator[WarmUp]:
+        """`warm`, one batch size of one stage at a time."""
+        alone = row_by_row(sampling)
+        missing = [
+            (stage, rows)
+            for index, (stage, sizes) in enumerate(zip(plan.stages, batch_sizes, strict=True))
+            for rows in ([1] if alone else sorted(set(sizes)))
+            if stage.steps and rows not in self.sizes(plan, index, sampling)
+        ]
+        self._blocks.expect(len(missing) + sum(map(len, self._warm.values())))
+        before: WarmUp | None = None
+        full: set[Stage] = set()
+        for stage, rows in missing:
+            if stage in full:
+                continue
+            if before is not None and before.stage is not stage:
+                before = None
+            try:
+                with self._lock:
+                    now = self._warm_one(plan, stage, rows, sampling, encoded or self._texts)
+            except (torch.OutOfMemoryError, MemoryError):
+                if before is None:
+                    raise
+                full.add(stage)
+                continue
+            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+                raise Recompiled(f"more shapes than torch was told to expect: {error}") from error
+            yield now
+            if search and before is not None and now.rows_per_s < WORTH_IT * before.rows_per_s:
+                full.add(stage)
+            before = now
+
+    def _warm_one(
+        self, plan: SamplingPlan, stage: Stage, rows: int, sampling: Sampling, texts: TextsOf
+    ) -> WarmUp:
+        # Two steps, for the second may not be called like the first; and the last one, for models that
+        # change hands on the way down.
+        ends = [_cut(stage, stage.first, min(stage.first + 2, stage.last))]
+        if len(transformers(self.pipe)) > 1:
+            ends.append(_cut(stage, stage.last - 1, stage.last))
+        plans = [replace(plan, stages=(end,)) for end in ends]
+
+        def run(text: Encoded) -> None:
+            for short in plans:
+                self.denoise(short, text, list(range(len(text))), sampling)
+
+        def text(words: int, odd: int) -> Encoded:
+            """Prompts of one length but the last, negative ones all of one."""
+            same = texts(rows, words, sampling)
+            last = texts(1, odd, sampling)
+            return Encoded((*same.positive[:-1], *last.positive), same.negative)
+
+        begin, before = time.perf_counter(), is_compiled()
+        varies = self.family.ragged is not None or self.family.text is None
+        with self._open():
+            if varies and not self._learned:
+                one = replace(plan, stages=(_cut(stage, stage.first, stage.first + 1),))
+                self._learn(one, sampling, texts)
+            for odd in (_WORDS[0], _WORDS[-1]) if varies else _WORDS[:1]:
+                run(text(_WORDS[0], odd))
+        seconds, graphs = time.perf_counter() - begin, is_compiled() - before
+        steps, again = 0, self._now()
+        self._warm.setdefault((key := self._key(stage, sampling)), set()).add(rows)
+        try:
+            for odd in (_WORDS[2], _WORDS[1]) if varies else _WORDS[:1]:  # lengths not compiled for
+                run(text(_WORDS[2] if varies else _WORDS[0], odd))
+                steps += sum(end.steps for end in ends)
+        except BaseException:
+            self._warm[key].discard(rows)
+            raise
+        return WarmUp(stage, rows, graphs, seconds, rows * steps / max(self._now() - again, 1e-9))
+
+    def _learn(self, plan: SamplingPlan, sampling: Sampling, texts: TextsOf) -> None:
+        def call(*words: int) -> Callable[[], Any]:
+            text = Encoded.cat([texts(1, n, sampling) for n in words])
+            return lambda: self.denoise(plan, text, list(range(len(text))), sampling)
+
+        self._blocks.learn_axes([call(n) for n in _WORDS])
+        self._blocks.learn_axes([call(_WORDS[0], n) for n in _WORDS[1:]])
+        self._learned = True
+
+    def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
+        one = self.encode([" ".join(["a"] * words)], [None], sampling)
+        return one[[0] * rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Within it graphs may be compiled, and rows go as they are given."""
+        self._warming = True
+        try:
+            yield
+        finally:
+            self._warming = False
+
+    # What `Engine` calls at every stage.
+
+    def _batches(
+        self, plan: SamplingPlan, index: int, rows: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        batches = super()._batches(plan, index, rows, sampling)
+        if self._warming or not plan.stages[index].steps:
+            return batches
+        sizes = self.sizes(plan, index, sampling)
+        if not sizes:
+            height, width = plan.stages[index].grid
+            raise Recompiled(
+                f"no graph was compiled for a grid of {height} x {width} ({plan.height_px} x "
+                f"{plan.width_px} px); call `warm` with this plan before its first batch"
+            )
+        most = sizes[-1]
+        parts = [batch[k : k + most] for batch in batches for k in range(0, len(batch), most)]
+        return [
+            part + [part[-1]] * (next(size for size in sizes if size >= len(part)) - len(part))
+            for part in parts
+        ]
+
+    def _run(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._warming:
+            return super()._run(*args, **kwargs)
+        with sealed():
+            return super()._run(*args, **kwargs)
+
+
+def _cut(stage: Stage, first: int, last: int) -> Stage:
+    """Steps [first, last) of a stage."""
+    sigmas = stage.sigmas[first - stage.first : last - stage.first + 1]
+    return replace(stage, first=first, last=last, sigmas=sigmas)

@@ -1,0 +1,86 @@
+"""TODO: progressive/engine/one_call.py."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from overtone.progressive.engine.call import OnStep
+from overtone.progressive.engine.engine import Engine
+from overtone.progressive.engine.trajectories import StageReport
+from overtone.progressive.families import Family
+from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` made, in the order of the prompts."""
+
+    images: list[Any]
+    """PIL images; videos as uint8 [frames, height, width, 3]. Empty with `decode=False`."""
+    latents: Tensor
+    """[B, C, H, W] or [B, C, T, H, W] on the full grid, as the model knows them (not as the VAE does)."""
+    stages: list[StageReport]
+    """In order; where there were several batches, one after the other."""
+    plan: SamplingPlan
+    seeds: list[int]
+
+
+def generate(
+    pipe: Any,
+    prompts: str | Sequence[str],
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    num_steps: int | None = None,
+    seeds: int | Sequence[int] | None = None,
+    negative_prompts: str | Sequence[str | None] | None = None,
+    on_step: OnStep | None = None,
+    batch_size: int | None = None,
+    decode: bool = True,
+    family: Family | str | None = None,
+    **sampling: Any,
+) -> Result:
+    """Images, or videos, for `prompts`: the whole library in one call.
+
+    Sizes in pixels. `seeds`: one for each prompt, or one for all; unset: drawn, and told in the result. A row
+    is a function of its prompt and seed, whatever its batch. `on_step(done, total)` counts the transformer
+    steps of one batch. More keywords are the fields of `progressive.Sampling`: mode, delta, levels, scales,
+    guidance_scale, true_cfg_scale, call_kwargs, ... ValueError that names what is wrong with them.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts is empty; give at least one")
+    if seeds is None:
+        seeds = [secrets.randbits(63) for _ in prompts]
+    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed each, or one for all")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if negative_prompts is None or isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
+    settings = Sampling(height=height, width=width, num_frames=num_frames, num_steps=num_steps, **sampling)
+    engine = Engine(pipe, family)
+    plan = engine.plan(settings)
+    encoded = engine.encode(prompts, list(negative_prompts), settings)
+    images: list[Image.Image | np.ndarray] = []
+    latents: list[Tensor] = []
+    stages: list[StageReport] = []
+    for start in range(0, len(prompts), batch_size or len(prompts)):
+        rows = slice(start, start + (batch_size or len(prompts)))
+        some, reports = engine.denoise(plan, encoded[rows], seeds[rows], settings, on_step=on_step)
+        latents.append(some)
+        stages += reports
+        if decode:
+            images += engine.decode(plan, some)
+    return Result(images, torch.cat(latents), stages, plan, seeds)

@@ -1,0 +1,26 @@
+"""TODO: progressive/errors.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class NonFiniteLatents(ValueError):
+    """Rows whose latents are NaN or infinite at the end of a stage."""
+
+    def __init__(self, rows: Sequence[int], stage: int) -> None:
+        super().__init__(
+            f"latents of rows {list(rows)} are NaN or infinite after stage {stage}; "
+            "a wider dtype (bfloat16 or float32), or other guidance, usually helps"
+        )
+        self.rows = list(rows)
+        """Indices in what was given to `denoise` or `begin`."""
+        self.stage = stage
+        """Index in the plan's stages."""
+
+    def __reduce__(self) -> tuple[type[NonFiniteLatents], tuple[list[int], int]]:
+        return type(self), (self.rows, self.stage)
+
+
+class Recompiled(RuntimeError):
+    """A shape was met that no warm-up had seen, or more of them than torch was told to expect."""

@@ -1,0 +1,14 @@
+"""Which steps run on which grid: pure functions of the schedule and the spectrum. No torch."""
+
+from __future__ import annotations
+
+from overtone.progressive.schedule.ladders import grid_for, latent_frames
+from overtone.progressive.schedule.plan import SamplingPlan, Stage, plan_sampling
+
+__all__ = [
+    "SamplingPlan",
+    "Stage",
+    "grid_for",
+    "latent_frames",
+    "plan_sampling",
+]

@@ -1,0 +1,226 @@
+"""TODO: progressive/schedule/ladders.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from overtone.progressive.formulas import Grid, Spectrum, first_at_or_below, t_w
+from overtone.progressive.settings import Sampling
+
+if TYPE_CHECKING:
+    from overtone.progressive.families import Family
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one transformer call on n image tokens: linear * m + attention * m^2 with m = n + text_tokens.
+
+    The default is a block of width 3072 in units of its linear FLOPs a token: 24 D^2 for the projections
+    and the MLP, 4 D m for scores and values, hence 1 / (6 D).
+    """
+
+    linear: float = 1.0
+    attention: float = 1 / (6 * 3072)
+    text_tokens: int = 512
+
+    def step(self, tokens: int) -> float:
+        """FLOPs of one step on `tokens` image tokens."""
+        total = tokens + self.text_tokens
+        return self.linear * total + self.attention * total**2
+
+
+# ---------------------------------------------------------------------------------------------- grids
+
+
+def grid_for(family: Family, height_px: int, width_px: int) -> Grid:
+    """Full latent grid of a size in pixels. ValueError that names the nearest sizes if it cannot be made."""
+    unit = family.cell_px * family.grid_multiple
+    if height_px % unit or width_px % unit or height_px < unit or width_px < unit:
+        heights, widths = _nearest(height_px, unit), _nearest(width_px, unit)
+        near = ", ".join(f"{h}x{w}" for h in heights for w in widths)
+        raise ValueError(
+            f"height x width is {height_px}x{width_px} px; {family.name} makes multiples of {unit} px; "
+            f"the nearest sizes are {near}"
+        )
+    return height_px // family.cell_px, width_px // family.cell_px
+
+
+def _nearest(size: int, unit: int) -> list[int]:
+    below = size // unit * unit
+    return [size] if below == size and size else [s for s in (below, below + unit) if s]
+
+
+def latent_frames(family: Family, num_frames: int | None) -> int:
+    """Latent frames of a video of `num_frames`; 1 for image families. ValueError for an impossible number."""
+    if family.default_frames is None:
+        if num_frames not in (None, 1):
+            raise ValueError(f"num_frames is {num_frames}; {family.name} makes images, leave it unset")
+        return 1
+    num_frames = num_frames or family.default_frames
+    step = family.frames_per_latent
+    if (num_frames - 1) % step or num_frames < 1:
+        below = (num_frames - 1) // step * step + 1
+        raise ValueError(
+            f"num_frames is {num_frames}; {family.name} makes {step}k + 1 frames; "
+            f"the nearest are {below} and {below + step}"
+        )
+    return (num_frames - 1) // step + 1
+
+
+def coarse_grid(full: Grid, scale: float, multiple: int) -> Grid:
+    """Grid of a stage: each side scaled, then snapped to the nearest multiple (a tie goes up)."""
+    height, width = (max(multiple, math.floor(scale * side / multiple + 0.5) * multiple) for side in full)
+    return min(height, full[0]), min(width, full[1])
+
+
+def carried(full: Grid, scale: float, grid: Grid) -> int:
+    """Highest frequency w that a stage's grid is trusted with: floor(s * min(H, W) / 2) of the full grid.
+
+    Where snapping made a side smaller than the scale asks, that side's share counts.
+    """
+    share = min(scale, grid[0] / full[0], grid[1] / full[1])
+    return math.floor(share * min(full) / 2 + 1e-9)
+
+
+# -------------------------------------------------------------------------------------------- ladders
+
+
+@dataclass(frozen=True)
+class Rung:
+    scale: float
+    grid: Grid
+    end: int
+    """Step at which the stage at this rung ends."""
+
+
+def _smallest_scale(full: Grid, multiple: int) -> float:
+    return max(multiple, 2) / min(full)
+
+
+def ladder_scales(sampling: Sampling, full: Grid, multiple: int, height_px: int) -> tuple[float, ...]:
+    """The ladder that `levels` or `scales` ask for, as fractions ending at 1. Not for `scales: auto`."""
+    smallest = _smallest_scale(full, multiple)
+    if sampling.scales is None:
+        levels = 1 if sampling.levels is None else sampling.levels
+        most = max(0, math.floor(math.log2(1 / smallest) + 1e-9))
+        if levels > most:
+            if sampling.levels is None:
+                return (1.0,)
+            raise ValueError(
+                f"levels is {levels}; a latent grid of {full[0]}x{full[1]} allows 0 to {most} halvings"
+            )
+        return tuple(2.0**-level for level in range(levels, -1, -1))
+    given = sampling.scales
+    assert not isinstance(given, str)
+    if given[-1] > 1:  # heights in pixels
+        if given[-1] != height_px or any(s != int(s) for s in given):
+            raise ValueError(
+                f"scales is {list(given)}; heights in pixels must be whole numbers and end at the output's "
+                f"height, {height_px} (use fractions ending at 1.0 for outputs of several sizes)"
+            )
+        scales = tuple(s / height_px for s in given)
+    else:
+        scales = tuple(float(s) for s in given)
+    if scales[-1] != 1:
+        raise ValueError(f"scales is {list(given)}; it must end at full size, 1.0 (or {height_px} px)")
+    if any(b <= a for a, b in pairwise(scales)):
+        raise ValueError(f"scales is {list(given)}; it must increase")
+    if scales[0] < smallest - 1e-9:
+        raise ValueError(
+            f"scales starts at {given[0]}; a latent grid of {full[0]}x{full[1]} allows {smallest:.4g} to 1"
+        )
+    return scales
+
+
+def rungs_of(
+    sampling: Sampling, full: Grid, multiple: int, height_px: int, sigmas: Sequence[float], ends: Ends
+) -> list[Rung]:
+    """The ladder asked for, as rungs with their last steps, the full grid included."""
+    scales = ladder_scales(sampling, full, multiple, height_px)
+    grids = [coarse_grid(full, scale, multiple) for scale in scales[:-1]] + [full]
+    for (a, small), (b, large) in zip(
+        zip(scales, grids, strict=True), zip(scales[1:], grids[1:], strict=True), strict=False
+    ):
+        if small == large:
+            raise ValueError(
+                f"scales {a:.4g} and {b:.4g} both give a latent grid of {small[0]}x{small[1]}; "
+                f"sides must be multiples of {multiple} cells, so leave one of them out"
+            )
+    thresholds = sampling.transition_sigmas
+    if thresholds is not None and len(thresholds) != len(scales) - 1:
+        raise ValueError(
+            f"transition_sigmas has {len(thresholds)} values; a ladder of {len(scales)} rungs "
+            f"{[round(s, 4) for s in scales]} takes {len(scales) - 1}"
+        )
+    rungs = []
+    for i, (scale, grid) in enumerate(zip(scales[:-1], grids[:-1], strict=True)):
+        end = first_at_or_below(sigmas, thresholds[i]) if thresholds is not None else ends(scale, grid)
+        rungs.append(Rung(scale, grid, end))
+    return [*rungs, Rung(1.0, full, len(sigmas) - 1)]
+
+
+class Ends:
+    """Where a stage ends by the spectrum: the first step at or below t_w of what its grid carries."""
+
+    def __init__(self, full: Grid, sigmas: Sequence[float], spectrum: Spectrum, delta: float) -> None:
+        self.full, self.sigmas, self.spectrum, self.delta = full, sigmas, spectrum, delta
+
+    def __call__(self, scale: float, grid: Grid) -> int:
+        w = carried(self.full, scale, grid)
+        return first_at_or_below(self.sigmas, t_w(w, self.spectrum, self.delta)) if w else 0
+
+
+def auto(
+    sampling: Sampling, full: Grid, multiple: int, frames_tokens: float, cost: Cost, ends: Ends
+) -> list[Rung]:
+    """The ladder with the fewest estimated FLOPs, exactly, over all grids that the family can make.
+
+    A rung's last step depends on its own grid alone, so the best ladder that ends at a rung builds on the
+    best shorter one: dynamic programming over (rung, number of rungs). Of equals, the one with fewer rungs.
+    """
+    num_steps = len(ends.sigmas) - 1
+    rungs = [Rung(scale, grid, ends(scale, grid)) for scale, grid in _candidates(sampling, full, multiple)]
+    rungs = [rung for rung in rungs if rung.end > 0] + [Rung(1.0, full, num_steps)]
+    flops = [cost.step(round(rung.grid[0] * rung.grid[1] * frames_tokens)) for rung in rungs]
+    best: list[tuple[float, tuple[int, ...]]] = [
+        (flops[i] * rung.end, (i,)) for i, rung in enumerate(rungs)
+    ]  # ladders of one rung that end here
+    answer = best[-1]
+    for _ in range(1, sampling.max_rungs):
+        longer: list[tuple[float, tuple[int, ...]]] = []
+        for i, rung in enumerate(rungs):
+            options = [
+                (best[j][0] + flops[i] * (rung.end - rungs[j].end), (*best[j][1], i))
+                for j in range(i)
+                if best[j][1] and rungs[j].end < rung.end and _inside(rungs[j].grid, rung.grid)
+            ]
+            longer.append(min(options, default=(math.inf, ())))
+        best = longer
+        if best[-1][0] < answer[0] * (1 - 1e-9):
+            answer = best[-1]
+    return [rungs[i] for i in answer[1]]
+
+
+def _inside(small: Grid, large: Grid) -> bool:
+    return small[0] <= large[0] and small[1] <= large[1] and small != large
+
+
+def _candidates(sampling: Sampling, full: Grid, multiple: int) -> list[tuple[float, Grid]]:
+    """Scales below 1 that `auto` may choose from, with their grids, increasing."""
+    smallest = max(sampling.min_scale, _smallest_scale(full, multiple)) - 1e-9
+    if sampling.transform == "haar":
+        scales = [2.0**-level for level in range(16, 0, -1)]
+        scales = [s for s in scales if all(side * s % multiple == 0 for side in full)]
+    else:
+        short = min(full)
+        scales = [side / short for side in range(multiple, short, multiple)]
+    found: dict[Grid, float] = {}
+    for scale in scales:
+        grid = coarse_grid(full, scale, multiple)
+        if scale >= smallest and grid != full:
+            found.setdefault(grid, scale)
+    return [(scale, grid) for grid, scale in found.items()]
