@@ -1,6 +1,6 @@
 """What is done about an exception, by its type, in one table. Knows no Ray, no torch: it matches names.
 
-A type that is not listed inherits the action of its nearest listed ancestor, so `FileNotFoundError` is
+A type that is not listed inherits the verdict of its nearest listed ancestor, so `FileNotFoundError` is
 treated as listed here and `BlockingIOError` as an `OSError`. Names instead of classes, because neither
 torch nor botocore need be importable where a verdict is asked for.
 """
@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 
 
-class Action(enum.StrEnum):
+class Verdict(enum.StrEnum):
     """What happens after a failure."""
 
     REJECT_ROW = "reject_row"
@@ -31,95 +31,96 @@ class Action(enum.StrEnum):
     """The process cannot be trusted any more: kill it, treat its rows as if it had died."""
 
 
-TABLE: dict[str, Action] = {
+TABLE: dict[str, Verdict] = {
     # Mistakes of the user or of ours: the same everywhere, however often it is tried.
-    "overtone.jobs.errors.UserError": Action.FAIL_JOB,
-    "overtone.jobs.errors.JobError": Action.FAIL_JOB,
-    "overtone.jobs.errors.VerifyError": Action.FAIL_JOB,
-    "builtins.TypeError": Action.FAIL_JOB,
-    "builtins.AttributeError": Action.FAIL_JOB,
-    "builtins.NameError": Action.FAIL_JOB,
-    "builtins.ImportError": Action.FAIL_JOB,
-    "builtins.SyntaxError": Action.FAIL_JOB,
-    "builtins.AssertionError": Action.FAIL_JOB,
-    "builtins.NotImplementedError": Action.FAIL_JOB,
-    "builtins.FileNotFoundError": Action.FAIL_JOB,
-    "builtins.PermissionError": Action.FAIL_JOB,
-    "safetensors._safetensors_rust.SafetensorError": Action.FAIL_JOB,
-    "huggingface_hub.errors.RepositoryNotFoundError": Action.FAIL_JOB,
-    "huggingface_hub.errors.EntryNotFoundError": Action.FAIL_JOB,
-    "huggingface_hub.errors.RevisionNotFoundError": Action.FAIL_JOB,
-    "torch._dynamo.exc.TorchDynamoException": Action.FAIL_JOB,
-    "overtone.progressive.errors.Recompiled": Action.FAIL_JOB,
+    "overtone.jobs.errors.UserError": Verdict.FAIL_JOB,
+    "overtone.jobs.errors.JobError": Verdict.FAIL_JOB,
+    "overtone.jobs.errors.VerifyError": Verdict.FAIL_JOB,
+    "builtins.TypeError": Verdict.FAIL_JOB,
+    "builtins.AttributeError": Verdict.FAIL_JOB,
+    "builtins.NameError": Verdict.FAIL_JOB,
+    "builtins.ImportError": Verdict.FAIL_JOB,
+    "builtins.SyntaxError": Verdict.FAIL_JOB,
+    "builtins.AssertionError": Verdict.FAIL_JOB,
+    "builtins.NotImplementedError": Verdict.FAIL_JOB,
+    "builtins.FileNotFoundError": Verdict.FAIL_JOB,
+    "builtins.PermissionError": Verdict.FAIL_JOB,
+    "safetensors._safetensors_rust.SafetensorError": Verdict.FAIL_JOB,
+    "huggingface_hub.errors.RepositoryNotFoundError": Verdict.FAIL_JOB,
+    "huggingface_hub.errors.EntryNotFoundError": Verdict.FAIL_JOB,
+    "huggingface_hub.errors.RevisionNotFoundError": Verdict.FAIL_JOB,
+    "torch._dynamo.exc.TorchDynamoException": Verdict.FAIL_JOB,
+    "overtone.progressive.errors.Recompiled": Verdict.FAIL_JOB,
     # A row's own fault.
-    "overtone.jobs.errors.RowError": Action.REJECT_ROW,
-    "overtone.jobs.errors.SizeError": Action.REJECT_ROW,
-    "overtone.progressive.errors.NonFiniteLatents": Action.REJECT_ROW,
-    "builtins.Exception": Action.REJECT_ROW,
+    "overtone.jobs.errors.RowError": Verdict.REJECT_ROW,
+    "overtone.jobs.errors.SizeError": Verdict.REJECT_ROW,
+    "overtone.progressive.errors.NonFiniteLatents": Verdict.REJECT_ROW,
+    "builtins.Exception": Verdict.REJECT_ROW,
     # The network, the store, the disk: passes, or will somewhere else.
-    "overtone.jobs.errors.StoreError": Action.RETRY,
-    "builtins.OSError": Action.RETRY,
-    "builtins.EOFError": Action.RETRY,
-    "botocore.exceptions.BotoCoreError": Action.RETRY,
-    "botocore.exceptions.ClientError": Action.RETRY,
-    "urllib3.exceptions.HTTPError": Action.RETRY,
-    "httpx.TransportError": Action.RETRY,
+    "overtone.jobs.errors.StoreError": Verdict.RETRY,
+    "builtins.OSError": Verdict.RETRY,
+    "builtins.EOFError": Verdict.RETRY,
+    "botocore.exceptions.BotoCoreError": Verdict.RETRY,
+    "botocore.exceptions.ClientError": Verdict.RETRY,
+    "urllib3.exceptions.HTTPError": Verdict.RETRY,
+    "httpx.TransportError": Verdict.RETRY,
     # Memory.
-    "torch.OutOfMemoryError": Action.HALVE_BATCH,
-    "builtins.MemoryError": Action.HALVE_BATCH,
+    "torch.OutOfMemoryError": Verdict.HALVE_BATCH,
+    "builtins.MemoryError": Verdict.HALVE_BATCH,
     # The device or the process is broken: nothing that runs on it afterwards means anything.
-    "torch.AcceleratorError": Action.REPLACE_WORKER,
-    "torch.cuda.CudaError": Action.REPLACE_WORKER,
-    "torch.cuda.DeferredCudaCallError": Action.REPLACE_WORKER,
-    "ray.exceptions.RayError": Action.REPLACE_WORKER,
+    "torch.AcceleratorError": Verdict.REPLACE_WORKER,
+    "torch.cuda.CudaError": Verdict.REPLACE_WORKER,
+    "torch.cuda.DeferredCudaCallError": Verdict.REPLACE_WORKER,
+    "ray.exceptions.RayError": Verdict.REPLACE_WORKER,
     # Ray's own task wrapper: nothing of ours raises through it (runners report failures as data).
-    "ray.exceptions.RayTaskError": Action.FAIL_JOB,
-    "builtins.BaseException": Action.REPLACE_WORKER,
+    "ray.exceptions.RayTaskError": Verdict.FAIL_JOB,
+    "builtins.BaseException": Verdict.REPLACE_WORKER,
 }
 
-STARTING: dict[str, Action] = {
+STARTING: dict[str, Verdict] = {
     # While a worker loads its model there is no row to blame: a wrong value is in the spec or the model's
     # files and the same for all, anything else may be this machine's.
-    "builtins.ValueError": Action.FAIL_JOB,
-    "builtins.LookupError": Action.FAIL_JOB,
-    "builtins.Exception": Action.REPLACE_WORKER,
-    "builtins.OSError": Action.REPLACE_WORKER,
-    "overtone.jobs.errors.StoreError": Action.REPLACE_WORKER,
-    "torch.OutOfMemoryError": Action.REPLACE_WORKER,
-    "builtins.MemoryError": Action.REPLACE_WORKER,
+    "builtins.ValueError": Verdict.FAIL_JOB,
+    "builtins.LookupError": Verdict.FAIL_JOB,
+    "builtins.Exception": Verdict.REPLACE_WORKER,
+    "builtins.OSError": Verdict.REPLACE_WORKER,
+    "overtone.jobs.errors.StoreError": Verdict.REPLACE_WORKER,
+    "torch.OutOfMemoryError": Verdict.REPLACE_WORKER,
+    "builtins.MemoryError": Verdict.REPLACE_WORKER,
 }
 """Comes before `TABLE` while a worker starts."""
 
 
-def action_for(error: BaseException | type[BaseException], *, starting: bool = False) -> Action:
-    """The action for an exception or its type: that of the first listed class in method resolution order."""
+def verdict_for(error: BaseException | type[BaseException], *, starting: bool = False) -> Verdict:
+    """The verdict on an exception or its type: that of the first listed class in method resolution order."""
     cls = error if isinstance(error, type) else type(error)
     table = TABLE | STARTING if starting else TABLE
     for base in cls.__mro__:
-        action = table.get(f"{base.__module__}.{base.__qualname__}")
-        if action is not None:
-            return action
-    return Action.REPLACE_WORKER
+        verdict = table.get(f"{base.__module__}.{base.__qualname__}")
+        if verdict is not None:
+            return verdict
+    return Verdict.REPLACE_WORKER
 
 
 @dataclass(frozen=True)
 class Failure:
     """An exception as data: what crosses from a worker to the driver, so that nothing need be unpickled."""
 
-    action: Action
+    verdict: Verdict
     error_class: str
     message: str
-    stage: str
+    phase: str
+    """What it was at: `read`, `denoise`, `commit` or another."""
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException, stage: str, *, starting: bool = False) -> Failure:
-        """Describe `error`, which happened in `stage`, and what the table says about it."""
+    def of(cls, error: BaseException, phase: str, *, starting: bool = False) -> Failure:
+        """Describe `error`, which happened in `phase`, and what the table says about it."""
         return cls(
-            action=action_for(error, starting=starting),
+            verdict=verdict_for(error, starting=starting),
             error_class=type(error).__name__,
             message=first_line(error),
-            stage=stage,
+            phase=phase,
             traceback="".join(traceback.format_exception(error)),
         )
 

@@ -32,8 +32,8 @@ from overtone.cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
-from overtone.cluster.faults import Action, Failure, first_line
-from overtone.cluster.worker import EngineFactory, Ready, Worker, load_engine
+from overtone.cluster.faults import Failure, Verdict, first_line
+from overtone.cluster.worker import EngineFactory, Load, Ready, Worker, load_engine
 from overtone.jobs.errors import UserError
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.retry_plan import RetryPlan
@@ -107,7 +107,7 @@ class Fleet:
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs (`workers`), and this machine "
                 f"has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
             )
-        self._loading = (ray.put(spec), ray.put(plan), store, engine_factory or load_engine, ray.put(retry))
+        self._load = ray.put(Load(spec, plan, store, engine_factory or load_engine, retry))
 
     def capacity(self) -> int:
         """Workers that the cluster has room for, as it is now, nothing else running on it."""
@@ -136,7 +136,7 @@ class Fleet:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
         actor: Any = ray.remote(self._worker_class).options(**options).remote(worker, self._epoch)
         member = self._members[worker] = _Member(worker, actor)
-        member.calls.append(_Call("load", actor.load.remote(*self._loading)))
+        member.calls.append(_Call("load", actor.load.remote(self._load)))
 
     def assign(self, worker: int, assignment: Assignment) -> None:
         """Give a worker a shard."""
@@ -207,7 +207,9 @@ class Fleet:
             return []
         except RayTaskError as error:  # a bug: what a worker meets comes as data
             member.calls.remove(call)
-            failure = Failure(Action.FAIL_JOB, type(error).__name__, first_line(error), call.kind, str(error))
+            failure = Failure(
+                Verdict.FAIL_JOB, type(error).__name__, first_line(error), call.kind, str(error)
+            )
             if call.assignment is None:
                 return [WorkerFailed(member.id, failure)]
             return [ShardFailed(member.id, call.assignment.shard, call.assignment.attempt, failure)]

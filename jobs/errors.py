@@ -84,16 +84,16 @@ class VerifyError(OvertoneError):
 
 
 class RowError(OvertoneError):
-    """One row cannot be made. Carries what the reject will say."""
+    """One row cannot be made. Carries what the reject will say; `phase` is what failed, `denoise` say."""
 
-    def __init__(self, message: str, *, row_id: str, stage: str) -> None:
+    def __init__(self, message: str, *, row_id: str, phase: str) -> None:
         super().__init__(message)
         self.row_id = row_id
-        self.stage = stage
+        self.phase = phase
 
     def __reduce__(self):  # keyword-only arguments do not survive the default pickling
-        return (_row_error, (str(self), self.row_id, self.stage))
+        return (_row_error, (str(self), self.row_id, self.phase))
 
 
-def _row_error(message: str, row_id: str, stage: str) -> RowError:
-    return RowError(message, row_id=row_id, stage=stage)
+def _row_error(message: str, row_id: str, phase: str) -> RowError:
+    return RowError(message, row_id=row_id, phase=phase)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Made, StageTime, Timing, build_part
+from overtone.jobs.parts import AttemptFacts, Made, StageTime, Timing, build_part
 from overtone.jobs.parts.build import Part
 from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.plan import JobPlan, make_plan
@@ -132,18 +132,20 @@ def small_part(
         spec,
         plan,
         plan.shard(index),
-        attempt=attempt or uuid4().hex,
+        attempt=AttemptFacts(
+            attempt or uuid4().hex,
+            worker,
+            "cpu",
+            "here",
+            time.time() if started is None else started,
+            0 if retry is None else retry.number,
+        ),
         made=made[::-1] if backwards else made,
         rejects=rejects,
         passthrough=read.passthrough,
         first_row=read.first_row,
         timings=timings,
-        worker=worker,
-        device="cpu",
-        node="here",
-        started=time.time() if started is None else started,
         kind="image",
-        retry=0 if retry is None else retry.number,
     )
 
 

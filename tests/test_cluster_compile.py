@@ -14,7 +14,7 @@ import torch
 from fake_engine import FakeEngine
 
 from overtone.cluster.dispatch import Assignment, RowsStarted, ShardAlive, ShardCommitted, ShardFailed
-from overtone.cluster.faults import Action, action_for
+from overtone.cluster.faults import Verdict, verdict_for
 from overtone.cluster.worker import Runner, load_engine
 from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
 from overtone.jobs.plan import make_plan
@@ -97,8 +97,8 @@ def test_a_shape_that_was_not_compiled_for_ends_the_job(tmp_path):
             yield
 
     (failed,) = (e for e in events(tmp_path, Forgets(), [64]) if isinstance(e, ShardFailed))
-    assert failed.failure.action is Action.FAIL_JOB
-    assert action_for(Recompiled) is Action.FAIL_JOB
+    assert failed.failure.verdict is Verdict.FAIL_JOB
+    assert verdict_for(Recompiled) is Verdict.FAIL_JOB
 
 
 def test_the_sizes_that_may_come():

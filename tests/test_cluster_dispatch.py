@@ -37,14 +37,14 @@ from overtone.cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
-from overtone.cluster.faults import Action, Failure
+from overtone.cluster.faults import Failure, Verdict
 from overtone.jobs.rows import Quarantined
 
 ROWS = 4  # rows a shard
-STORE_DOWN = Failure(Action.RETRY, "StoreError", "503", "upload")
-CUDA_BROKEN = Failure(Action.REPLACE_WORKER, "AcceleratorError", "illegal access", "denoise")
-BUG = Failure(Action.FAIL_JOB, "TypeError", "no such argument", "denoise")
-NO_DEVICE = Failure(Action.REPLACE_WORKER, "RuntimeError", "no device", "start")
+STORE_DOWN = Failure(Verdict.RETRY, "StoreError", "503", "upload")
+CUDA_BROKEN = Failure(Verdict.REPLACE_WORKER, "AcceleratorError", "illegal access", "denoise")
+BUG = Failure(Verdict.FAIL_JOB, "TypeError", "no such argument", "denoise")
+NO_DEVICE = Failure(Verdict.REPLACE_WORKER, "RuntimeError", "no device", "start")
 
 
 @dataclass
@@ -135,8 +135,8 @@ class World:
         others = self.at(work.shard)
         assert len(others) <= (1 if self.rules.copies else 0), "the same shard twice at the same time"
         assert worker not in others
-        if work.next_shard is not None:
-            assert work.next_shard not in self.committed
+        if work.read_ahead is not None:
+            assert work.read_ahead not in self.committed
             assert not work.suspects
         self.attempts[work.shard] = work.attempt
         skip = {row.row_id for row in work.quarantined}
@@ -185,7 +185,7 @@ class World:
             self.tell(RowsStarted(worker.id, worker.work.shard, worker.work.attempt, worker.in_flight))
         else:
             work, worker.work = worker.work, None
-            if work.next_shard is None:
+            if work.commit_first:
                 self.commit(worker, work)
             else:
                 worker.background = work
@@ -241,7 +241,7 @@ def test_every_shard_once_and_the_next_one_is_read_ahead():
     assert world.end == Done()
     assert set(world.committed) == set(range(20))
     assert set(world.attempts.values()) == {1}
-    ahead = {a.worker: a.assignment.next_shard for a in world.assigned[:2]}
+    ahead = {a.worker: a.assignment.read_ahead for a in world.assigned[:2]}
     later = {a.worker: a.assignment.shard for a in world.assigned[2:4]}
     assert ahead == later
     assert None not in ahead.values()
@@ -497,7 +497,7 @@ def test_a_commit_lost_behind_another_shards_back_is_not_deferred_again():
         if world.workers:
             work = world.one().work
             if work is not None and work.shard == lost:
-                assert work.next_shard is None
+                assert work.read_ahead is None
             world.step(world.one())
         world.advance(1.0)
     assert world.run().end == Done()

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from overtone.cluster.faults import STARTING, TABLE, Action, Failure, action_for, first_line
+from overtone.cluster.faults import STARTING, TABLE, Failure, Verdict, first_line, verdict_for
 from overtone.jobs.errors import RowError, SizeError, SpecError, StaleDriver, StoreConflict, StoreError
 
 
@@ -17,43 +17,43 @@ class OddError(ValueError):
 @pytest.mark.parametrize(
     ("error", "action"),
     [
-        (RowError("bad", row_id="1", stage="text_encode"), Action.REJECT_ROW),
-        (SizeError("100 px"), Action.REJECT_ROW),
-        (SpecError("no such key"), Action.FAIL_JOB),
-        (StaleDriver("epoch 4"), Action.FAIL_JOB),
-        (StoreError("503"), Action.RETRY),
-        (StoreConflict("taken"), Action.RETRY),
-        (ConnectionResetError(), Action.RETRY),
-        (TimeoutError(), Action.RETRY),
-        (FileNotFoundError("gone"), Action.FAIL_JOB),
-        (MemoryError(), Action.HALVE_BATCH),
-        (RuntimeError("anything"), Action.REJECT_ROW),
-        (OddError("anything"), Action.REJECT_ROW),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), Action.REJECT_ROW),
-        (TypeError("got an unexpected keyword"), Action.FAIL_JOB),
-        (ModuleNotFoundError("no module"), Action.FAIL_JOB),
-        (SystemExit(1), Action.REPLACE_WORKER),
-        (KeyboardInterrupt(), Action.REPLACE_WORKER),
+        (RowError("bad", row_id="1", phase="text_encode"), Verdict.REJECT_ROW),
+        (SizeError("100 px"), Verdict.REJECT_ROW),
+        (SpecError("no such key"), Verdict.FAIL_JOB),
+        (StaleDriver("epoch 4"), Verdict.FAIL_JOB),
+        (StoreError("503"), Verdict.RETRY),
+        (StoreConflict("taken"), Verdict.RETRY),
+        (ConnectionResetError(), Verdict.RETRY),
+        (TimeoutError(), Verdict.RETRY),
+        (FileNotFoundError("gone"), Verdict.FAIL_JOB),
+        (MemoryError(), Verdict.HALVE_BATCH),
+        (RuntimeError("anything"), Verdict.REJECT_ROW),
+        (OddError("anything"), Verdict.REJECT_ROW),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), Verdict.REJECT_ROW),
+        (TypeError("got an unexpected keyword"), Verdict.FAIL_JOB),
+        (ModuleNotFoundError("no module"), Verdict.FAIL_JOB),
+        (SystemExit(1), Verdict.REPLACE_WORKER),
+        (KeyboardInterrupt(), Verdict.REPLACE_WORKER),
     ],
 )
 def test_the_type_decides(error, action):
-    assert action_for(error) is action
-    assert action_for(type(error)) is action
+    assert verdict_for(error) is action
+    assert verdict_for(type(error)) is action
 
 
 def test_while_a_worker_starts_no_row_is_to_blame():
-    assert action_for(ValueError("unknown scheduler"), starting=True) is Action.FAIL_JOB
-    assert action_for(RuntimeError("no device"), starting=True) is Action.REPLACE_WORKER
-    assert action_for(ConnectionError("hub"), starting=True) is Action.REPLACE_WORKER
-    assert action_for(FileNotFoundError("model_index.json"), starting=True) is Action.FAIL_JOB
-    assert not any(a is Action.REJECT_ROW for a in STARTING.values())
+    assert verdict_for(ValueError("unknown scheduler"), starting=True) is Verdict.FAIL_JOB
+    assert verdict_for(RuntimeError("no device"), starting=True) is Verdict.REPLACE_WORKER
+    assert verdict_for(ConnectionError("hub"), starting=True) is Verdict.REPLACE_WORKER
+    assert verdict_for(FileNotFoundError("model_index.json"), starting=True) is Verdict.FAIL_JOB
+    assert not any(a is Verdict.REJECT_ROW for a in STARTING.values())
 
 
 def test_torch_types_match_by_name():
     torch = pytest.importorskip("torch")
-    assert action_for(torch.OutOfMemoryError("CUDA out of memory")) is Action.HALVE_BATCH
-    assert action_for(torch.OutOfMemoryError("CUDA out of memory"), starting=True) is Action.REPLACE_WORKER
-    assert action_for(torch.AcceleratorError) is Action.REPLACE_WORKER
+    assert verdict_for(torch.OutOfMemoryError("CUDA out of memory")) is Verdict.HALVE_BATCH
+    assert verdict_for(torch.OutOfMemoryError("CUDA out of memory"), starting=True) is Verdict.REPLACE_WORKER
+    assert verdict_for(torch.AcceleratorError) is Verdict.REPLACE_WORKER
 
 
 def test_every_name_in_the_table_exists():
@@ -78,7 +78,7 @@ def test_a_failure_is_plain_data():
         failure = Failure.of(error, "upload")
     again = pickle.loads(pickle.dumps(failure))
     assert again == failure
-    assert (again.action, again.error_class, again.stage) == (Action.RETRY, "StoreError", "upload")
+    assert (again.verdict, again.error_class, again.phase) == (Verdict.RETRY, "StoreError", "upload")
     assert again.message == "PUT data/x failed: 503"
     assert "raise StoreError" in again.traceback
 

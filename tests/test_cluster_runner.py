@@ -25,7 +25,7 @@ from overtone.cluster.dispatch import (
     ShardReturned,
     WorkerDraining,
 )
-from overtone.cluster.faults import Action
+from overtone.cluster.faults import Verdict
 from overtone.cluster.worker import CPU_BATCH, Runner, in_lists
 from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
 from overtone.cluster.worker.texts import TEXTS
@@ -187,7 +187,7 @@ def test_the_commit_of_a_shard_goes_on_while_the_next_one_runs(bench):
     gate = threading.Event()
     job.runner.close()
     job.runner = job.another(store=SlowStore(job.store, gate))
-    first = job.attempt(0, next_shard=1)
+    first = job.attempt(0, read_ahead=1, commit_first=False)
     assert first[-1] == ShardGenerated(7, 0, 1)
     assert not job.rows
     events = job.runner.attempt(Assignment(1, 1))
@@ -217,7 +217,7 @@ def test_waiting_for_a_slow_store_shows_signs_of_life(bench):
 
 def test_flush_waits_for_the_last_commit_and_recall_tells_of_it_again(bench):
     job = bench(plain(4), shards=2)
-    job.attempt(0, next_shard=1)
+    job.attempt(0, read_ahead=1, commit_first=False)
     told = list(job.runner.flush())
     assert of(ShardCommitted, told) == [ShardCommitted(7, 0, 1, rows=2, rejects=0)]
     assert job.runner.recall() == of(ShardCommitted, told)
@@ -229,7 +229,7 @@ def test_timings_are_written_beside_the_next_shard_and_before_the_last_is_told_o
     gate = threading.Event()
     job.runner.close()
     job.runner = job.another(store=SlowTables(job.store, gate))
-    job.attempt(0, next_shard=1)
+    job.attempt(0, read_ahead=1, commit_first=False)
     for event in job.runner.attempt(Assignment(1, 1)):
         if isinstance(event, ShardCommitted):
             written = {line["shard"] for line in job.timings}
@@ -506,7 +506,7 @@ def test_a_bug_ends_the_attempt_with_its_traceback(bench):
     job = bench([*plain(2), "!bug"])
     failed = job.attempt()[-1]
     assert isinstance(failed, ShardFailed)
-    assert failed.failure.action is Action.FAIL_JOB
+    assert failed.failure.verdict is Verdict.FAIL_JOB
     assert 'raise TypeError("no such argument")' in failed.failure.traceback
     assert not (job.folder / "out" / "data").exists()
 
@@ -516,8 +516,8 @@ def test_a_store_that_cannot_be_reached_fails_the_attempt_to_be_retried(bench):
     job.runner.close()
     job.runner = job.another(store=BrokenStore(job.store, threading.Event()))
     failed = job.attempt()[-1]
-    assert failed.failure.action is Action.RETRY
-    assert failed.failure.stage == "commit"
+    assert failed.failure.verdict is Verdict.RETRY
+    assert failed.failure.phase == "commit"
 
 
 def test_an_input_file_that_changed_ends_the_attempt(bench):
@@ -525,8 +525,8 @@ def test_an_input_file_that_changed_ends_the_attempt(bench):
     pq.write_table(pa.table({"row_id": ["x"], "prompt": ["other"]}), job.folder / "prompts.parquet")
     failed = job.attempt()[-1]
     assert isinstance(failed, ShardFailed)
-    assert failed.failure.action is Action.FAIL_JOB
-    assert failed.failure.stage == "read"
+    assert failed.failure.verdict is Verdict.FAIL_JOB
+    assert failed.failure.phase == "read"
 
 
 # Giving back.
@@ -542,7 +542,7 @@ def test_a_cancelled_attempt_ends_after_the_batch_in_hand(bench):
 
 def test_a_worker_that_drains_gives_its_shard_back_and_finishes_the_commit_before(bench):
     job = bench(plain(8), shards=4)
-    job.attempt(0, next_shard=1)
+    job.attempt(0, read_ahead=1, commit_first=False)
     job.runner.draining = True
     events = job.attempt(1)
     assert of(WorkerDraining, events) == [WorkerDraining(7)]
@@ -636,7 +636,7 @@ def test_the_prompts_of_the_next_shard_are_encoded_beside_the_end_of_this_one(be
         return future
 
     job.runner._start_reading = reading
-    job.attempt(0, next_shard=1)
+    job.attempt(0, read_ahead=1, commit_first=False)
     assert read.is_set()
     assert encoded.is_set()
     job.attempt(1)
@@ -749,5 +749,5 @@ def test_events_go_out_together_but_never_later_than_what_takes_time():
 
 def test_a_small_shard_takes_two_messages(bench):
     job = bench(plain(1), workers={"batch_size": 1})
-    events = job.runner.attempt(Assignment(0, 1, next_shard=None))
+    events = job.runner.attempt(Assignment(0, 1))
     assert [type(sent[-1]) for sent in in_lists(events)] == [RowsStarted, ShardCommitted]

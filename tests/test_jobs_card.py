@@ -19,7 +19,7 @@ from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
 from overtone.cluster.cli import main
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Made, build_part, part_schema, stored_schema
+from overtone.jobs.parts import AttemptFacts, Made, build_part, part_schema, stored_schema
 from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import card, card_rows, contents, write_card
@@ -286,8 +286,8 @@ def test_the_card_of_videos(datasets, tmp_path):
     data = encode_media(np.zeros((5, SIDE_PX, SIDE_PX, 3), np.uint8), spec.output)
     made = [Made(row, data, SIDE_PX, SIDE_PX, 10, (), 0.0) for row in read.rows]
     part = build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[], kind="video",
     )  # fmt: skip
     store = open_store(spec.output.path)
     assert commit_part(store, part)

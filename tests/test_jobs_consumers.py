@@ -21,7 +21,7 @@ from small_jobs import SIDE_PX, finish, prompt_table, small_job
 
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Made, build_part
+from overtone.jobs.parts import AttemptFacts, Made, build_part
 from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.store import open_store
@@ -92,8 +92,8 @@ def test_datasets_gives_videos(datasets, tmp_path):
     data = encode_media(frames, spec.output)
     made = [Made(row, data, SIDE_PX, SIDE_PX, 10, (), 0.0) for row in read.rows]
     part = build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[], kind="video",
     )  # fmt: skip
     store = open_store(spec.output.path)
     assert commit_part(store, part)

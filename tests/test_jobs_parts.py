@@ -19,6 +19,7 @@ from overtone.jobs import parts
 from overtone.jobs.errors import VerifyError
 from overtone.jobs.media import encode_media, media_name
 from overtone.jobs.parts import (
+    AttemptFacts,
     Footer,
     part_index,
     part_name,
@@ -259,8 +260,8 @@ def test_of_the_first_rows_little_more_than_those_is_read(tmp_path, format):
     rng = np.random.default_rng(0)
     made = [parts.Made(row, rng.bytes(300_000), 1, 1, 1, (), 0.0) for row in read.rows]
     part = parts.build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu", kind="image",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[], kind="image",
     )  # fmt: skip
     file = CountingFile(part.data)
     rows = list(parts.read_rows(file, "image", format, limit=3))
@@ -295,8 +296,8 @@ def test_a_tar_of_videos_with_latents(tmp_path):
         parts.Made(row, video, 16, 16, 1, (), 0.0, own) for row, own in zip(read.rows, latents, strict=True)
     ]
     part = parts.build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[], kind="video",
     )  # fmt: skip
     with tarfile.open(fileobj=io.BytesIO(part.data)) as tar:
         assert tar.getnames()[1:5] == [f"000000.{end}" for end in ("mp4", "json", "txt", "latents.npy")]

@@ -18,7 +18,7 @@ from overtone.cluster.cli import main
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Made, build_part, timings_name
+from overtone.jobs.parts import AttemptFacts, Made, build_part, timings_name
 from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import report
@@ -195,8 +195,8 @@ def test_videos_show_their_first_frame(tmp_path):
     data = encode_media(frames, spec.output)
     made = [Made(row, data, 64, 48, 10, (), 0.0) for row in read.rows]
     part = build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu", kind="video",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[], kind="video",
     )  # fmt: skip
     assert commit_part(store, part)
     page = Page(report(store.url, now=NOW))

@@ -12,7 +12,7 @@ from small_jobs import finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.parts import Made, build_part, part_name, read_rows
+from overtone.jobs.parts import AttemptFacts, Made, build_part, part_name, read_rows
 from overtone.jobs.parts.build import Part
 from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.parts.footer import FOOTER_KEY
@@ -170,8 +170,8 @@ def test_pictures_that_do_not_decode(tmp_path):
         Made(row, one, size, 16, 10, (), 0.0) for row, one, size in zip(read.rows, data, sizes, strict=True)
     ]
     part = build_part(
-        spec, plan, plan.shard(0), attempt="a", made=made, rejects=[], passthrough=read.passthrough,
-        first_row=0, timings=[], worker="w", device="cpu",
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[],
     )  # fmt: skip
     assert commit_part(store, part)
     report = verify(store.url)
@@ -267,7 +267,7 @@ def test_memory_is_a_few_bytes_a_row(tmp_path):
             rows = range(shard.first_row, shard.first_row + shard.num_rows)
             rejects = [Reject(name(row), "RowError", "", "denoise", 1, row, None) for row in rows]
             part = build_part(
-                spec, plan, shard, attempt=f"a{index}", made=[], rejects=rejects, worker="w", device="cpu",
+                spec, plan, shard, attempt=AttemptFacts(f"a{index}", "w", "cpu"), made=[], rejects=rejects,
                 passthrough=plan.passthrough.empty_table(), first_row=shard.first_row, timings=[],
             )  # fmt: skip
             assert commit_part(store, part)

@@ -87,7 +87,11 @@ def html(tmp_path_factory) -> str:
     for worker, shards in enumerate(((0, 1), (2,))):
         runner = Runner(spec, plan, store, FakeEngine(step_s=0.002), worker=worker)
         for shard in shards:
-            list(runner.attempt(Assignment(shard, 1, next_shard=1 if shard == 0 else None)))
+            list(
+                runner.attempt(
+                    Assignment(shard, 1, read_ahead=1 if shard == 0 else None, commit_first=shard != 0)
+                )
+            )
         runner.close()
     return report(store.url)
 

@@ -95,7 +95,7 @@ class NoopWorker(Worker):
         yield RowsDone(*this, ("row",))
         yield from self._committed()
         self._committing = assignment
-        if assignment.next_shard is not None:
+        if not assignment.commit_first:
             yield ShardGenerated(*this)
         else:
             yield from self._committed()

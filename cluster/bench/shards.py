@@ -24,11 +24,20 @@ from rich.table import Table
 
 from overtone.cluster.bench.cost import Dispatched, Measure, Stopwatch
 from overtone.cluster.bench.noop import SIDE_PX, NoopWorker, noop_engine, noop_job
-from overtone.cluster.dispatch import Assign, Dispatcher, Do, Done, Flush, Rules, ShardCommitted, StartWorker
+from overtone.cluster.dispatch import (
+    Action,
+    Assign,
+    Dispatcher,
+    Done,
+    Flush,
+    Rules,
+    ShardCommitted,
+    StartWorker,
+)
 from overtone.cluster.driver import run_job
 from overtone.cluster.fleet import Fleet
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Made, build_part, create_part, write_derived
+from overtone.jobs.parts import AttemptFacts, Made, build_part, create_part, write_derived
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.store import open_store
@@ -62,7 +71,7 @@ def dispatch(folder: Path, *, shards: int, workers: int) -> Dispatched:
     return measure.dispatched("nothing", workers, time.perf_counter() - begin)
 
 
-def _execute(fleet: Fleet, actions: Sequence[Do]) -> bool:
+def _execute(fleet: Fleet, actions: Sequence[Action]) -> bool:
     """False: all is done."""
     for action in actions:
         match action:
@@ -119,14 +128,12 @@ def commits(folder: Path, *, shards: int) -> Commits:
                 spec,
                 plan,
                 shard,
-                attempt=uuid4().hex,
+                attempt=AttemptFacts(uuid4().hex, "bench", "cpu"),
                 made=[Made(row, data, SIDE_PX, SIDE_PX, 1, (), 0.0) for row in read.rows],
                 rejects=read.rejects,
                 passthrough=read.passthrough,
                 first_row=read.first_row,
                 timings=[],
-                worker="bench",
-                device="cpu",
             )
             upload = create_part(store, part)
         assert upload is not None

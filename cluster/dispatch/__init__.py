@@ -5,10 +5,10 @@ from __future__ import annotations
 from overtone.cluster.dispatch.dispatcher import Dispatcher
 from overtone.cluster.dispatch.messages import (
     Abort,
+    Action,
     Assign,
     Assignment,
     Cancel,
-    Do,
     Done,
     Event,
     FailShard,
@@ -34,11 +34,11 @@ from overtone.cluster.dispatch.messages import (
 
 __all__ = [
     "Abort",
+    "Action",
     "Assign",
     "Assignment",
     "Cancel",
     "Dispatcher",
-    "Do",
     "Done",
     "Event",
     "FailShard",

@@ -32,10 +32,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from overtone.cluster.dispatch.board import Death, Run, Shard, Slot, Worker
 from overtone.cluster.dispatch.messages import (
     Abort,
+    Action,
     Assign,
     Assignment,
     Cancel,
-    Do,
     Done,
     Event,
     FailShard,
@@ -59,7 +59,7 @@ from overtone.cluster.dispatch.messages import (
     WorkerFailed,
     WorkerReady,
 )
-from overtone.cluster.faults import Action, Failure
+from overtone.cluster.faults import Failure, Verdict
 from overtone.jobs.rows import Quarantined
 
 SCAN = 64
@@ -127,7 +127,7 @@ class Dispatcher:
         self._condemned = 0  # quarantined rows of shards that are not committed
         self._retirements: list[RetireSlot] = []
         self._quiet_since = -math.inf  # nobody was silent before that
-        self._actions: list[Do] = []
+        self._actions: list[Action] = []
 
     # Numbers for whoever watches.
 
@@ -168,18 +168,18 @@ class Dispatcher:
 
     # The three entry points.
 
-    def begin(self, now: float) -> list[Do]:
+    def begin(self, now: float) -> list[Action]:
         """Start: ask for workers, or say at once that nothing is left."""
         return self._act(now)
 
-    def tick(self, now: float) -> list[Do]:
+    def tick(self, now: float) -> list[Action]:
         """Let time pass: timeouts, pauses that end, copies, workers given back. To be called every second."""
         if not self.ended:
             self._silences(now)
             self._give_back(now)
         return self._act(now, copies=self.rules.copies)
 
-    def handle(self, event: Event, now: float) -> list[Do]:
+    def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event. Events of workers that are gone and of shards not theirs are ignored."""
         worker = self._workers.get(event.worker)
         if self.ended or worker is None:
@@ -268,12 +268,12 @@ class Dispatcher:
 
     def _shard_failed(self, worker: Worker, run: Run, failure: Failure, now: float) -> None:
         shard = self._shards.get(run.shard)
-        text = f"{failure.stage}: {failure.error_class}: {failure.message}"
+        text = f"{failure.phase}: {failure.error_class}: {failure.message}"
         if shard is None:  # nobody needs it any more, whatever it met
             self._end_run(worker, run, now)
-        elif failure.action is Action.FAIL_JOB:
+        elif failure.verdict is Verdict.FAIL_JOB:
             self._abort("failure", text, failure)
-        elif failure.action is Action.REPLACE_WORKER:
+        elif failure.verdict is Verdict.REPLACE_WORKER:
             self._actions.append(StopWorker(worker.id, kill=True, reason=text))
             self._died(worker, WorkerDied(worker.id, text, failure.error_class), now)
         else:
@@ -285,8 +285,8 @@ class Dispatcher:
             self._judge(slot, text, now)
 
     def _start_failed(self, worker: Worker, failure: Failure, now: float) -> None:
-        text = f"{failure.stage}: {failure.error_class}: {failure.message}"
-        if failure.action is Action.FAIL_JOB:
+        text = f"{failure.phase}: {failure.error_class}: {failure.message}"
+        if failure.verdict is Verdict.FAIL_JOB:
             self._abort("failure", text, failure)
             return
         slot = self._slots[worker.slot]
@@ -522,7 +522,7 @@ class Dispatcher:
 
     # What follows from the state.
 
-    def _act(self, now: float, *, copies: bool = False) -> list[Do]:
+    def _act(self, now: float, *, copies: bool = False) -> list[Action]:
         """Everything that the state asks for, given out once."""
         if not self.ended:
             self._limits()
@@ -662,7 +662,8 @@ class Dispatcher:
             suspects=tuple(shard.suspects),
             isolate=shard.isolate,
             quarantined=tuple(shard.quarantined.values()),
-            next_shard=None if alone else worker.reserved,
+            read_ahead=None if alone else worker.reserved,
+            commit_first=alone or worker.reserved is None,
         )
         self._actions.append(Assign(worker.id, assignment))
 

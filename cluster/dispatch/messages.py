@@ -163,9 +163,11 @@ class Assignment:
     """Run every row alone."""
     quarantined: tuple[Quarantined, ...] = ()
     """Rows to reject without running them."""
-    next_shard: int | None = None
-    """The shard this worker will most likely get next: its reading may begin, and this one's commit may go on
-    while that one runs. None: finish the commit first."""
+    read_ahead: int | None = None
+    """The shard that this worker will most likely get next, whose reading may begin; None: none is known."""
+    commit_first: bool = True
+    """Whether the shard's commit must have ended before the attempt does. Otherwise it may go on beside the
+    worker's next shard."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Abort:
     failure: Failure | None = None
 
 
-Do = (
+Action = (
     StartWorker
     | StopWorker
     | Assign

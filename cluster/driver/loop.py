@@ -24,10 +24,10 @@ import numpy as np
 
 from overtone.cluster.dispatch import (
     Abort,
+    Action,
     Assign,
     Cancel,
     Dispatcher,
-    Do,
     Done,
     Event,
     FailShard,
@@ -237,7 +237,7 @@ class Run:
 
     # Actions.
 
-    def _execute(self, fleet: Fleet, actions: list[Do]) -> None:
+    def _execute(self, fleet: Fleet, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case StartWorker():

@@ -24,11 +24,11 @@ from typing import Any
 
 from overtone.cluster.dispatch import (
     Abort,
+    Action,
     Assign,
     Assignment,
     Cancel,
     Dispatcher,
-    Do,
     Done,
     Event,
     Flush,
@@ -48,11 +48,11 @@ from overtone.cluster.dispatch import (
     WorkerDraining,
     WorkerReady,
 )
-from overtone.cluster.faults import Action, Failure
+from overtone.cluster.faults import Failure, Verdict
 from overtone.cluster.simulate.world import GRACE_S, LATENCY_S, ROWS, Result, World
 
 _SAMPLE = 101  # every 101st event is timed
-_STORE_FAILED = Failure(Action.RETRY, "StoreError", "503 Slow Down", "commit")
+_STORE_FAILED = Failure(Verdict.RETRY, "StoreError", "503 Slow Down", "commit")
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +144,7 @@ class Simulation:
             on_tick(self)
         self._at(self.world.tick_s, self._tick, on_tick)
 
-    def _do(self, actions: Sequence[Do]) -> None:
+    def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Assign():
@@ -251,7 +251,7 @@ class Simulation:
         """All rows are made: commit behind the next shard's back, or at once."""
         work = process.work
         assert work is not None
-        if work.next_shard is None or process.draining:
+        if work.commit_first or process.draining:
             self._next(process, self.world.commit_s, self._commit)
             return
         self._drop(process)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overtone.cluster.worker.actor import EngineFactory, Ready, Worker, in_lists, load_engine
+from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists, load_engine
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.runner import Runner
@@ -11,6 +11,7 @@ __all__ = [
     "CPU_BATCH",
     "Engine",
     "EngineFactory",
+    "Load",
     "Ready",
     "Runner",
     "Worker",

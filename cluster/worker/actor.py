@@ -36,6 +36,18 @@ EngineFactory = Callable[[JobSpec], Engine]
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a worker needs before its first attempt: the same for all workers of a job."""
+
+    spec: JobSpec
+    job_plan: JobPlan
+    store: Store
+    engine_factory: EngineFactory
+    retry_plan: RetryPlan | None = None
+    """Whose rows to make, instead of all rows of a shard."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """A worker that has its engine."""
 
@@ -105,29 +117,23 @@ class Worker:
         self._draining = False
         signal.signal(signal.SIGTERM, self._terminate)
 
-    def load(
-        self,
-        spec: JobSpec,
-        plan: JobPlan,
-        store: Store,
-        engine_factory: EngineFactory,
-        retry: RetryPlan | None = None,
-    ) -> Ready | Failure:
+    def load(self, load: Load) -> Ready | Failure:
         """Load the model; a failure comes back as data."""
+        spec = load.spec
         logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
         node = ray.get_runtime_context().get_node_id()
         try:
-            engine = engine_factory(spec)
+            engine = load.engine_factory(spec)
             usual = engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
             runner = Runner(
                 spec,
-                plan,
-                store,
+                load.job_plan,
+                load.store,
                 engine,
                 worker=self._worker,
                 node=node,
                 epoch=self._epoch,
-                retry=retry,
+                retry=load.retry_plan,
                 on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
             )
             for _ in runner.warm_up(usual):

@@ -84,7 +84,7 @@ class Attempt:
     id: str
     cancelled: Callable[[], bool]
     started: float = field(default_factory=time.time)
-    stage: str = "read"
+    phase: str = "read"
     read: ShardRows | None = None
     pictures: list[Picture] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
@@ -105,12 +105,12 @@ class Attempt:
         return self.assignment.shard
 
 
-def reject_of(row: Row, error_class: str, message: str, stage: str, attempts: int) -> Reject:
+def reject_of(row: Row, error_class: str, message: str, phase: str, attempts: int) -> Reject:
     return Reject(
         row_id=row.row_id,
         error_class=error_class,
         message=message,
-        stage=stage,
+        stage=phase,
         attempts=attempts,
         source=row.source,
         prompt=row.prompt[:PROMPT_CUT],

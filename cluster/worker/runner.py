@@ -37,7 +37,7 @@ from overtone.cluster.dispatch import (
     ShardReturned,
     WorkerDraining,
 )
-from overtone.cluster.faults import Action, Failure, action_for, first_line
+from overtone.cluster.faults import Failure, Verdict, first_line, verdict_for
 from overtone.cluster.logs import about
 from overtone.cluster.worker.attempt import (
     ALIVE_S,
@@ -53,9 +53,18 @@ from overtone.cluster.worker.batch_sizes import BatchSizes
 from overtone.cluster.worker.pictures import ENCODERS, arrays
 from overtone.cluster.worker.protocol import Compiles, Engine
 from overtone.cluster.worker.texts import TEXTS, Inline, Texts
-from overtone.jobs.errors import SizeError
+from overtone.jobs.errors import RowError, SizeError
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import Footer, Made, StageTime, Timing, build_part, create_part, write_derived
+from overtone.jobs.parts import (
+    AttemptFacts,
+    Footer,
+    Made,
+    StageTime,
+    Timing,
+    build_part,
+    create_part,
+    write_derived,
+)
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.prompts import ShardRows, read_shard
 from overtone.jobs.retry import read_rejected
@@ -139,7 +148,7 @@ class Runner:
             except Failed as failed:
                 yield self._failed(run, failed.failure)
             except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
-                yield self._failed(run, Failure.of(error, run.stage))
+                yield self._failed(run, Failure.of(error, run.phase))
 
     def make(self, rows: Sequence[Row]) -> tuple[list[Made], list[Reject]]:
         """Make rows that are no shard's; each ends in one of the lists. Raises what is not a row's fault."""
@@ -188,13 +197,13 @@ class Runner:
         yield from self._read(run)
         assert run.read is not None
         yield from self._generate(run, self._without_quarantined(run, run.read))
-        run.stage = "commit"
+        run.phase = "commit"
         while self._commits:  # one commit at a time: more would pile up pictures
             yield from self._wait(run, self._commits[0][1])
             yield from self._reap()
         commit = self._committer.submit(self._in_thread, run)
         self._commits.append((run, commit))
-        if assignment.next_shard is not None and not self.draining:
+        if not assignment.commit_first and not self.draining:
             yield ShardGenerated(self.worker, run.shard, assignment.attempt)
         else:
             yield from self.flush()
@@ -208,8 +217,8 @@ class Runner:
         run.timings.append(replace(timing, start_s=begin - run.started))
         self._on_timings(run.timings)
         run.rejects += read.rejects
-        if run.assignment.next_shard is not None:
-            self._ahead = (run.assignment.next_shard, self._start_reading(run.assignment.next_shard))
+        if run.assignment.read_ahead is not None:
+            self._ahead = (run.assignment.read_ahead, self._start_reading(run.assignment.read_ahead))
 
     def _start_reading(self, index: int) -> Future[tuple[ShardRows, Timing, float]]:
         def read() -> tuple[ShardRows, Timing, float]:
@@ -271,7 +280,7 @@ class Runner:
 
     def _plan(self, run: Attempt, rows: Sequence[Row]) -> SamplingPlan | None:
         """The stages of rows of one size; None, and the rows rejected, where the model cannot make it."""
-        run.stage = "plan"
+        run.phase = "plan"
         try:
             return self.engine.plan(self.spec.sampling, height_px=rows[0].height, width_px=rows[0].width)
         except ValueError as error:
@@ -282,12 +291,12 @@ class Runner:
         self, run: Attempt, rows: list[Row], plan: SamplingPlan, upcoming: list[Row]
     ) -> Iterator[Event]:
         """Take rows through all stages; where their prompts cannot be encoded together, in smaller groups."""
-        run.stage = "compile"
+        run.phase = "compile"
         try:  # before any of the rows is started: none is to blame for the time it takes
             for _ in self.warm_up(plan):
                 yield self._alive(run)
         except Exception as error:
-            if action_for(error) is not Action.HALVE_BATCH:
+            if verdict_for(error) is not Verdict.HALVE_BATCH:
                 raise
             self._reject(run, rows, error)  # not even one of them fits
             return
@@ -310,7 +319,7 @@ class Runner:
 
     def _begin(self, run: Attempt, rows: list[Row], plan: SamplingPlan, upcoming: list[Row]) -> Group:
         """The group's prompts encoded, those that come next on their way, and its rows ready to go."""
-        run.stage = "text_encode"
+        run.phase = "text_encode"
         ahead, self._texts_ahead = self._texts_ahead, None
         if ahead is not None and ahead[0] == tuple(rows):
             encoding = ahead[1]
@@ -320,7 +329,7 @@ class Runner:
             self._texts_ahead = tuple(upcoming), self._beside["text"].submit(self._text, upcoming)
         encoded, begin, seconds = encoding.result()
         timings = [self._timing(run, run.groups, "text_encode", rows, begin, seconds)]
-        run.stage = "denoise"
+        run.phase = "denoise"
         seeds = [row.seed for row in rows]
         trajectories = self.engine.begin(plan, encoded, seeds, self.spec.sampling)
         self._note(run, timings)
@@ -365,7 +374,7 @@ class Runner:
                 again.append(batch[most:])
                 batch = batch[:most]
             yield from self._started(run, [group.rows[row] for row in batch])
-            run.stage = "denoise"
+            run.phase = "denoise"
             try:
                 self._denoise(run, group, index, batch)
             except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
@@ -417,7 +426,7 @@ class Runner:
         todo = [batch]
         while todo:
             batch = todo.pop()
-            run.stage = "vae_decode"
+            run.phase = "vae_decode"
             yield from self._wait(run, future)
             try:
                 self._keep(run, group, batch, future.result())
@@ -469,8 +478,8 @@ class Runner:
     ) -> tuple[list[int], list[list[int]]]:
         """What a batch's exception asks for: (rows to reject, batches to try again). `stage`: the one that it
         was in, whose batches are too large if there was not enough memory."""
-        failure, half = Failure.of(error, run.stage), (len(batch) + 1) // 2
-        if failure.action is Action.HALVE_BATCH:
+        failure, half = Failure.of(error, run.phase), (len(batch) + 1) // 2
+        if failure.verdict is Verdict.HALVE_BATCH:
             error.__traceback__ = None  # its frames hold the batch's tensors
             self._free_memory()
             if stage is not None and len(batch) > 1:
@@ -479,7 +488,7 @@ class Runner:
                     "out of memory with %d rows on the %d x %d grid; %d a batch from now on",
                     *(len(batch), stage.height, stage.width, half),
                 )
-        elif failure.action is Action.REJECT_ROW:
+        elif failure.verdict is Verdict.REJECT_ROW:
             bad = [row for row in batch if row in getattr(error, "rows", ())]
             good = [row for row in batch if row not in bad]
             if bad:
@@ -491,12 +500,11 @@ class Runner:
         return [], [batch[k : k + half] for k in range(0, len(batch), half)]
 
     def _reject(self, run: Attempt, rows: Iterable[Row], error: Exception) -> None:
-        stage = getattr(error, "stage", None)
-        stage = stage if isinstance(stage, str) else run.stage
+        phase = error.phase if isinstance(error, RowError) else run.phase
         for row in rows:
             name, message = type(error).__name__, first_line(error)
-            _log.info("row %r is rejected in %s: %s: %s", row.row_id, stage, name, message)
-            run.rejects.append(reject_of(row, name, message, stage, run.assignment.attempt))
+            _log.info("row %r is rejected in %s: %s: %s", row.row_id, phase, name, message)
+            run.rejects.append(reject_of(row, name, message, phase, run.assignment.attempt))
 
     def _in_thread(self, run: Attempt) -> tuple[int, list[Reject]]:
         with about(run.shard, run.assignment.attempt):
@@ -513,18 +521,20 @@ class Runner:
             self.spec,
             self.plan,
             self.plan.shard(run.shard),
-            attempt=run.id,
+            attempt=AttemptFacts(
+                id=run.id,
+                worker=self.label,
+                device=str(self.engine.device),
+                node=self.node,
+                started=run.started,
+                retry=0 if self.retry is None else self.retry.number,
+            ),
             made=made,
             rejects=rejects,
             passthrough=run.read.passthrough,
             first_row=run.read.first_row,
             timings=run.timings,
-            worker=self.label,
-            device=str(self.engine.device),
-            node=self.node,
-            started=run.started,
             kind=self.kind,
-            retry=0 if self.retry is None else self.retry.number,
         )
         once = part.footer.timings[before:]
         upload = create_part(self.store, part)
@@ -563,7 +573,7 @@ class Runner:
                 data, begin, end = picture.encoding.result()
             except Exception as error:  # the row boundary again
                 failure = Failure.of(error, "image_encode")
-                if failure.action is not Action.REJECT_ROW:
+                if failure.verdict is not Verdict.REJECT_ROW:
                     raise
                 attempt = run.assignment.attempt
                 rejects.append(reject_of(row, failure.error_class, failure.message, "image_encode", attempt))
@@ -639,7 +649,7 @@ class Runner:
         return ShardAlive(self.worker, run.shard, run.assignment.attempt)
 
     def _failed(self, run: Attempt, failure: Failure) -> ShardFailed:
-        _log.warning("failed in %s: %s", failure.stage, failure.traceback.rstrip())
+        _log.warning("failed in %s: %s", failure.phase, failure.traceback.rstrip())
         return ShardFailed(self.worker, run.shard, run.assignment.attempt, failure)
 
     def _wait(self, run: Attempt, future: Future[Any]) -> Iterator[Event]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overtone.jobs.parts.build import build_part
+from overtone.jobs.parts.build import AttemptFacts, build_part
 from overtone.jobs.parts.commit import create_part, rejects_table, write_derived
 from overtone.jobs.parts.footer import Footer, StageTime, Timing, digest
 from overtone.jobs.parts.formats import read_footer, read_rows
@@ -20,6 +20,7 @@ from overtone.jobs.parts.names import (
 from overtone.jobs.parts.table import Made, PartRow, part_schema, rows_table, stored_schema
 
 __all__ = [
+    "AttemptFacts",
     "Footer",
     "Format",
     "Made",

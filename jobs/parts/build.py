@@ -48,7 +48,20 @@ class Part:
         return len(self.footer.rejects)
 
 
-# Building
+@dataclass(frozen=True)
+class AttemptFacts:
+    """What a part says of the attempt that made it."""
+
+    id: str
+    """Unique, by which a store tells one attempt's object from another's."""
+    worker: str
+    device: str
+    node: str = ""
+    """Of Ray; empty where there is none."""
+    started: float | None = None
+    """Seconds since 1970, from which the timings' `start_s` count."""
+    retry: int = 0
+    """Number of the retry that it belongs to; 0: of the job itself."""
 
 
 def build_part(
@@ -56,24 +69,18 @@ def build_part(
     plan: JobPlan,
     shard: Shard,
     *,
-    attempt: str,
+    attempt: AttemptFacts,
     made: Sequence[Made],
     rejects: Sequence[Reject],
     passthrough: pa.Table,
     first_row: int,
     timings: Sequence[Timing],
-    worker: str,
-    device: str,
-    node: str = "",
-    started: float | None = None,
     kind: Kind | None = None,
-    retry: int = 0,
 ) -> Part:
     """The part of a shard, with its rows in the order of the input, however they were batched.
 
-    `passthrough` has the input rows from `first_row` on (`ShardRows`). `started` (`time.time()`) is when the
-    attempt began, from which the timings' `start_s` count. `kind` says what the model makes; None: as `made`
-    shows, or images where nothing was made.
+    `passthrough` has the input rows from `first_row` on (`ShardRows`). `kind` is what the model
+    makes; None: as `made` shows, or images where nothing was made.
     """
     begin = time.time()
     made = sorted(made, key=lambda one: (one.row.source, one.row.image_index))
@@ -83,7 +90,7 @@ def build_part(
     footer = Footer(
         shard=shard.index,
         num_shards=plan.num_shards,
-        attempt=attempt,
+        attempt=attempt.id,
         fingerprint=plan.fingerprint,
         first_row=shard.first_row,
         input_rows=shard.num_rows,
@@ -92,13 +99,13 @@ def build_part(
             "row_id": digest(one.row.row_id.encode() for one in made),
             kind: digest(one.data for one in made),
         },
-        worker=worker,
-        device=device,
-        node=node,
-        started=started,
+        worker=attempt.worker,
+        device=attempt.device,
+        node=attempt.node,
+        started=attempt.started,
         versions=package_versions(),
         rejects=tuple(rejects),
-        retry=retry,
+        retry=attempt.retry,
     )
     schema = part_schema(spec, passthrough.schema, kind)
     tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in row_groups(made))
@@ -110,7 +117,7 @@ def build_part(
             "part_write",
             len(made),
             seconds=time.time() - begin,
-            start_s=None if started is None else begin - started,
+            start_s=None if attempt.started is None else begin - attempt.started,
         )
         return Footer(**{**shallow(footer), "timings": (*timings, writing)})
 
@@ -118,4 +125,4 @@ def build_part(
         footer, data = tar_bytes(tables, kind, finished)
     else:
         footer, data = parquet_bytes(tables, schema, kind, made, finished)
-    return Part(part_name(plan, shard.index, format, retry), data, footer)
+    return Part(part_name(plan, shard.index, format, attempt.retry), data, footer)
