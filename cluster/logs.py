@@ -1,7 +1,7 @@
 """A worker's log: every line says which job, worker, shard and attempt it is about. Knows no Ray.
 
     write_to(sys.stderr, job="flux-set", worker=3)
-    with about(shard=42, attempt=1):                # holds for this thread
+    with about(shard=42, attempt=1):                # holds for this thread, and what it hands its context to
         logging.getLogger(__name__).info("8 rows")  # ... job=flux-set worker=3 shard=42 attempt=1 ...: 8 rows
 
 Libraries' lines get the same facts, because a handler adds them and not the one who logs.
@@ -10,9 +10,9 @@ Libraries' lines get the same facts, because a handler adds them and not the one
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 FORMAT = (
@@ -21,24 +21,24 @@ FORMAT = (
 )
 
 OURS = ("overtone",)
-"""Loggers that tell more than warnings."""
-_NOTHING = ("-", "-")
-_thread = threading.local()
+"""Loggers whose lines count from INFO on."""
+_about: ContextVar[tuple[int | str, int | str]] = ContextVar("about", default=("-", "-"))
 
 
 @contextmanager
 def about(shard: int, attempt: int) -> Iterator[None]:
-    """What this thread logs meanwhile is about this attempt at this shard."""
-    before = getattr(_thread, "about", _NOTHING)
-    _thread.about = (shard, attempt)
+    """What this thread logs meanwhile is about this attempt at this shard. A thread that it starts work in
+    logs about the same if the work runs in a copy of its context (`contextvars.copy_context`)."""
+    before = _about.get()
+    _about.set((shard, attempt))
     try:
         yield
     finally:
-        _thread.about = before
+        _about.set(before)  # not by a token: a generator may end in another context than it began in
 
 
 class Facts(logging.Filter):
-    """Lets every record through, with `job`, `worker`, `shard` and `attempt`; `-` where none is at work."""
+    """Lets every record through, with `job`, `worker`, `shard` and `attempt`; `-` outside of any attempt."""
 
     def __init__(self, job: str, worker: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Facts(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.job, record.worker = self._job, self._worker
-        record.shard, record.attempt = getattr(_thread, "about", _NOTHING)
+        record.shard, record.attempt = _about.get()
         return True
 
 

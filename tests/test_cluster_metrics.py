@@ -146,7 +146,10 @@ def test_what_went_wrong_on_the_way_is_counted(cluster, tmp_path):
     assert found["ray_overtone_retries_total"] == {(): 1}
     assert found["ray_overtone_workers_lost_total"] == {(): 1}
     text = worker_log(cluster)
-    assert re.search(r"job=mended worker=\d shard=0 attempt=2 cluster\.runner: 4 rows and 0 rejects", text)
+    assert re.search(
+        r"job=mended worker=\d shard=0 attempt=2 overtone\.cluster\.worker\.commits: 4 rows and 0 rejects",
+        text,
+    )
 
 
 def test_the_seconds_of_each_stage_are_those_of_the_timings(ran):
@@ -183,11 +186,10 @@ def worker_log(cluster) -> str:
 
 def test_every_line_of_a_worker_says_which_job_shard_and_attempt_it_is_about(ran, cluster):
     text = worker_log(cluster)
-    about = r"job=scraped worker=\d shard=(\d) attempt=1 cluster\.runner: "
-    assert sorted(re.findall(about + r"\d rows and \d rejects in", text)) == ["0", "1", "2", "3"]
-    assert re.findall(about + "row 'r03' is rejected in denoise: RuntimeError: this prompt raises", text) == [
-        "0"
-    ]
+    about = r"job=scraped worker=\d shard=(\d) attempt=1 overtone\.cluster\.worker\."
+    assert sorted(re.findall(about + r"commits: \d rows and \d rejects in", text)) == ["0", "1", "2", "3"]
+    rejected = "attempt: row 'r03' is rejected in denoise: RuntimeError: this prompt raises"
+    assert re.findall(about + rejected, text) == ["0"]
     assert not re.search("job=scraped .* shard=-", text)
 
 

@@ -28,6 +28,7 @@ from overtone.cluster.dispatch import (
 from overtone.cluster.faults import Verdict
 from overtone.cluster.worker import CPU_BATCH, Runner, in_lists
 from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
+from overtone.cluster.worker.reader import Reader
 from overtone.cluster.worker.texts import TEXTS
 from overtone.jobs.errors import StoreError
 from overtone.jobs.folder import JobFolder
@@ -66,8 +67,10 @@ class Bench:
         self.engine = FakeEngine()
         self.runner = self.another()
 
-    def another(self, engine=None, store=None) -> Runner:
-        return Runner(self.spec, self.plan, store or self.store, engine or self.engine, worker=7, epoch=3)
+    def another(self, store=None, reader=None) -> Runner:
+        return Runner(
+            self.spec, self.plan, store or self.store, self.engine, worker=7, epoch=3, reader=reader
+        )
 
     def attempt(self, shard=0, **wishes):
         return list(self.runner.attempt(Assignment(shard, wishes.pop("attempt", 1), **wishes)))
@@ -622,20 +625,19 @@ def test_on_a_gpu_prompts_and_pictures_are_done_beside_the_denoising(bench):
 def test_the_prompts_of_the_next_shard_are_encoded_beside_the_end_of_this_one(bench):
     job = bench(plain(8), shards=4, sampling={"mode": "fullres", "height": SIDE_PX, "width": SIDE_PX})
     job.engine.overlaps = True
-    job.runner.close()
-    job.runner = job.another()
     read, encoded = threading.Event(), threading.Event()
     job.engine.on_encode = lambda texts: encoded.set() if "prompt 4" in texts else None
     job.engine.on_run = lambda *_: encoded.wait(30)
-    real = job.runner._start_reading
 
-    def reading(index: int):
-        future = real(index)
-        future.result(30)  # as long as the shard before takes, or less
-        read.set()
-        return future
+    class QuickReader(Reader):
+        def start(self, index: int):
+            future = super().start(index)
+            future.result(30)  # as long as the shard before takes, or less
+            read.set()
+            return future
 
-    job.runner._start_reading = reading
+    job.runner.close()
+    job.runner = job.another(reader=QuickReader(job.spec, job.plan, job.store))
     job.attempt(0, read_ahead=1, commit_first=False)
     assert read.is_set()
     assert encoded.is_set()

@@ -1,4 +1,4 @@
-"""TODO: cluster/bench/noop.py."""
+"""An engine, a worker and a job that do nothing: only what surrounds them costs time. Measures nothing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def noop_engine(spec: JobSpec) -> NoopEngine:
 
 
 class NoopWorker(Worker):
-    """A worker whose shards are done at once: what is left is what a shard costs the driver and Ray."""
+    """A worker whose shards are done at once: what remains is what a shard costs the driver and Ray."""
 
     def load(self, *_: Any, **__: Any) -> Ready:
         self._committing: Assignment | None = None
@@ -89,7 +89,7 @@ class NoopWorker(Worker):
         yield from in_lists(self._committed())
 
     def _events(self, assignment: Assignment) -> Iterator[Event]:
-        """Those of a shard of one row, whose commit goes on beside the next shard."""
+        """Those of a shard of one row, whose commit runs beside the next shard."""
         this = (self._worker, assignment.shard, assignment.attempt)
         yield RowsStarted(*this, ("row",))
         yield RowsDone(*this, ("row",))

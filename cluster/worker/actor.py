@@ -1,7 +1,7 @@
 """The Ray actor: one process, one resident engine, one runner. Knows nothing of other workers.
 
 A plain actor: all calls run on its main thread, one after the other, so thread-local state of torch holds,
-and SIGTERM (a machine that is about to go) is seen between two batches.
+and SIGTERM (a machine that is about to go) is noticed between two chunks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from overtone.jobs.store import Store
 
 CAREFUL_S = 0.05
 """Pause before a row that is under suspicion, for its name to be on its way before it kills the process."""
+
 EngineFactory = Callable[[JobSpec], Engine]
 """Makes a worker's engine, in the worker. Must pickle."""
 
@@ -59,7 +60,7 @@ class Ready:
 
 def load_engine(spec: JobSpec) -> Engine:
     """The spec's model, resident on this process's device."""
-    # Here and not above: an engine that a caller brings may do without.
+    # Imported here and not above: an engine that a caller brings may not need them.
     import diffusers
     import torch
     import transformers
@@ -93,17 +94,17 @@ def load_engine(spec: JobSpec) -> Engine:
 
 def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
     """Events in order, several at a time, since a message costs more than a small shard. None is held back
-    while anything is waited for or made: before that, a runner says which rows it starts, or that it goes on,
-    and this ends a list. That it goes on is no news within `ALIVE_S` of any other."""
+    while anything is waited for or made: before that, a runner reports which rows it starts, or that it
+    continues, and this ends a list. That it continues is left out within `ALIVE_S` of any other list."""
     waiting: list[Event] = []
-    told = -math.inf
+    sent = -math.inf
     for event in events:
-        if isinstance(event, ShardAlive) and not waiting and time.monotonic() - told < ALIVE_S:
+        if isinstance(event, ShardAlive) and not waiting and time.monotonic() - sent < ALIVE_S:
             continue
         waiting.append(event)
         if isinstance(event, RowsStarted | ShardAlive):
             yield waiting
-            waiting, told = [], time.monotonic()
+            waiting, sent = [], time.monotonic()
     if waiting:
         yield waiting
 
@@ -133,7 +134,7 @@ class Worker:
                 worker=self._worker,
                 node=node,
                 epoch=self._epoch,
-                retry=load.retry_plan,
+                retry_plan=load.retry_plan,
                 on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
             )
             for _ in runner.warm_up(usual):

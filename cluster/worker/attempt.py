@@ -1,25 +1,33 @@
-"""TODO: cluster/worker/attempt.py."""
+"""One attempt at a shard: what it has gathered so far, and its events. Knows no device and no store.
+
+An `Attempt` goes through all hands of a runner: the reader gives it rows, the device takes them through the
+stages as `Batch`es, `Picture`s are what is left to encode, and the commit makes a part of it all.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from overtone.cluster.dispatch import Assignment
-from overtone.cluster.faults import Failure
+from overtone.cluster.dispatch import Assignment, RowsDone, RowsStarted, ShardAlive, ShardFailed
+from overtone.cluster.faults import Failure, first_line
 from overtone.cluster.worker.protocol import Trajectories
+from overtone.jobs.errors import RowError
 from overtone.jobs.parts import StageTime, Timing
 from overtone.jobs.prompts import ShardRows
 from overtone.jobs.rows import PROMPT_CUT, Reject, Row
 from overtone.progressive.schedule import SamplingPlan
 
 ALIVE_S = 1.0
-"""How often an attempt that waits for a thread says that it goes on."""
+"""How often an attempt that waits for a thread reports that it continues."""
+
+_log = logging.getLogger(__name__)
 
 
 class Returned(Exception):
@@ -27,7 +35,7 @@ class Returned(Exception):
 
 
 class Failed(Exception):
-    """The attempt cannot go on."""
+    """The attempt cannot continue."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -35,26 +43,156 @@ class Failed(Exception):
 
 
 @dataclass
-class Group:
-    """Rows of one size that go through the stages together."""
+class Attempt:
+    """One attempt at one shard, on its way."""
+
+    assignment: Assignment
+    id: str = ""
+    """Unique; the store tells one attempt's part from another's by it."""
+    worker: int = 0
+    """The dispatcher's number of the worker, for the events."""
+    asked_to_stop: Callable[[], bool] = lambda: False
+    on_timings: Callable[[Sequence[Timing]], None] = lambda timings: None
+    """Called with the timings of each batch, and of what is done once for a shard, from any thread."""
+    started: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    phase: str = "read"
+    """What the attempt is doing; a failure names it."""
+    read: ShardRows | None = None
+    """None: not yet."""
+    num_batches: int = 0
+    """Batches that were begun."""
+    decoding: Decoding | None = None
+    """The pictures that are being decoded."""
+    pictures: list[Picture] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    named: tuple[str, ...] = ()
+    """The rows that were last reported to be in flight."""
+
+    @property
+    def shard(self) -> int:
+        return self.assignment.shard
+
+    @property
+    def careful(self) -> bool:
+        """Whether rows are made one at a time, and nothing beside them."""
+        return self.assignment.isolate or bool(self.assignment.suspects)
+
+    def stop_if_asked(self) -> None:
+        if self.asked_to_stop():
+            raise Returned
+
+    def begin_rows(self, rows: Sequence[Row]) -> RowsStarted | ShardAlive:
+        """Name the rows that are in flight from now on: these, and those whose pictures are being decoded.
+        Where they are the same as before, report all the same that the attempt continues: what comes next
+        takes time."""
+        ids = (*(self.decoding.ids if self.decoding else ()), *ids_of(rows))
+        if ids == self.named:
+            return self.alive()
+        self.named = ids
+        return RowsStarted(self.worker, self.shard, self.assignment.attempt, ids)
+
+    def end_rows(self, rows: Sequence[Row]) -> Iterator[RowsDone]:
+        """Report that rows are made or rejected; where there are none, nothing."""
+        if rows:
+            ids = ids_of(rows)
+            self.named = tuple(row_id for row_id in self.named if row_id not in ids)
+            yield RowsDone(self.worker, self.shard, self.assignment.attempt, ids)
+
+    def alive(self) -> ShardAlive:
+        return ShardAlive(self.worker, self.shard, self.assignment.attempt)
+
+    def wait(self, future: Future[Any]) -> Iterator[ShardAlive]:
+        """Wait for a thread; until it is done, report now and then that the attempt continues."""
+        while not wait([future], timeout=ALIVE_S).done:
+            yield self.alive()
+
+    def failed(self, failure: Failure) -> ShardFailed:
+        _log.warning("failed in %s: %s", failure.phase, failure.traceback.rstrip())
+        return ShardFailed(self.worker, self.shard, self.assignment.attempt, failure)
+
+    def reject(self, rows: Iterable[Row], error: Exception) -> None:
+        """Reject rows that an exception ended."""
+        phase = error.phase if isinstance(error, RowError) else self.phase
+        for row in rows:
+            name, message = type(error).__name__, first_line(error)
+            _log.info("row %r is rejected in %s: %s: %s", row.row_id, phase, name, message)
+            self.add_reject(row, name, message, phase, self.assignment.attempt)
+
+    def add_reject(self, row: Row, error_class: str, message: str, phase: str, attempts: int) -> None:
+        self.rejects.append(
+            Reject(
+                row_id=row.row_id,
+                error_class=error_class,
+                message=message,
+                stage=phase,
+                attempts=attempts,
+                source=row.source,
+                prompt=row.prompt[:PROMPT_CUT],
+            )
+        )
+
+    def timing(
+        self,
+        batch: int | None,
+        stage: str,
+        row_ids: tuple[str, ...],
+        begin: float,
+        seconds: float,
+        **grid: int,
+    ) -> Timing:
+        """A line of the timings for some rows of a batch; `begin` in seconds since 1970."""
+        start_s = begin - self.started  # below 0 where it began beside the shard before
+        return Timing(batch, stage, len(row_ids), seconds=seconds, start_s=start_s, row_ids=row_ids, **grid)
+
+    def timing_of_shard(self, stage: str, num_rows: int, begin: float, seconds: float) -> Timing:
+        """A line of the timings for what is done once for all rows, which it does not name."""
+        return Timing(None, stage, num_rows, seconds=seconds, start_s=begin - self.started)
+
+    def record(self, timings: Sequence[Timing]) -> None:
+        self.timings += timings
+        self.on_timings(timings)
+
+
+@dataclass
+class Batch:
+    """Rows of one size that go through the stages together. A chunk of it, the rows that denoise together in
+    one call, is a list of indices into `rows`."""
 
     number: int
     """In the attempt, from 0."""
     rows: list[Row]
-    plan: SamplingPlan
+    sampling_plan: SamplingPlan
     trajectories: Trajectories
     stages: list[list[StageTime]]
     """Of each row."""
     denoise_seconds: list[float]
     """Of each row, with the expansions."""
 
-    def ids(self, some: Iterable[int]) -> tuple[str, ...]:
-        return tuple(self.rows[index].row_id for index in some)
+    def pick(self, chunk: Iterable[int]) -> list[Row]:
+        return [self.rows[index] for index in chunk]
+
+    def ids(self, chunk: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.rows[index].row_id for index in chunk)
+
+
+@dataclass
+class Decoding:
+    """A chunk whose pictures are being decoded."""
+
+    batch: Batch
+    chunk: list[int]
+    future: Future[Decoded]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.batch.ids(self.chunk)
 
 
 @dataclass
 class Decoded:
-    """A batch as the engine's decoder gave it."""
+    """A chunk as the engine's decoder gave it."""
 
     media: Sequence[Any]
     latents: Sequence[np.ndarray | None]
@@ -65,53 +203,18 @@ class Decoded:
 
 @dataclass
 class Picture:
-    """A sample whose picture is being encoded."""
+    """A row whose picture is being encoded."""
 
     row: Row
-    plan: SamplingPlan
-    group: int
+    sampling_plan: SamplingPlan
+    batch: int
+    """The batch's number."""
     stages: tuple[StageTime, ...]
     denoise_seconds: float
     latents: np.ndarray | None
-    encoding: Future[tuple[bytes, float, float]]  # bytes, begin and end in seconds since 1970
+    encoding: Future[tuple[bytes, float, float]]
+    """Gives the bytes, and when their encoding began and ended, in seconds since 1970."""
 
 
-@dataclass
-class Attempt:
-    """What an attempt has gathered."""
-
-    assignment: Assignment
-    id: str
-    cancelled: Callable[[], bool]
-    started: float = field(default_factory=time.time)
-    phase: str = "read"
-    read: ShardRows | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
-    groups: int = 0
-    named: tuple[str, ...] = ()
-    """The rows that were last said to be in flight."""
-    decoding: tuple[Group, list[int], Future[Decoded]] | None = None
-    """A batch whose pictures are being decoded."""
-
-    @property
-    def careful(self) -> bool:
-        """One row at a time, and nothing beside it."""
-        return self.assignment.isolate or bool(self.assignment.suspects)
-
-    @property
-    def shard(self) -> int:
-        return self.assignment.shard
-
-
-def reject_of(row: Row, error_class: str, message: str, phase: str, attempts: int) -> Reject:
-    return Reject(
-        row_id=row.row_id,
-        error_class=error_class,
-        message=message,
-        stage=phase,
-        attempts=attempts,
-        source=row.source,
-        prompt=row.prompt[:PROMPT_CUT],
-    )
+def ids_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(row.row_id for row in rows)

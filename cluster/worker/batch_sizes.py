@@ -1,4 +1,13 @@
-"""TODO: cluster/worker/batch_sizes.py."""
+"""How many rows denoise together, by grid: what runs out of memory is remembered. Knows no engine.
+
+    sizes = BatchSizes("auto", gpu=True)
+    rows = sizes.next(stage, full)          # for the next chunk of this stage
+    sizes.done(stage, rows, seconds)        # it was denoised; the next one may be larger
+    rows = sizes.failed(stage, rows)        # it ran out of memory; this many instead
+
+The spec's `batch_size` is the size of such a chunk at full size. A batch, the rows that go through the stages
+together, has as many rows as the largest chunk of any stage.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +16,24 @@ from typing import Any, Literal
 from overtone.progressive.schedule import SamplingPlan, Stage
 
 CPU_BATCH = 4
-"""Rows a batch where `batch_size: auto` runs on a CPU, which larger ones do not make faster."""
+"""Rows a chunk where `batch_size: auto` runs on a CPU, which larger ones do not make faster."""
 BATCH_MAX = 64
-"""Largest batch that `batch_size: auto` tries, and that a coarse stage gets of itself."""
+"""Largest chunk that `batch_size: auto` tries, and that a coarse stage gets of itself."""
 WORTH_IT = 1.05
-"""A batch twice as large must make this many times as many rows a second to be kept."""
+"""A chunk twice as large must make this many times as many rows a second to be kept."""
 
 
 class BatchSizes:
-    """How many rows to denoise together, by grid. Remembers what ran out of memory.
+    """The size of the next chunk on each grid.
 
     A number is the rows at full size; a coarse stage starts with as many as have no more tokens, up to
-    `BATCH_MAX`. `auto` on a GPU doubles each grid's batch while that makes more rows a second, then stays
+    `BATCH_MAX`. `auto` on a GPU doubles each grid's chunk while that makes more rows a second, then stays
     with the best.
     """
 
     def __init__(self, setting: int | Literal["auto"], *, gpu: bool) -> None:
         self.grows = setting == "auto" and gpu
-        """Whether larger batches are tried."""
+        """Whether larger chunks are tried."""
         self._first = setting if isinstance(setting, int) else 1 if gpu else CPU_BATCH
         self._sizes: dict[Any, int] = {}
         self._limits: dict[Any, int] = {}
@@ -37,7 +46,7 @@ class BatchSizes:
         return max(self._first, min(BATCH_MAX, self._first * full.tokens // stage.tokens))
 
     def possible(self, stage: Stage, full: Stage) -> tuple[int, ...]:
-        """All sizes that a batch of this stage may come to, but for the last rows of a shard: what it starts
+        """All sizes that a chunk of this stage may come to, but for the last rows of a shard: what it starts
         with, what is left of that when memory runs out, and what `auto` goes up to."""
         sizes = {self.first(stage, full)}
         while min(sizes) > 1:
@@ -47,15 +56,16 @@ class BatchSizes:
         return tuple(sorted(sizes))
 
     def next(self, stage: Stage, full: Stage) -> int:
-        """Rows for the next batch of this stage."""
+        """Rows for the next chunk of this stage."""
         return self._sizes.setdefault(_key(stage), self.first(stage, full))
 
-    def group(self, plan: SamplingPlan) -> int:
-        """Rows to take through the stages together: enough for the largest batch of any."""
-        return max(self.next(stage, plan.stages[-1]) for stage in plan.stages)
+    def batch(self, sampling_plan: SamplingPlan) -> int:
+        """Rows to take through the stages together: enough for the largest chunk of any."""
+        stages = sampling_plan.stages
+        return max(self.next(stage, stages[-1]) for stage in stages)
 
     def done(self, stage: Stage, rows: int, seconds: float) -> None:
-        """A batch was denoised."""
+        """A chunk was denoised."""
         key = _key(stage)
         if not self.grows or key in self._settled or rows != self._sizes.get(key):
             return
@@ -78,7 +88,7 @@ class BatchSizes:
         return min(rows, self._limits.get(_key(stage), rows))
 
     def failed(self, stage: Stage, rows: int) -> int:
-        """A batch of this many rows, above 1, ran out of memory; the size to go on with."""
+        """A chunk of this many rows, above 1, ran out of memory; the size to continue with."""
         key, half = _key(stage), max(1, rows // 2)
         self._limits[key] = min(half, self._limits.get(key, half))
         self._sizes[key] = min(self._limits[key], self._sizes.get(key, half))

@@ -1,4 +1,4 @@
-"""TODO: cluster/worker/protocol.py."""
+"""What a runner asks of an engine, as protocols: tests and benchmarks bring their own. Knows no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overtone.progressive.settings import Sampling
 
 
 class StageReport(Protocol):
-    """What an engine says about one stage of a batch; sizes in latent cells."""
+    """What an engine reports of one stage of some rows; sizes in latent cells."""
 
     @property
     def kind(self) -> Literal["denoise", "expand"]: ...
@@ -78,8 +78,8 @@ class Compiles(Protocol):
     ) -> Iterator[Any]: ...
 
 
-def compile_for(engine: Engine, plan: SamplingPlan, rows: int, sampling: Sampling) -> None:
-    """Let an engine that compiles do so for batches of up to this many rows, where it has not yet."""
+def compile_for(engine: Engine, sampling_plan: SamplingPlan, rows: int, sampling: Sampling) -> None:
+    """Let an engine that compiles do so for chunks of up to this many rows, where it has not yet."""
     if isinstance(engine, Compiles):
-        for _ in engine.warm_each(plan, [(rows,)] * len(plan.stages), sampling):
+        for _ in engine.warm_each(sampling_plan, [(rows,)] * len(sampling_plan.stages), sampling):
             pass

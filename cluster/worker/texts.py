@@ -1,29 +1,83 @@
-"""TODO: cluster/worker/texts.py."""
+"""The prompts of a batch, encoded; those of the next one ahead where the engine allows. Knows no attempts.
+
+On a GPU that holds the whole model, a thread of its own encodes the next batch's prompts while this one is
+denoised. Everywhere else each batch's prompts are encoded when it begins, in the calling thread.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
+
+from cachetools import LRUCache
+
+from overtone.cluster.worker.protocol import Engine
+from overtone.jobs.rows import Row
+from overtone.progressive.settings import Sampling
 
 TEXTS = 64
 """Encoded prompts that are remembered, for those that come again. FLUX.1's take 4 MB each."""
 
 
-class Texts(OrderedDict[str, Any]):
-    """The encoded prompts that were used last, `most` of them."""
+@dataclass(frozen=True)
+class Encoded:
+    """What an engine made of some rows' prompts."""
 
-    most = TEXTS
+    prompts: Any
+    begin: float
+    """Seconds since 1970."""
+    seconds: float
 
-    def __getitem__(self, text: str) -> Any:
-        self.move_to_end(text)
-        return super().__getitem__(text)
 
-    def __setitem__(self, text: str, encoded: Any) -> None:
-        super().__setitem__(text, encoded)
-        while len(self) > self.most:
-            self.popitem(last=False)
+class Texts:
+    """Encodes prompts, and remembers those that were used last."""
+
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+        self._engine, self._sampling = engine, sampling
+        self._thread = executor_beside(engine, "text")
+        self._known: LRUCache[str, Any] = LRUCache(TEXTS)
+        """Belongs to the thread."""
+        self._ahead: tuple[tuple[Row, ...], Future[Encoded]] | None = None
+
+    def encode(self, rows: Sequence[Row], upcoming: Sequence[Row] = ()) -> Encoded:
+        """The rows' prompts; those of `upcoming`, which most likely come next, are begun."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == tuple(rows):
+            encoding = ahead[1]
+        else:
+            encoding = self._thread.submit(self._encode, rows)
+        if self._engine.overlaps and upcoming:
+            self._ahead = tuple(upcoming), self._thread.submit(self._encode, upcoming)
+        return encoding.result()
+
+    def encode_all(self, rows: Sequence[Row]) -> Encoded:
+        """The prompts of a whole shard in one call. All of them are remembered, for its batches."""
+        return self._thread.submit(self._encode_all, rows).result()
+
+    def _encode(self, rows: Sequence[Row]) -> Encoded:
+        begin = time.time()
+        prompts, negatives = [row.prompt for row in rows], [row.negative_prompt for row in rows]
+        encoded = self._engine.encode(prompts, negatives, self._sampling, known=self._known)
+        return Encoded(encoded, begin, time.time() - begin)
+
+    def _encode_all(self, rows: Sequence[Row]) -> Encoded:
+        known: LRUCache[str, Any] = LRUCache(max(TEXTS, 2 * len(rows)))
+        while self._known:
+            text, encoded = self._known.popitem()  # the one that was used longest ago
+            known[text] = encoded
+        self._known = known
+        return self._encode(rows)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def executor_beside(engine: Engine, name: str) -> Executor:
+    """A thread beside the denoising, where the engine allows that."""
+    return ThreadPoolExecutor(1, thread_name_prefix=name) if engine.overlaps else Inline()
 
 
 class Inline(Executor):

@@ -1,0 +1,249 @@
+"""The device's only loop: rows are planned, batched and denoised stage by stage. Knows no commits.
+
+    for event in device.generate(attempt, rows, upcoming): ...
+
+Rows of one size make a batch, which goes through the stages together: on each grid in chunks of as many rows
+as are best there, so that a coarse stage, whose rows are small, takes more at once. An event comes before
+anything that takes time, and after each chunk that was decoded; in between, the caller can look after other
+things. What an exception means is decided by `cluster.faults` alone: a row that cannot be made becomes a
+reject of the attempt here, and anything else ends it with `Failed`.
+
+The tour of a row's way continues in progressive/engine/trajectories.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+from overtone.cluster.dispatch import Event
+from overtone.cluster.faults import Failure, Verdict, first_line, verdict_for
+from overtone.cluster.worker.attempt import Attempt, Batch, Failed, ids_of
+from overtone.cluster.worker.batch_sizes import BatchSizes
+from overtone.cluster.worker.pictures import Pictures
+from overtone.cluster.worker.protocol import Compiles, Engine
+from overtone.cluster.worker.texts import Texts
+from overtone.jobs.errors import SizeError
+from overtone.jobs.parts import StageTime, Timing
+from overtone.jobs.rows import Row
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.schedule import SamplingPlan, Stage
+
+_log = logging.getLogger(__name__)
+
+Upcoming = Callable[[int], list[Row]]
+"""Gives the first rows of what comes after an attempt's own, as many as are asked for or are known."""
+
+
+class Device:
+    """A resident engine, its texts and its pictures; remembers how many rows fit."""
+
+    def __init__(self, spec: JobSpec, engine: Engine) -> None:
+        self._spec, self._engine = spec, engine
+        self._cuda = str(engine.device).startswith("cuda")
+        self._sizes = BatchSizes(spec.workers.batch_size, gpu=self._cuda)
+        self._texts = Texts(engine, spec.sampling)
+        self._pictures = Pictures(spec.output, engine, self._judge)
+
+    def generate(
+        self, attempt: Attempt, rows: Sequence[Row], upcoming: Upcoming = lambda count: []
+    ) -> Iterator[Event]:
+        """Make rows: afterwards each is among the attempt's pictures or its rejects."""
+        if self._spec.model.offload == "model" and not attempt.careful:
+            yield attempt.alive()
+            self._encode_all(attempt, rows)
+        for together, sampling_plan, following in self._batches(attempt, rows, upcoming):
+            yield from self._batch(attempt, together, sampling_plan, following)
+        yield from self._pictures.collect_decoded(attempt)
+
+    def _encode_all(self, attempt: Attempt, rows: Sequence[Row]) -> None:
+        """Where the model's parts take turns on the device, the text encoders have theirs once a shard."""
+        try:
+            encoded = self._texts.encode_all(rows)
+        except Exception as error:  # noqa: BLE001 - met again, and judged, with the batch that it comes from
+            _log.info("the shard's prompts are encoded group by group: %s", first_line(error))
+            return
+        timing = attempt.timing_of_shard("text_encode", len(rows), encoded.begin, encoded.seconds)
+        attempt.record([timing])
+
+    def _batches(
+        self, attempt: Attempt, rows: Sequence[Row], upcoming: Upcoming
+    ) -> Iterator[tuple[list[Row], SamplingPlan, list[Row]]]:
+        """(rows to make together, their stages, the rows that most likely come next): suspects first, each
+        alone, then runs of one size in source order."""
+        suspects = set(attempt.assignment.suspects)
+        sizes: dict[tuple[int | None, int | None], list[Row]] = {}
+        for row in rows:
+            if row.row_id not in suspects:
+                sizes.setdefault((row.height, row.width), []).append(row)
+        for row in rows:
+            if row.row_id in suspects:
+                sampling_plan = self._plan(attempt, [row])
+                if sampling_plan is not None:
+                    yield [row], sampling_plan, []
+        for same in sizes.values():
+            sampling_plan = self._plan(attempt, same)
+            while sampling_plan is not None and same:
+                count = 1 if attempt.assignment.isolate else self._sizes.batch(sampling_plan)
+                yield same[:count], sampling_plan, same[count : 2 * count] or upcoming(count)
+                same = same[count:]
+
+    def _plan(self, attempt: Attempt, rows: Sequence[Row]) -> SamplingPlan | None:
+        """The stages of rows of one size; None, and the rows rejected, where the model cannot make it."""
+        attempt.phase = "plan"
+        height_px, width_px = rows[0].height, rows[0].width
+        try:
+            return self._engine.plan(self._spec.sampling, height_px=height_px, width_px=width_px)
+        except ValueError as error:
+            attempt.reject(rows, SizeError(first_line(error)))
+            return None
+
+    def _batch(
+        self, attempt: Attempt, rows: list[Row], sampling_plan: SamplingPlan, following: list[Row]
+    ) -> Iterator[Event]:
+        """Take rows through all stages; where they cannot begin together, in smaller batches."""
+        attempt.phase = "compile"
+        try:  # before any of the rows is started: none is to blame for the time it takes
+            for _ in self.warm_up(sampling_plan):
+                yield attempt.alive()
+        except Exception as error:
+            if verdict_for(error) is not Verdict.HALVE_BATCH:
+                raise
+            attempt.reject(rows, error)  # not even one of them fits
+            return
+        todo = [rows]
+        while todo:
+            attempt.stop_if_asked()
+            rows = todo.pop()
+            yield attempt.begin_rows(rows)
+            try:
+                batch = self._begin(attempt, rows, sampling_plan, following)
+            except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
+                ended, again = self._judge(attempt, list(range(len(rows))), error)
+                rejected = [rows[index] for index in ended]
+                attempt.reject(rejected, error)
+                yield from attempt.end_rows(rejected)
+                todo += reversed([[rows[index] for index in indices] for indices in again])
+                continue
+            left = list(range(len(rows)))
+            for index in range(len(sampling_plan.stages)):
+                left = yield from self._stage(attempt, batch, index, left)
+
+    def warm_up(self, sampling_plan: SamplingPlan) -> Iterator[None]:
+        """Let an engine that compiles do so for every chunk that rows with this plan can come in, a shape at
+        a time; once it has, nothing is left to do."""
+        if isinstance(self._engine, Compiles):
+            full = sampling_plan.stages[-1]
+            sizes = [self._sizes.possible(stage, full) for stage in sampling_plan.stages]
+            sampling, search = self._spec.sampling, self._sizes.grows
+            for shape in self._engine.warm_each(sampling_plan, sizes, sampling, search=search):
+                _log.info("%s", shape)
+                yield
+
+    def _begin(
+        self, attempt: Attempt, rows: list[Row], sampling_plan: SamplingPlan, following: list[Row]
+    ) -> Batch:
+        """The batch, its prompts encoded and its rows ready to go; the prompts that come next are begun."""
+        attempt.phase = "text_encode"
+        encoded = self._texts.encode(rows, [] if attempt.careful else following)
+        begin, seconds = encoded.begin, encoded.seconds
+        timing = attempt.timing(attempt.num_batches, "text_encode", ids_of(rows), begin, seconds)
+        attempt.phase = "denoise"
+        seeds = [row.seed for row in rows]
+        trajectories = self._engine.begin(sampling_plan, encoded.prompts, seeds, self._spec.sampling)
+        attempt.record([timing])
+        number, attempt.num_batches = attempt.num_batches, attempt.num_batches + 1
+        return Batch(number, rows, sampling_plan, trajectories, [[] for _ in rows], [0.0] * len(rows))
+
+    def _stage(
+        self, attempt: Attempt, batch: Batch, index: int, rows: list[int]
+    ) -> Generator[Event, None, list[int]]:
+        """Take rows of a batch through a stage, in chunks, or in ever smaller ones where that fails. Returns
+        the rows that are left; the others are rejected."""
+        stage, full = batch.sampling_plan.stages[index], batch.sampling_plan.stages[-1]
+        waiting, again, left = list(rows), list[list[int]](), list[int]()
+        while waiting or again:
+            attempt.stop_if_asked()
+            if again:
+                chunk = again.pop()
+            else:
+                count = self._sizes.next(stage, full)
+                chunk, waiting = waiting[:count], waiting[count:]
+            most = self._sizes.limit(stage, len(chunk))
+            if most < len(chunk):  # its other half was found not to fit
+                again.append(chunk[most:])
+                chunk = chunk[:most]
+            yield attempt.begin_rows(batch.pick(chunk))
+            attempt.phase = "denoise"
+            try:
+                self._denoise(attempt, batch, index, chunk)
+            except Exception as error:  # noqa: BLE001 - the row boundary: it becomes data
+                ended, smaller = self._judge(attempt, chunk, error, stage)
+                again += reversed(smaller)
+                attempt.reject(batch.pick(ended), error)
+                yield from attempt.end_rows(batch.pick(ended))
+                continue
+            left += chunk
+            if stage is full:
+                yield from self._pictures.submit_decode(attempt, batch, chunk)
+        return sorted(left)
+
+    def _denoise(self, attempt: Attempt, batch: Batch, index: int, chunk: list[int]) -> None:
+        begin, timings, waiting = time.time(), list[Timing](), list(chunk)
+        for report in batch.trajectories.run(index, chunk):
+            together = waiting[: report.rows]  # an engine may take fewer at once, in the same order
+            grid = {"height": report.height, "width": report.width, "tokens": report.tokens}
+            ids, seconds, steps = batch.ids(together), report.seconds, report.steps
+            timings.append(
+                attempt.timing(batch.number, report.kind, ids, begin, seconds, steps=steps, **grid)
+            )
+            begin += seconds
+            share = seconds / report.rows
+            for row in together:
+                batch.denoise_seconds[row] += share
+            if report.kind == "denoise":
+                waiting = waiting[report.rows :]
+                self._sizes.done(batch.sampling_plan.stages[index], report.rows, seconds)
+                for row in together:
+                    batch.stages[row].append(StageTime(**grid, steps=steps, seconds=share))
+        attempt.record(timings)
+
+    def _judge(
+        self, attempt: Attempt, chunk: list[int], error: Exception, stage: Stage | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """What a chunk's exception asks for: (rows to reject, chunks to try again). `stage` is the one that
+        it was in, whose chunks are too large if there was not enough memory."""
+        failure, half = Failure.of(error, attempt.phase), (len(chunk) + 1) // 2
+        if failure.verdict is Verdict.HALVE_BATCH:
+            error.__traceback__ = None  # its frames hold the chunk's tensors
+            self._free_memory()
+            if stage is not None and len(chunk) > 1:
+                half = self._sizes.failed(stage, len(chunk))
+                _log.warning(
+                    "out of memory with %d rows on the %d x %d grid; %d a batch from now on",
+                    *(len(chunk), stage.height, stage.width, half),
+                )
+        elif failure.verdict is Verdict.REJECT_ROW:
+            bad = [row for row in chunk if row in getattr(error, "rows", ())]
+            good = [row for row in chunk if row not in bad]
+            if bad:
+                return bad, [good] if good else []
+        else:
+            raise Failed(failure) from error
+        if len(chunk) == 1:
+            return chunk, []
+        return [], [chunk[k : k + half] for k in range(0, len(chunk), half)]
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._cuda:
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Finish what the threads have in hand, and end them."""
+        self._texts.close()
+        self._pictures.close()
