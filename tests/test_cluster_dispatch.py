@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,6 +38,8 @@ from overtone.cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
+from overtone.cluster.dispatch.board import Board
+from overtone.cluster.dispatch.derived import derived
 from overtone.cluster.faults import Failure, Verdict
 from overtone.jobs.rows import Quarantined
 
@@ -64,7 +67,7 @@ class Sim:
 
 
 class World:
-    """Executes the dispatcher's actions on simulated workers, and checks each of them."""
+    """Executes the dispatcher's actions on simulated workers, and checks each of them and the board."""
 
     def __init__(self, num_shards, rules, *, poison=(), nodes=1, batch=2, done=(), quarantine=None):
         self.rules, self.poison, self.num_nodes, self.batch = rules, set(poison), nodes, batch
@@ -94,6 +97,7 @@ class World:
     # Actions.
 
     def do(self, actions):
+        self.dispatcher.board.check()
         for action in actions:
             assert self.end is None, f"{action} after the end"
             match action:
@@ -596,6 +600,71 @@ def test_late_events_of_the_dead_change_nothing():
     world.tell(WorkerDied(ghost.id, "again"))
     assert world.run().end == Done()
     assert set(world.committed) == {0, 1, 2, 3}
+
+
+# The check of the board, which the world above makes after every event.
+
+
+def full_board():
+    """A board whose derived values are all more than nothing."""
+    board = Board(9, done=[8], known={0: [Quarantined(0, "0:0", "WorkerDied", "killed", 2)]})
+    for _ in range(6):
+        board.slots.add()
+    running, idle, retired, given_back, leaving = (
+        board.add_worker(board.slots.take_vacancy(0.0), 0.0) for _ in range(5)
+    )
+    for worker in (running, idle, retired, given_back):
+        board.ready(worker, f"n{worker.slot}", 0.0)
+    shard = board.take_fresh()
+    board.begin_attempt(shard, running, 0.0, isolated=False)
+    board.quarantine(shard, Quarantined(0, "0:1", "WorkerDied", "killed", 2), doubted={0})
+    board.reserve(board.take_fresh(), running)
+    board.wait(board.take_fresh(), 5.0)
+    board.drain(leaving)
+    board.remove(retired, 1.0)
+    board.slots.retire(board.slots[retired.slot])
+    board.remove(given_back, 1.0)
+    board.slots.close(board.slots[given_back.slot])
+    return board
+
+
+ONE_MORE = {int: 1, set: {99}, dict: {99: 0}, list: [(0.0, 99, 99)], frozenset: {"n99"}, Counter: {"n99": 1}}
+DERIVED = sorted(derived({}, {}, [], bytearray()))
+
+
+def test_a_full_board_agrees_with_itself():
+    board = full_board()
+    board.check()
+    assert len(DERIVED) == 17
+    for name in DERIVED:
+        assert getattr(board, name, None) or getattr(board.slots, name), f"the tests below do not try {name}"
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_the_check_sees_a_derived_value_that_lacks_something(name):
+    board = full_board()
+    owner = board if hasattr(board, name) else board.slots
+    setattr(owner, name, type(getattr(owner, name))())
+    with pytest.raises(AssertionError, match=f"^{name} is "):
+        board.check()
+
+
+@pytest.mark.parametrize("name", [name for name in DERIVED if name != "vacancies"])
+def test_the_check_sees_a_derived_value_that_has_too_much(name):
+    board = full_board()
+    owner = board if hasattr(board, name) else board.slots
+    value = getattr(owner, name)
+    more = [99] if name == "closed" else ONE_MORE[type(value)]
+    setattr(owner, name, value + more if isinstance(value, (int, list)) else value | more)
+    with pytest.raises(AssertionError, match=f"^{name} is "):
+        board.check()
+
+
+def test_the_check_sees_two_records_that_disagree():
+    board = full_board()
+    board.shards[0].attempts.clear()
+    with pytest.raises(AssertionError):
+        board.check()
 
 
 # Any order of events.
