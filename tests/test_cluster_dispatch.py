@@ -403,6 +403,18 @@ def test_a_bad_machine_is_retired_its_node_avoided_and_its_charges_are_taken_bac
     assert not world.quarantined
 
 
+def test_a_place_given_up_for_a_commit_in_the_background_gives_its_running_shard_back():
+    world = World(12, rules(worker_failures=1))
+    while world.one(0).background is None:
+        world.step(world.one(0))
+    worker = world.one(0)
+    work, worker.background = worker.background, None
+    world.tell(ShardFailed(worker.id, work.shard, work.attempt, STORE_DOWN))
+    assert [retired.slot for retired in world.retired] == [0]
+    assert world.run().end == Done()
+    assert set(world.committed) == set(range(12))
+
+
 def test_one_bad_machine_alone_condemns_no_row():
     world = World(12, rules(max_workers=1))
     world.bad_slots = {0}

@@ -159,7 +159,11 @@ def retire(board: Board, tally: Tally, slot: Slot, message: str, now: float) -> 
     if slot.worker is not None:
         worker = board.workers[slot.worker]
         actions.append(StopWorker(worker.id, kill=True, reason=message))
+        attempt = worker.attempt  # where a commit in the background failed, it runs another shard
         board.remove(worker, now)
+        shard = board.shards.get(attempt.shard) if attempt is not None else None
+        if shard is not None and not shard.attempts:
+            board.wait(shard, now)
     retirement = RetireSlot(slot.id, slot.node, len(slot.failures), message)
     tally.retirements.append(retirement)
     actions.append(retirement)
