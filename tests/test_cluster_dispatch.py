@@ -425,6 +425,26 @@ def test_one_bad_machine_alone_condemns_no_row():
     assert not world.committed
 
 
+def test_a_place_given_up_takes_nothing_back_from_a_shard_that_has_failed():
+    """What it charged there was counted when the shard failed; `Board.check` compares the count."""
+    world = World(9, rules(max_workers=1, row_deaths=1, max_attempts=1, worker_failures=2), batch=1)
+    world.step(world.one())
+    world.step(world.one())
+    assert world.one().in_flight == ("0:0",)
+    world.die(world.one())  # the row is in doubt
+    world.advance(10.0)
+    world.step(world.one())
+    assert world.one().work.shard == 1
+    world.die(world.one())
+    assert world.failed == {1}
+    world.advance(100.0)
+    world.step(world.one())
+    assert world.one().work.quarantined
+    world.die(world.one())
+    assert [retired.slot for retired in world.retired] == [0]
+    assert world.failed == {0, 1}
+
+
 def test_a_poison_first_row_does_not_retire_the_only_worker():
     world = World(3, rules(max_workers=1, row_deaths=4, worker_failures=3), poison={"0:0"}).run()
     assert world.end == Done()

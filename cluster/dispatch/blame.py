@@ -168,6 +168,8 @@ def retire(board: Board, tally: Tally, slot: Slot, message: str, now: float) -> 
     tally.retirements.append(retirement)
     actions.append(retirement)
     for shard in board.shards.values():
+        if shard.failed:
+            continue  # nothing will be tried again, and its rows are counted as rejects already
         shard.deaths = [death for death in shard.deaths if death.slot != slot.id]
         for row in [row for row, slots in shard.unproved.items() if slot.id in slots]:
             acquit(board, shard, row)
