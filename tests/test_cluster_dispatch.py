@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,6 +38,8 @@ from overtone.cluster.dispatch import (
     WorkerFailed,
     WorkerReady,
 )
+from overtone.cluster.dispatch.board import Board
+from overtone.cluster.dispatch.derived import derived
 from overtone.cluster.faults import Failure, Verdict
 from overtone.jobs.rows import Quarantined
 
@@ -64,7 +67,7 @@ class Sim:
 
 
 class World:
-    """Executes the dispatcher's actions on simulated workers, and checks each of them."""
+    """Executes the dispatcher's actions on simulated workers, and checks each of them and the board."""
 
     def __init__(self, num_shards, rules, *, poison=(), nodes=1, batch=2, done=(), quarantine=None):
         self.rules, self.poison, self.num_nodes, self.batch = rules, set(poison), nodes, batch
@@ -94,6 +97,7 @@ class World:
     # Actions.
 
     def do(self, actions):
+        self.dispatcher.board.check()
         for action in actions:
             assert self.end is None, f"{action} after the end"
             match action:
@@ -399,6 +403,18 @@ def test_a_bad_machine_is_retired_its_node_avoided_and_its_charges_are_taken_bac
     assert not world.quarantined
 
 
+def test_a_place_given_up_for_a_commit_in_the_background_gives_its_running_shard_back():
+    world = World(12, rules(worker_failures=1))
+    while world.one(0).background is None:
+        world.step(world.one(0))
+    worker = world.one(0)
+    work, worker.background = worker.background, None
+    world.tell(ShardFailed(worker.id, work.shard, work.attempt, STORE_DOWN))
+    assert [retired.slot for retired in world.retired] == [0]
+    assert world.run().end == Done()
+    assert set(world.committed) == set(range(12))
+
+
 def test_one_bad_machine_alone_condemns_no_row():
     world = World(12, rules(max_workers=1))
     world.bad_slots = {0}
@@ -407,6 +423,26 @@ def test_one_bad_machine_alone_condemns_no_row():
     assert world.end.kind == "no_workers"
     assert not world.quarantined
     assert not world.committed
+
+
+def test_a_place_given_up_takes_nothing_back_from_a_shard_that_has_failed():
+    """What it charged there was counted when the shard failed; `Board.check` compares the count."""
+    world = World(9, rules(max_workers=1, row_deaths=1, max_attempts=1, worker_failures=2), batch=1)
+    world.step(world.one())
+    world.step(world.one())
+    assert world.one().in_flight == ("0:0",)
+    world.die(world.one())  # the row is in doubt
+    world.advance(10.0)
+    world.step(world.one())
+    assert world.one().work.shard == 1
+    world.die(world.one())
+    assert world.failed == {1}
+    world.advance(100.0)
+    world.step(world.one())
+    assert world.one().work.quarantined
+    world.die(world.one())
+    assert [retired.slot for retired in world.retired] == [0]
+    assert world.failed == {0, 1}
 
 
 def test_a_poison_first_row_does_not_retire_the_only_worker():
@@ -596,6 +632,71 @@ def test_late_events_of_the_dead_change_nothing():
     world.tell(WorkerDied(ghost.id, "again"))
     assert world.run().end == Done()
     assert set(world.committed) == {0, 1, 2, 3}
+
+
+# The check of the board, which the world above makes after every event.
+
+
+def full_board():
+    """A board whose derived values are all more than nothing."""
+    board = Board(9, done=[8], known={0: [Quarantined(0, "0:0", "WorkerDied", "killed", 2)]})
+    for _ in range(6):
+        board.slots.add()
+    running, idle, retired, given_back, leaving = (
+        board.add_worker(board.slots.take_vacancy(0.0), 0.0) for _ in range(5)
+    )
+    for worker in (running, idle, retired, given_back):
+        board.ready(worker, f"n{worker.slot}", 0.0)
+    shard = board.take_fresh()
+    board.begin_attempt(shard, running, 0.0, isolated=False)
+    board.quarantine(shard, Quarantined(0, "0:1", "WorkerDied", "killed", 2), doubted={0})
+    board.reserve(board.take_fresh(), running)
+    board.wait(board.take_fresh(), 5.0)
+    board.drain(leaving)
+    board.remove(retired, 1.0)
+    board.slots.retire(board.slots[retired.slot])
+    board.remove(given_back, 1.0)
+    board.slots.close(board.slots[given_back.slot])
+    return board
+
+
+ONE_MORE = {int: 1, set: {99}, dict: {99: 0}, list: [(0.0, 99, 99)], frozenset: {"n99"}, Counter: {"n99": 1}}
+DERIVED = sorted(derived({}, {}, [], bytearray()))
+
+
+def test_a_full_board_agrees_with_itself():
+    board = full_board()
+    board.check()
+    assert len(DERIVED) == 17
+    for name in DERIVED:
+        assert getattr(board, name, None) or getattr(board.slots, name), f"the tests below do not try {name}"
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_the_check_sees_a_derived_value_that_lacks_something(name):
+    board = full_board()
+    owner = board if hasattr(board, name) else board.slots
+    setattr(owner, name, type(getattr(owner, name))())
+    with pytest.raises(AssertionError, match=f"^{name} is "):
+        board.check()
+
+
+@pytest.mark.parametrize("name", [name for name in DERIVED if name != "vacancies"])
+def test_the_check_sees_a_derived_value_that_has_too_much(name):
+    board = full_board()
+    owner = board if hasattr(board, name) else board.slots
+    value = getattr(owner, name)
+    more = [99] if name == "closed" else ONE_MORE[type(value)]
+    setattr(owner, name, value + more if isinstance(value, (int, list)) else value | more)
+    with pytest.raises(AssertionError, match=f"^{name} is "):
+        board.check()
+
+
+def test_the_check_sees_two_records_that_disagree():
+    board = full_board()
+    board.shards[0].attempts.clear()
+    with pytest.raises(AssertionError):
+        board.check()
 
 
 # Any order of events.

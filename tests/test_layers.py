@@ -23,7 +23,6 @@ LIGHT = {"settings", "schedule", "families", "checkpoints", "tiny", "formulas", 
 LARGEST = 320
 """Lines that a file may have."""
 LARGER = {
-    "cluster/dispatch/dispatcher.py": 757,
     "cluster/driver/loop.py": 348,
     "cluster/simulate/simulation.py": 381,
     "jobs/report/dataset_card.py": 324,
