@@ -27,7 +27,7 @@ from overtone.jobs.verify import verify
 
 pytestmark = pytest.mark.ray
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "cluster" / "README.md"
 SAMPLING = {"height": 64, "width": 64, "num_steps": 4}
 
 

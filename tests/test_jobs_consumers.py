@@ -218,7 +218,7 @@ def test_ray_data_reads_a_folder(ray, output):
 
 def test_what_the_readme_tells_to_type_works(ray, datasets, output, tmp_path):
     tars = job_in(tmp_path, format="webdataset", shard_rows=2)
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "jobs" / "README.md").read_text()
     section = readme.partition("### Reading the output")[2].partition("\n## ")[0]
     section = section.replace("out/quickstart", output).replace("out/tars", tars).replace(".show()", "")
     (query,) = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)

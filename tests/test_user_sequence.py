@@ -1,4 +1,4 @@
-"""The README's way from an empty machine to a report, typed as a user types it: each command a process."""
+"""From an empty machine to a report, typed as a user of cluster/README.md types it: each command a process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Terminal:
     def start(self, line: str, **environ: str) -> subprocess.Popen[str]:
         """`out/quickstart` is another folder, and its job a smaller one."""
         program, *words = shlex.split(line.replace("out/quickstart", str(self.output)))
-        module = {"overtone": "overtone.jobs.cli", "ray": "ray.scripts.scripts"}[program]
+        module = {"overtone": "overtone.cluster.cli", "ray": "ray.scripts.scripts"}[program]
         if words[0] == "submit":
             words += ["--set", f"output.path={self.output}"]
             words += [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
@@ -54,7 +54,7 @@ class Terminal:
 
 
 def commands() -> Iterator[str]:
-    section = (ROOT / "README.md").read_text().partition("### On a cluster\n")[2]
+    section = (ROOT / "cluster" / "README.md").read_text().partition("### On a cluster\n")[2]
     [block] = re.findall(r"```\n(.*?)```", section.partition("\n### ")[0], re.S)
     return (line.partition("#")[0].strip() for line in block.splitlines())
 
