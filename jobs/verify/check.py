@@ -47,7 +47,13 @@ def verify(
     store = open_store(url, endpoint_url=endpoint_url, region=region)
     spec, plan = JobFolder(store).load()
     return verify_job(
-        store, spec, plan, expected_row_ids(spec, plan), repair=repair, decode=decode, on_part=on_part
+        store,
+        spec,
+        plan,
+        expected_row_ids(spec, plan.files, plan.shard_rows),
+        repair=repair,
+        decode=decode,
+        on_part=on_part,
     )
 
 
