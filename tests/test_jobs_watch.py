@@ -15,11 +15,10 @@ from typing import BinaryIO
 import pytest
 from foreground import interruptible
 from rich.console import Console
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import StoreError, UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.status import status, watch
 from overtone.jobs.status.reader import StatusReader
 from overtone.jobs.store import ObjectInfo, Store, open_store
