@@ -38,6 +38,7 @@ def stride_of(count: int, limit: int) -> int:
 
     It is a power of two. So while the tables become more, half of those that were read before are enough.
     """
+    assert limit > 0, "some tables are read"
     stride = 1
     while count > stride * limit:
         stride *= 2

@@ -22,7 +22,7 @@ from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part, part_schema, stored_schema
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import card, card_rows, contents, write_card
-from overtone.jobs.report.dataset_card import size_category
+from overtone.jobs.report.card_header import size_category
 from overtone.jobs.retry import find_rejects
 from overtone.jobs.status import status
 from overtone.jobs.store import open_store

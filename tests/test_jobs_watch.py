@@ -255,11 +255,11 @@ def test_a_listing_that_breaks_off_is_made_up_for(job):
 def test_timings_that_were_lost_are_passed_over(job):
     _, plan, store = job
     commit(job, 0, 1)
-    reader = StatusReader(store)
-    whole = reader.read().seconds_by_stage
+    whole = status(store.url).seconds_by_stage
     store.put(timings_name(plan, 0), b"")  # its machine lost power
-    assert reader.read().seconds_by_stage["denoise"] == whole["denoise"] / 2
-    assert status(store.url).shards_done == 2
+    found = status(store.url)
+    assert found.seconds_by_stage["denoise"] == whole["denoise"] / 2
+    assert found.shards_done == 2
 
 
 def test_rejects_of_a_shard_that_came_late_are_seen(job):
