@@ -1,5 +1,5 @@
 """How Hugging Face `datasets` sees columns: as JSON in a Parquet file's metadata, as YAML in a data set card.
-Knows Arrow types, no rows; does not need `datasets`."""
+Knows Arrow types but no rows, and does not need `datasets`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN = {"Value", "List", "LargeList", "Sequence"}
 
 
 def feature_of(type: pa.DataType) -> Feature | None:
-    """What `datasets` makes of a type; None where it has no such type, as for maps and unions."""
+    """The feature that `datasets` has for a type. None where it has none, as for maps and unions."""
     if pa.types.is_struct(type):
         inner = {field.name: feature_of(field.type) for field in type}
         return None if None in inner.values() else inner
@@ -43,7 +43,8 @@ def feature_of(type: pa.DataType) -> Feature | None:
 
 
 def known_features(schema: pa.Schema) -> dict[str, Feature]:
-    """What a schema's metadata says of its columns and their types do not: pictures, class labels."""
+    """The features that a schema's metadata records and its types do not, such as pictures and class
+    labels."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         found = {name: features[name] for name in schema.names if name in features}
@@ -53,14 +54,14 @@ def known_features(schema: pa.Schema) -> dict[str, Feature]:
 
 
 def features_of(schema: pa.Schema) -> dict[str, Feature]:
-    """Of every column that has one, in order."""
+    """The feature of every column that has one, in order."""
     known = known_features(schema)
     found = ((field.name, known.get(field.name) or feature_of(field.type)) for field in schema)
     return {name: feature for name, feature in found if feature is not None}
 
 
 def as_metadata(features: Mapping[str, Feature]) -> dict[str, str]:
-    """The entry of a Parquet file's metadata from which `datasets` takes them."""
+    """The entry of a Parquet file's metadata from which `datasets` takes the features."""
     return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
@@ -88,7 +89,7 @@ def _yaml(feature: Feature) -> dict[str, Any]:
 
 
 def _short(inner: dict[str, Any]) -> Any:
-    """Lists name a plain element, or the fields of a struct, without a key of its own."""
+    """A list names a plain element, or the fields of a struct, without a key of its own."""
     return inner.get("dtype", inner.get("struct")) if inner.keys() in ({"dtype"}, {"struct"}) else inner
 
 
@@ -99,7 +100,7 @@ def _snake(name: str) -> str:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether a type alone says as much; also of what is no feature at all."""
+    """Whether a type alone says as much as the feature; True also for what is no feature at all."""
     if isinstance(feature, list):
         return all(map(_is_plain, feature))
     if not isinstance(feature, dict):

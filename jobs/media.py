@@ -1,4 +1,4 @@
-"""Pictures and videos as bytes of a file format. Knows the output settings, nothing of rows or parts."""
+"""Pictures and videos as bytes of a file format. Knows the output settings, but no rows and no parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 def encode_media(media: Image.Image | np.ndarray, output: Output) -> bytes:
     """A picture as png, jpeg or webp, or a video (uint8 [frames, height, width, 3]) as MP4 with H.264.
 
-    Safe to call from several threads; the codecs let other threads run. ValueError for anything else, or a
+    Several threads may call it, and the codecs let other threads run. ValueError for anything else, and for a
     video without frames; UserError where the video codec is not installed.
     """
     if isinstance(media, np.ndarray) and media.ndim == 4:
@@ -47,7 +47,7 @@ def encode_media(media: Image.Image | np.ndarray, output: Output) -> bytes:
 
 
 def media_kind(data: bytes) -> Kind:
-    """What a file is, by its first bytes."""
+    """Whether a file is a picture or a video, by its first bytes."""
     return "video" if data[4:8] == b"ftyp" else "image"
 
 
@@ -57,9 +57,10 @@ def media_extension(output: Output, kind: Kind = "image") -> str:
 
 
 def media_name(row_id: str, extension: str) -> str:
-    """A plain file name for a row: its row_id where that is safe as one anywhere, else cut down and hashed.
+    """A plain file name for a row: its row_id where that is a safe name on any disk, else a part of it and a
+    hash.
 
-    Letters, digits, `-` and `_` only, so it is never a path, hidden, reserved or a pattern.
+    It has only letters, digits, `-` and `_`, so that it is never a path, hidden, reserved or a pattern.
     """
     if 0 < len(row_id) <= _NAME_CHARACTERS and set(row_id) <= _SAFE:
         return f"{row_id}.{extension}"

@@ -20,11 +20,13 @@ _COLUMNS = ("image", "video")
 
 
 def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]:
-    """What is in files and folders (at any depth), in the order of their names: image files, videos, and
-    Parquet tables with an `image` or `video` column of bytes, as Overtone and Hugging Face write them.
+    """The pictures and videos in files and folders (at any depth), in the order of their names. They may be
+    image files, videos, and Parquet tables with an `image` or `video` column of bytes, as Overtone and
+    Hugging Face write them.
 
-    Read as they are asked for, so that no data set is too large. Files of other kinds in a folder are passed
-    over. UserError for a place that is not there, a named file of another kind, and what cannot be decoded.
+    Each is read when it is asked for, so that no data set is too large. Files of other kinds in a folder are
+    passed over. UserError for a place that does not exist, a named file of another kind, and what cannot be
+    decoded.
     """
     images = set(Image.registered_extensions())
     for place in map(Path, places):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -28,8 +27,7 @@ from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.rows import Reject
 from overtone.jobs.spec import JobSpec, with_overrides
 from overtone.jobs.store import Store, open_store
-
-_READERS = 16
+from overtone.jobs.tables import read_all
 
 
 @dataclass(frozen=True)
@@ -131,19 +129,13 @@ def find_rejects(folder: JobFolder, spec: JobSpec, plan: JobPlan) -> Rejects:
             return read_footer(file, format).rejects
 
     classes, refused, lines = Counter[str](), 0, []
-    with ThreadPoolExecutor(_READERS, "footers") as pool:
-        for shard, left in zip(shards, pool.map(rejects, shards), strict=True):
-            tried = [reject.error_class for reject in left if reject.attempts]
-            classes.update(tried)
-            refused += len(left) - len(tried)
-            if tried:
-                lines.append(
-                    {
-                        "shard": shard,
-                        "before": newest.get(shard, 0),
-                        "rows": len({reject.source for reject in left}),
-                    }
-                )
+    for shard, left in zip(shards, read_all(rejects, shards), strict=True):
+        tried = [reject.error_class for reject in left if reject.attempts]
+        classes.update(tried)
+        refused += len(left) - len(tried)
+        if tried:
+            rows = len({reject.source for reject in left})
+            lines.append({"shard": shard, "before": newest.get(shard, 0), "rows": rows})
     table = pa.Table.from_pylist(lines, schema=RetryPlan.SCHEMA)
     return Rejects(RetryPlan(len(earlier) + 1, table), classes, refused)
 

@@ -1,4 +1,4 @@
-"""A row, a reject, and where seeds come from. Knows nothing of files, shards or models."""
+"""A row, a reject, and where seeds come from. Knows no files, shards or models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One row that cannot be made, with its reason, kept as data."""
+    """One row that cannot be made, and its reason, kept as data."""
 
     row_id: str
     error_class: str
@@ -50,26 +50,27 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A row that kills workers: later attempts, and later runs, reject it without running it."""
+    """A row that kills workers. Later attempts and later runs reject it without running it."""
 
     shard: int
     row_id: str
     error_class: str
     message: str
     deaths: int
-    """Workers that died with the row alone in their hands."""
+    """How many workers died while they ran this row alone."""
 
 
 def row_seed(job_seed: int, row_id: str) -> int:
-    """The seed in [0, 2**63 - 1] of a row without one of its own.
+    """The seed in [0, 2**63 - 1] of a row that has none of its own.
 
-    A hash, so that neighbouring job seeds and row_ids share no seeds.
+    It is a hash, so that neighbouring job seeds and row_ids share no seeds.
     """
     return _hash63(b"overtone-row", job_seed, row_id.encode())
 
 
 def image_seed(seed: int, image_index: int) -> int:
-    """The seed of image k of a row that asks for several: the row's own for k = 0, else a hash of both."""
+    """The seed of image k of a row that asks for several. Image 0 has the row's own, and the others a hash of
+    both."""
     return seed if image_index == 0 else _hash63(b"overtone-image", seed, b"%d" % image_index)
 
 

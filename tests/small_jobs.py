@@ -14,9 +14,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from overtone.jobs.media import encode_media
-from overtone.jobs.parts import AttemptFacts, Made, StageTime, Timing, build_part
+from overtone.jobs.parts import (
+    AttemptFacts,
+    Made,
+    StageTime,
+    Timing,
+    build_part,
+    create_part,
+    write_derived,
+)
 from overtone.jobs.parts.build import Part
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.retry import read_rejected
@@ -147,6 +154,14 @@ def small_part(
         timings=timings,
         kind="image",
     )
+
+
+def commit_part(store: Store, part: Part) -> bool:
+    """`create_part`, then what is derived from it; whether the part is ours."""
+    upload = create_part(store, part)
+    if upload is not None:
+        write_derived(store, part.footer, (upload,))
+    return upload is not None
 
 
 def finish(store: Store, spec: JobSpec, plan: JobPlan, *, bad: Iterable[str] = ()) -> None:

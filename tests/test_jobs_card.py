@@ -14,16 +14,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard
-from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
+from small_jobs import SIDE_PX, commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.cluster.cli import main
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part, part_schema, stored_schema
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import card, card_rows, contents, write_card
-from overtone.jobs.report.dataset_card import size_category
+from overtone.jobs.report.card_header import size_category
 from overtone.jobs.retry import find_rejects
 from overtone.jobs.status import status
 from overtone.jobs.store import open_store

@@ -17,12 +17,11 @@ import pytest
 import webdataset
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
-from small_jobs import SIDE_PX, finish, prompt_table, small_job
+from small_jobs import SIDE_PX, commit_part, finish, prompt_table, small_job
 
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.store import open_store
 

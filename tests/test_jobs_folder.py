@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from crashing_store import Crash, CrashingStore
 from s3_server import KEYS, S3Server
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.plan import JobPlan, make_plan, remaining
 from overtone.jobs.prompts import expected_row_ids
 from overtone.jobs.rows import Quarantined
@@ -215,7 +214,7 @@ def test_a_run_killed_at_any_operation_ends_with_the_same_data(job, tmp_path):
     check_crashes(fresh, spec, plan)
     assert len(made) > 24
     for store in made[::7]:
-        report = verify_job(store, spec, plan, expected_row_ids(spec, plan))
+        report = verify_job(store, spec, plan, expected_row_ids(spec, plan.files, plan.shard_rows))
         assert report.ok, report.text()
 
 

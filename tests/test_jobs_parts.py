@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_jobs import SIDE_PX, picture, prompt_table, small_job, small_part
+from small_jobs import SIDE_PX, commit_part, picture, prompt_table, small_job, small_part
 
 from overtone.jobs import parts
 from overtone.jobs.errors import VerifyError
@@ -29,7 +29,6 @@ from overtone.jobs.parts import (
     timings_name,
 )
 from overtone.jobs.parts.build import Part
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.parts.table import ROW_GROUP_BYTES, row_groups
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import row_seed

@@ -12,14 +12,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from s3_server import KEYS, S3Server
-from small_jobs import SIDE_PX, finish, prompt_table, small_job, small_part
+from small_jobs import SIDE_PX, commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.cluster.cli import main
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part, timings_name
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import report
 from overtone.jobs.report.charts import Palette

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crashing_store import Crash, CrashingStore
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import FingerprintMismatch, SpecError, UserError, VerifyError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import part_name
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.retry import find_rejects, read_rejected, retry_plan
 from overtone.jobs.retry_plan import RetryPlan

@@ -8,11 +8,10 @@ import os
 
 import pytest
 from PIL import Image
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.report import contact_sheet, first_pictures
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.status import Progress, Snapshot, status

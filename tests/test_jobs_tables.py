@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from overtone.jobs.tables import table_of
+from overtone.jobs.tables import read_all, stride_of, table_of
 
 
 def written(table: pa.Table) -> bytes:
@@ -37,6 +37,21 @@ def test_what_is_no_table_and_what_lacks_a_column():
         table_of(b"PAR1 and no more")
     with pytest.raises(KeyError, match="d"):
         table_of(written(TABLE), ["a", "d"])
+
+
+def test_many_are_read_in_order_and_a_failure_is_the_first_one():
+    assert list(read_all(lambda i: i * i, range(100))) == [i * i for i in range(100)]
+    assert list(read_all(str, ())) == []
+    with pytest.raises(ZeroDivisionError):
+        list(read_all(lambda i: 1 // (3 - i), range(100)))
+
+
+@pytest.mark.parametrize(
+    ("count", "stride"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (21, 4), (10**7, 2**20)]
+)
+def test_at_most_so_many_are_read_and_half_of_them_stay(count, stride):
+    assert stride_of(count, 10) == stride
+    assert len(range(0, count, stride)) <= 10
 
 
 PICTURES = pa.table(

@@ -8,13 +8,12 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import AttemptFacts, Made, build_part, part_name, read_rows
 from overtone.jobs.parts.build import Part
-from overtone.jobs.parts.commit import commit_part
 from overtone.jobs.parts.footer import FOOTER_KEY
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import Reject

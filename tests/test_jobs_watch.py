@@ -8,25 +8,27 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 from foreground import interruptible
 from rich.console import Console
-from small_jobs import finish, prompt_table, small_job, small_part
+from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import StoreError, UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.parts.commit import commit_part
+from overtone.jobs.parts import part_name, timings_name
+from overtone.jobs.plan import JobPlan
 from overtone.jobs.status import status, watch
 from overtone.jobs.status.reader import StatusReader
 from overtone.jobs.store import ObjectInfo, Store, open_store
 
 
 class CountingStore(Store):
-    """Passes on what readers ask for, and keeps it. `away`: every request fails."""
+    """Passes on what readers ask for, and keeps it. `away`: every request fails. `broken`: a listing of this
+    prefix breaks off after its first name."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner.config)
@@ -34,6 +36,7 @@ class CountingStore(Store):
         self.asked: list[str] = []
         self.listed: list[str] = []
         self.away = False
+        self.broken = ""
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -53,6 +56,8 @@ class CountingStore(Store):
         for info in self._inner.list(prefix, after=after):
             self.listed.append(info.key)
             yield info
+            if prefix == self.broken:
+                raise StoreError("the listing broke off")
 
     def head(self, key: str) -> ObjectInfo | None:
         self._ask(f"head {key}")
@@ -195,6 +200,66 @@ def test_a_look_costs_what_is_new(job):
     ]
     assert (found.rows_done, found.rows_rejected, found.shards_done) == (15, 1, 4)
     assert found.seconds_by_stage == status(job[2].url).seconds_by_stage
+
+
+def calls_of(function: Callable, work: Callable[[], object]) -> int:
+    """How often this thread calls a Python function while it works."""
+    calls = 0
+
+    def note(frame, event, argument):
+        nonlocal calls
+        calls += event == "call" and frame.f_code is function.__code__
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_look_asks_nothing_about_parts_that_were_there(job):
+    reader = StatusReader(job[2])
+    commit(job, 1, 2, 3)  # the first one is missing, so that every look lists all names
+    assert calls_of(JobPlan.shard, reader.read) == 3
+    assert calls_of(JobPlan.shard, reader.read) == 0
+    commit(job, 4)
+    assert calls_of(JobPlan.shard, reader.read) == 1
+    assert calls_of(JobPlan.shard, reader.read) == 0
+    assert reader.read(now=0.0) == status(job[2].url, now=0.0)
+
+
+def test_a_part_that_was_made_again_counts_once(job):
+    _, plan, store = job
+    commit(job, 1, 2)
+    reader = StatusReader(store)
+    reader.read()
+    store.delete(part_name(plan, 1))
+    commit(job, 1, bad=["../row/5"])
+    assert reader.read(now=0.0) == status(store.url, now=0.0)
+
+
+def test_a_listing_that_breaks_off_is_made_up_for(job):
+    store = CountingStore(job[2])
+    reader = StatusReader(store)
+    commit(job, 0, 1, 2, bad=["../row/2", "../row/9"])
+    for store.broken in ("data/", "timings/", "rejects/"):
+        with pytest.raises(StoreError, match="broke off"):
+            reader.read()
+    store.broken = ""
+    found = reader.read(now=0.0)
+    assert (found.rows_done, found.rows_rejected, found.rows_left) == (10, 2, 8)
+    assert found == status(job[2].url, now=0.0)
+
+
+def test_timings_that_were_lost_are_passed_over(job):
+    _, plan, store = job
+    commit(job, 0, 1)
+    whole = status(store.url).seconds_by_stage
+    store.put(timings_name(plan, 0), b"")  # its machine lost power
+    found = status(store.url)
+    assert found.seconds_by_stage["denoise"] == whole["denoise"] / 2
+    assert found.shards_done == 2
 
 
 def test_rejects_of_a_shard_that_came_late_are_seen(job):

@@ -54,7 +54,7 @@ def run_job(
     plan = make_plan(spec)
     folder = JobFolder(_store(spec))
     if not folder.exists():
-        check_row_ids(spec, plan)  # reads the row_id columns, so once a job, before anything is written
+        check_row_ids(spec, plan.files)  # reads the row_id columns, so once a job, before anything is written
     folder.open(spec, plan)
     retry = None
     if len(folder.finished()) == plan.num_shards:

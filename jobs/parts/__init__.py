@@ -1,4 +1,4 @@
-"""Parts: the Parquet or tar object that a shard becomes, and what is derived from it."""
+"""Parts: the Parquet or tar object that a shard becomes, and what is derived from it. Knows no workers."""
 
 from __future__ import annotations
 

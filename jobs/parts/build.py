@@ -1,24 +1,26 @@
-"""A part: the finished rows of one shard as one object, encoded whole, then committed. Knows no models.
+"""A part: the finished rows of one shard as one object, encoded whole in memory. Knows no model and no store.
 
-    part = build_part(spec, plan, shard, attempt=attempt, made=made, rejects=rejects, ...)
+    part = build_part(spec, job_plan, shard, attempt=attempt, made=made, rejects=rejects, ...)
     upload = create_part(store, part)     # None: another attempt was first; else ours is the shard's part
     write_derived(store, part.footer, [upload])      # any time later
 
 Everything that must survive is in the part: its rows and, in the footer under `overtone`, what happened. The
-tables under `timings/` and `rejects/` are derived from the footer (`write_derived`) and can be made again;
-only the `upload` line of the timings, which a part cannot hold about itself, is then gone.
+tables under `timings/` and `rejects/` are derived from the footer (`write_derived`) and can be made again.
+Only the `upload` line of the timings is then lost, because a part cannot hold it about itself.
+
+The last stop of the tour: `build_part` here, then `create_part` in jobs/parts/commit.py, which is the commit.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from overtone.jobs.media import Kind, media_kind
-from overtone.jobs.parts.footer import Footer, Timing, digest, package_versions, shallow
+from overtone.jobs.parts.footer import Footer, Timing, digest, package_versions
 from overtone.jobs.parts.formats import parquet_bytes, tar_bytes
 from overtone.jobs.parts.names import part_name
 from overtone.jobs.parts.table import Made, part_schema, row_groups, rows_table
@@ -50,23 +52,23 @@ class Part:
 
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What a part says of the attempt that made it."""
+    """What a part records about the attempt that made it."""
 
     id: str
-    """Unique, by which a store tells one attempt's object from another's."""
+    """Unique. A store tells one attempt's object from another's by it."""
     worker: str
     device: str
     node: str = ""
-    """Of Ray; empty where there is none."""
+    """Ray's name of the machine; empty where there is no Ray."""
     started: float | None = None
-    """Seconds since 1970, from which the timings' `start_s` count."""
+    """Seconds since 1970; the timings' `start_s` count from then."""
     retry: int = 0
-    """Number of the retry that it belongs to; 0: of the job itself."""
+    """The number of the retry that it belongs to; 0: the job itself."""
 
 
 def build_part(
     spec: JobSpec,
-    plan: JobPlan,
+    job_plan: JobPlan,
     shard: Shard,
     *,
     attempt: AttemptFacts,
@@ -77,27 +79,27 @@ def build_part(
     timings: Sequence[Timing],
     kind: Kind | None = None,
 ) -> Part:
-    """The part of a shard, with its rows in the order of the input, however they were batched.
+    """The part of a shard. Its rows have the order of the input, however they were batched.
 
-    `passthrough` has the input rows from `first_row` on (`ShardRows`). `kind` is what the model
-    makes; None: as `made` shows, or images where nothing was made.
+    `passthrough` has the input rows from `first_row` on (`ShardRows`). `kind` is what the model makes. None:
+    `made` shows it, and where nothing was made it is images.
     """
     begin = time.time()
-    made = sorted(made, key=lambda one: (one.row.source, one.row.image_index))
-    rejects = sorted(rejects, key=lambda one: one.source)
+    made = sorted(made, key=lambda sample: (sample.row.source, sample.row.image_index))
+    rejects = sorted(rejects, key=lambda reject: reject.source)
     kind = kind or (media_kind(made[0].data) if made else "image")
     format = spec.output.format
     footer = Footer(
         shard=shard.index,
-        num_shards=plan.num_shards,
+        num_shards=job_plan.num_shards,
         attempt=attempt.id,
-        fingerprint=plan.fingerprint,
+        fingerprint=job_plan.fingerprint,
         first_row=shard.first_row,
         input_rows=shard.num_rows,
         rows=len(made),
         digests={
-            "row_id": digest(one.row.row_id.encode() for one in made),
-            kind: digest(one.data for one in made),
+            "row_id": digest(sample.row.row_id.encode() for sample in made),
+            kind: digest(sample.data for sample in made),
         },
         worker=attempt.worker,
         device=attempt.device,
@@ -111,7 +113,7 @@ def build_part(
     tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in row_groups(made))
 
     def finished() -> Footer:
-        """The footer with the time that writing took so far: the last thing that is written."""
+        """The footer, with the time that writing has taken so far. It is the last thing that is written."""
         writing = Timing(
             None,
             "part_write",
@@ -119,10 +121,10 @@ def build_part(
             seconds=time.time() - begin,
             start_s=None if attempt.started is None else begin - attempt.started,
         )
-        return Footer(**{**shallow(footer), "timings": (*timings, writing)})
+        return replace(footer, timings=(*timings, writing))
 
     if format == "webdataset":
         footer, data = tar_bytes(tables, kind, finished)
     else:
         footer, data = parquet_bytes(tables, schema, kind, made, finished)
-    return Part(part_name(plan, shard.index, format, attempt.retry), data, footer)
+    return Part(part_name(job_plan, shard.index, format, attempt.retry), data, footer)

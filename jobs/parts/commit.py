@@ -1,4 +1,8 @@
-"""TODO: jobs/parts/commit.py."""
+"""The commit of a part, which is one create-if-absent, and the tables that are derived from its footer. Knows
+no rows.
+
+The tour ends here: when `create_part` returns a timing, the shard is done, whatever happens to its worker.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,11 @@ from overtone.jobs.store import Store
 _CONTENT_TYPE = {"parquet": "application/vnd.apache.parquet", "tar": "application/x-tar"}
 
 
-# Committing
-
-
 def create_part(store: Store, part: Part) -> Timing | None:
-    """Create the part under its final name, if no attempt did so before: this is the commit.
+    """Create the part under its final name, unless another attempt did so before. This is the commit.
 
-    How long that took: the part is ours, and `write_derived` is due. None: another's was first, and ours is
-    forgotten. StoreError: not known; call again, which is harmless.
+    Returns how long that took: the part is ours, and `write_derived` is due. None: another attempt's part was
+    first, and ours is forgotten. StoreError: it is not known which; call again, which is harmless.
     """
     begin = time.time()
     content_type = _CONTENT_TYPE[part.key.rpartition(".")[2]]
@@ -43,19 +44,13 @@ def create_part(store: Store, part: Part) -> Timing | None:
     )
 
 
-def commit_part(store: Store, part: Part) -> bool:
-    """`create_part`, then what is derived from it; whether the part is ours."""
-    upload = create_part(store, part)
-    if upload is not None:
-        write_derived(store, part.footer, (upload,))
-    return upload is not None
-
-
 def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> None:
-    """Write a part's timings and, if it has any, its rejects; `more`: what it cannot know about itself.
+    """Write a part's timings and, if it has any, its rejects. `more` are timings that a part cannot hold
+    about itself.
 
-    The rejects of a retry take the place of those before, empty where none is left: writers need no right to
-    delete. Of the parts of one shard, the newest has to be the last.
+    The rejects of a retry replace the earlier ones, by an empty table where none is left, so that writers
+    need no right to delete. Call it for the parts of one shard in order, so that the newest part's rejects
+    stay.
     """
     if footer.rejects or footer.retry:
         store.put(rejects_name(footer.num_shards, footer.shard), _table_bytes(rejects_table(footer)))
@@ -64,7 +59,7 @@ def write_derived(store: Store, footer: Footer, more: Sequence[Timing] = ()) -> 
 
 
 def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
-    """One row for each stage of each batch."""
+    """The timings of a part: one row for each stage of each batch."""
     timings = (*footer.timings, *more)
     same = {name: [getattr(footer, name)] for name in ("shard", "attempt", "worker", "device", "node")}
     columns = {name: value * len(timings) for name, value in same.items()}
@@ -74,10 +69,9 @@ def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
 
 
 def rejects_table(footer: Footer) -> pa.Table:
-    """One row for each reject."""
-    lines = [
-        {**asdict(reject), "shard": footer.shard, "attempt": footer.attempt} for reject in footer.rejects
-    ]
+    """The rejects of a part, one row for each."""
+    about = {"shard": footer.shard, "attempt": footer.attempt}
+    lines = [asdict(reject) | about for reject in footer.rejects]
     return pa.Table.from_pylist(lines, schema=REJECTS)
 
 

@@ -1,4 +1,5 @@
-"""TODO: jobs/parts/footer.py."""
+"""What a part records about itself, as bytes for its footer: counts, digests, rejects, timings. Knows no
+format."""
 
 from __future__ import annotations
 
@@ -31,20 +32,20 @@ class StageTime:
     tokens: int
     steps: int
     seconds: float
-    """The batch's seconds over the rows in the batch."""
+    """The batch's seconds, divided by the rows in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One line of the timings: rows that go through one stage at once."""
+    """One line of the timings: rows that go through one stage together."""
 
     batch: int | None
-    """Counts the attempt's batches from 0: rows that are made together, though a stage may take a few at a
-    time, with a line for each. None: what is done once for the whole shard."""
+    """Counts the attempt's batches from 0. A stage may take the rows of a batch in several chunks, which have
+    a line each. None: the stage runs once for the whole shard."""
     stage: str
     """read, text_encode, denoise, expand, vae_decode, image_encode, part_write or upload."""
     rows: int
-    """At once."""
+    """Rows that went through the stage together."""
     height: int | None = None
     """Latent cells, where the stage has a grid."""
     width: int | None = None
@@ -53,15 +54,15 @@ class Timing:
     steps: int | None = None
     seconds: float = 0.0
     start_s: float | None = None
-    """Seconds from the attempt's start to this stage's: tells what overlapped what. Below 0 for what was done
-    ahead, beside the shard before."""
+    """Seconds from the attempt's start to this stage's, which show what overlapped what. They are below 0 for
+    work that was done ahead, beside the shard before."""
     row_ids: tuple[str, ...] = ()
-    """The rows, for joins with the data."""
+    """The names of the rows, for joins with the data."""
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says about itself."""
+    """What a part records about itself."""
 
     shard: int
     num_shards: int
@@ -85,11 +86,12 @@ class Footer:
     rejects: tuple[Reject, ...] = ()
     timings: tuple[Timing, ...] = ()
     retry: int = 0
-    """The retry that made it, from the rejects of the shard's part before; 0: the job, from all its rows."""
+    """The retry that made the part, from the rejects of the shard's part before. 0: the job made it, from all
+    the shard's rows."""
     version: int = FOOTER_VERSION
 
     def to_bytes(self) -> bytes:
-        """JSON; the two tables in it are compressed, for every reader of the file fetches this."""
+        """JSON. The two tables in it are compressed, because every reader of the file fetches the footer."""
         about = {f.name: getattr(self, f.name) for f in fields(self)}
         about |= {"num_rejects": len(self.rejects)}
         about |= {"rejects": _packed(self.rejects), "timings": _packed(self.timings)}
@@ -97,7 +99,7 @@ class Footer:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Footer:
-        """VerifyError where it is not one, or another version's."""
+        """The footer of `to_bytes`. VerifyError where the bytes are not one, or are of another version."""
         try:
             about = json.loads(data)
             if about["version"] != FOOTER_VERSION:
@@ -118,12 +120,13 @@ class Footer:
 
     @property
     def kind(self) -> Kind:
-        """What the part's rows are."""
+        """Whether the part's rows are pictures or videos."""
         return "video" if "video" in self.digests else "image"
 
 
 def digest(values: Iterable[bytes]) -> str:
-    """SHA-256, in hex, of a column: of each value its length, 8 bytes little endian, and its bytes."""
+    """SHA-256, in hex, of a column. Each value counts as its length, in 8 bytes little endian, and its
+    bytes."""
     sha = sha256()
     for value in values:
         sha.update(len(value).to_bytes(8, "little"))
@@ -133,6 +136,7 @@ def digest(values: Iterable[bytes]) -> str:
 
 @cache
 def package_versions() -> dict[str, str]:
+    """The versions of the packages that take part in making a row, where they are installed."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -151,7 +155,3 @@ def _packed(records: Sequence[Any]) -> str:
 
 def _unpacked(cls: type[_T], packed: str) -> tuple[_T, ...]:
     return tuple(cls(*values) for values in json.loads(zlib.decompress(base64.b64decode(packed))))
-
-
-def shallow(footer: Footer) -> dict[str, Any]:
-    return {f.name: getattr(footer, f.name) for f in fields(footer)}

@@ -1,4 +1,5 @@
-"""TODO: jobs/parts/formats.py."""
+"""Parts as bytes: Parquet files and WebDataset tars, written whole and read a few rows at a time. Knows no
+jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from overtone.jobs.parts.names import Format
 from overtone.jobs.parts.table import Made, PartRow, leaf_paths, own_paths
 
 TAR_FOOTER = "__overtone__/footer"
-"""Without an ending, for readers of tars take a name that has one for a sample's."""
+"""The name has no ending, because readers of tars take a name with one for a sample's."""
 _PAGE_BYTES = 1024**2
 _READ_ROWS = 1024
 _READ_BYTES = 2 * 1024**2
@@ -35,10 +36,12 @@ def parquet_bytes(
     made: Sequence[Made],
     finished: Callable[[], Footer],
 ) -> tuple[Footer, bytes]:
+    """(footer, a Parquet file with a row group for each table). `finished` makes the footer when all else is
+    written."""
     paths = leaf_paths(schema)
     media, latents = f"{kind}.bytes", "latents.values.list.element"
     small = [path for path in paths if path not in (media, latents)]
-    mean_bytes = sum(len(one.data) for one in made) // max(1, len(made))
+    mean_bytes = sum(len(sample.data) for sample in made) // max(1, len(made))
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
@@ -63,8 +66,9 @@ def parquet_bytes(
 
 
 def tar_bytes(tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Footer]) -> tuple[Footer, bytes]:
-    """A tar of 000042.png, 000042.json and 000042.txt for each row, and 000042.latents.npy where latents are
-    kept. The footer is its first file, so that it can be read without the rest."""
+    """(footer, a tar). The tar has 000042.png, 000042.json and 000042.txt for each row, and
+    000042.latents.npy where latents are kept. Its first file is the footer, so that it can be read without
+    the rest."""
     body = io.BytesIO()
     index = 0
     with tarfile.open(fileobj=body, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -99,7 +103,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON has no bytes, times or NaN: base64, text and null stand for them."""
+    """A value as JSON can hold it: base64 stands for bytes, text for times, and null for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -112,7 +116,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def read_footer(file: BinaryIO, format: Format = "parquet") -> Footer:
-    """The footer of a part; reads little else. VerifyError where the file is not one."""
+    """The footer of a part; little else is read. VerifyError where the file is not a part."""
     if format == "webdataset":
         return _read_tar_footer(file)
     try:
@@ -127,8 +131,8 @@ def read_footer(file: BinaryIO, format: Format = "parquet") -> Footer:
 def read_rows(
     file: BinaryIO, kind: Kind, format: Format = "parquet", *, limit: int | None = None
 ) -> Iterator[PartRow]:
-    """The rows of a part in order, a few at a time, with page checksums verified; of only the first `limit`,
-    little more than those is read. VerifyError where it is broken."""
+    """The rows of a part in order, a few at a time, with page checksums verified. With a `limit`, little more
+    than the first `limit` rows is read. VerifyError where the part is broken."""
     rows = _tar_rows(file) if format == "webdataset" else _parquet_rows(file, kind, limit)
     try:
         yield from islice(rows, limit)
@@ -151,7 +155,7 @@ def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None) -> Iterator[Par
 
 
 def _mean_bytes(metadata: pq.FileMetaData) -> int:
-    """Of a row, all its columns."""
+    """The mean size of a row, over all its columns."""
     groups = (metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
     return sum(groups) // max(1, metadata.num_rows)
 

@@ -1,4 +1,5 @@
-"""TODO: jobs/parts/table.py."""
+"""Finished samples as the table of a part: its schema, its rows, its row groups. Knows no file format's
+bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Made:
     denoise_seconds: float
     """The row's share of all denoising and expansions."""
     latents: np.ndarray | None = None
-    """Kept as float32, whatever they are; None: not asked for."""
+    """They are kept as float32, whatever their type is here. None: the spec does not ask for them."""
     delta: float | None = None
     """The one used; None: the spec's."""
     guidance_scale: float | None = None
@@ -46,7 +47,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class PartRow:
-    """What is checked and shown of a row in a part."""
+    """The columns of a row in a part that are checked and shown."""
 
     row_id: str
     prompt: str
@@ -56,16 +57,18 @@ class PartRow:
 
 
 def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> pa.Schema:
-    """The columns of every part of a job; the metadata has what `datasets` needs to see pictures.
+    """The columns of every part of a job. The metadata has what `datasets` needs in order to see pictures.
 
-    Everything is nullable, as `datasets` wants it. ValueError for a pass-through column with a name of ours.
+    Every column is nullable, as `datasets` wants it. ValueError for a pass-through column with a name of
+    ours.
     """
     return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents)
 
 
 @lru_cache(maxsize=16)  # every part of a job has the same
 def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool) -> pa.Schema:
-    """By the bytes: schemas that differ in their metadata alone, which `datasets` reads, count as equal."""
+    """The cache needs the schema's bytes: to Arrow, schemas that differ only in their metadata, which
+    `datasets` reads, are equal."""
     passthrough = pa.ipc.read_schema(pa.py_buffer(passthrough_ipc))
     taken = sorted(set(passthrough.names) & set(OUTPUT_COLUMNS))
     if taken:
@@ -85,30 +88,32 @@ def rows_table(
     extension = media_extension(spec.output, kind)
     name = f"{model.id}@{model.revision}" if model.revision else model.id
     columns: dict[str, Any] = {
-        "row_id": [one.row.row_id for one in made],
-        "prompt": [one.row.prompt for one in made],
-        "seed": [one.row.seed for one in made],
-        "height": [one.height_px for one in made],
-        "width": [one.width_px for one in made],
-        kind: [{"bytes": one.data, "path": media_name(one.row.row_id, extension)} for one in made],
+        "row_id": [sample.row.row_id for sample in made],
+        "prompt": [sample.row.prompt for sample in made],
+        "seed": [sample.row.seed for sample in made],
+        "height": [sample.height_px for sample in made],
+        "width": [sample.width_px for sample in made],
+        kind: [{"bytes": sample.data, "path": media_name(sample.row.row_id, extension)} for sample in made],
         "mode": [sampling.mode] * len(made),
-        "delta": [sampling.delta if one.delta is None else one.delta for one in made],
-        "num_steps": [one.num_steps for one in made],
+        "delta": [sampling.delta if sample.delta is None else sample.delta for sample in made],
+        "num_steps": [sample.num_steps for sample in made],
         "guidance_scale": [
-            sampling.guidance_scale if one.guidance_scale is None else one.guidance_scale for one in made
+            sampling.guidance_scale if sample.guidance_scale is None else sample.guidance_scale
+            for sample in made
         ],
         "model": [name] * len(made),
-        "stages": [[asdict(stage) for stage in one.stages] for one in made],
-        "denoise_seconds": [one.denoise_seconds for one in made],
+        "stages": [[asdict(stage) for stage in sample.stages] for sample in made],
+        "denoise_seconds": [sample.denoise_seconds for sample in made],
     }
     if spec.output.latents:
         columns["latents"] = [
             None
-            if one.latents is None
-            else {"shape": one.latents.shape, "values": np.asarray(one.latents, np.float32).ravel()}
-            for one in made
+            if sample.latents is None
+            else {"shape": sample.latents.shape, "values": np.asarray(sample.latents, np.float32).ravel()}
+            for sample in made
         ]
-    foreign = passthrough.take(pa.array([one.row.source - first_row for one in made], pa.int64()))
+    assert columns.keys() == {f.name for f in own_columns(kind, latents=spec.output.latents)}
+    foreign = passthrough.take(pa.array([sample.row.source - first_row for sample in made], pa.int64()))
     arrays = [
         foreign[f.name] if f.name in foreign.column_names else pa.array(columns[f.name], f.type)
         for f in schema
@@ -117,10 +122,10 @@ def rows_table(
 
 
 def row_groups(made: Sequence[Made]) -> Iterable[tuple[int, int]]:
-    """Ranges of rows: at most `ROW_GROUP_ROWS`, and at most `ROW_GROUP_BYTES` unless it is one row."""
+    """Ranges of rows, of at most `ROW_GROUP_ROWS`, and of at most `ROW_GROUP_BYTES` unless it is one row."""
     first = size_bytes = 0
-    for i, one in enumerate(made):
-        row_bytes = len(one.data) + (0 if one.latents is None else 4 * one.latents.size)
+    for i, sample in enumerate(made):
+        row_bytes = len(sample.data) + (0 if sample.latents is None else 4 * sample.latents.size)
         if i > first and (i - first >= ROW_GROUP_ROWS or size_bytes + row_bytes > ROW_GROUP_BYTES):
             yield first, i
             first, size_bytes = i, 0
@@ -130,20 +135,20 @@ def row_groups(made: Sequence[Made]) -> Iterable[tuple[int, int]]:
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """A schema as it comes back from Parquet, which has no timestamps in seconds, for example."""
+    """A schema as Parquet returns it; Parquet has no timestamps in seconds, for example."""
     return _empty_file(schema).schema_arrow
 
 
 @lru_cache(maxsize=16)  # every part of a job has the same
 def leaf_paths(schema: pa.Schema) -> list[str]:
-    """The names of the Parquet columns, with those inside structs and lists."""
+    """The names of the Parquet columns, the ones inside structs and lists among them."""
     columns = _empty_file(schema).schema
     return [columns.column(i).path for i in range(len(columns))]
 
 
 @cache
 def own_paths(kind: Kind) -> frozenset[str]:
-    """Those of them that do not pass through from the input."""
+    """The leaf paths that do not pass through from the input."""
     return frozenset(leaf_paths(pa.schema(own_columns(kind, latents=True))))
 
 

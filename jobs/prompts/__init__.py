@@ -1,4 +1,4 @@
-"""Prompt tables: which files a job reads, what their columns mean, and the rows of a shard."""
+"""Prompt tables: which files a job reads, what their columns mean, and the rows of a shard. Knows no plan."""
 
 from __future__ import annotations
 

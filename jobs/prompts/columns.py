@@ -1,4 +1,4 @@
-"""TODO: jobs/prompts/columns.py."""
+"""What the columns of a prompt table mean, and which of them pass through to the output. Reads no rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.errors import PromptsError
-from overtone.jobs.prompts.input_file import InputFile, Source
+from overtone.jobs.prompts.input_file import Source
 from overtone.jobs.prompts.scan import Format, Scan, is_text
 from overtone.jobs.prompts.text_tables import merged
 from overtone.jobs.spec import COLUMNS, JobSpec
@@ -25,12 +25,13 @@ _TYPES: dict[str, tuple[str, ...]] = {
     "width": ("whole numbers", "fractions"),
     "num_images": ("whole numbers", "fractions"),
 }
-"""What each column may hold; fractions only because tables often turn to them where values are missing."""
+"""What each column may hold. Fractions are allowed because many tools turn whole numbers into them where
+values are missing."""
 _USUAL_PROMPTS = ("caption", "text", "description", "Prompt", "Text", "TEXT")
 
 
 def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> dict[str, str]:
-    """Which column of this file holds each of `COLUMNS` that it has."""
+    """The column of this file that holds each meaning of `COLUMNS`, for the meanings that the file has."""
     names, columns = scanned.schema.names, {}
     for meaning in COLUMNS:
         mapped = spec.prompts.columns.get(meaning)  # type: ignore[call-overload]
@@ -75,6 +76,7 @@ def _check_type(meaning: str, name: str, type: pa.DataType, path: str) -> None:
 
 
 def passthrough(spec: JobSpec, scanned: Scan, columns: dict[str, str], path: str) -> pa.Schema:
+    """The columns of this file that pass through to the output. `columns` are those that have a meaning."""
     keep, used = spec.prompts.keep, set(columns.values())
     rest = [column for column in scanned.schema if column.name not in used]
     if keep is not None:
@@ -90,47 +92,52 @@ def passthrough(spec: JobSpec, scanned: Scan, columns: dict[str, str], path: str
             )
         if column.name in scanned.mixed:
             raise PromptsError(scanned.mixed[column.name])
-    metadata = scanned.schema.metadata  # what `datasets` knows of the columns: a column of pictures stays one
+    metadata = (
+        scanned.schema.metadata
+    )  # by which `datasets` knows a column of pictures, here and in the output
     return pa.schema([pa.field(column.name, column.type) for column in rest], metadata=metadata)
 
 
 def same_columns(
-    known: pa.Schema | None, schema: pa.Schema, source: Source, files: list[InputFile]
+    known: pa.Schema, schema: pa.Schema, source: Source, first_path: str, *, all_jsonl: bool
 ) -> pa.Schema:
-    """The pass-through columns of all files so far. Null columns take any type; only jsonl may lack one."""
-    if known is None:
-        return schema
+    """The pass-through columns of the files so far, `known`, together with those of one more file.
+
+    A null column takes any type, and only a jsonl file may lack a column. `all_jsonl`: the files so far are
+    all jsonl. `first_path` names the first of them in errors.
+    """
     if known.equals(schema):
         return known
     path, loose = source.found.path, source.format == "jsonl"
     types = {column.name: column.type for column in known}
     for name in types:
         if name not in schema.names and not loose:
-            raise _other_columns(path, f"lacks the column {name!r}", files)
+            raise _other_columns(path, f"lacks the column {name!r}", first_path)
     for column in schema:
-        if column.name not in types and not all(file.format == "jsonl" for file in files):
-            raise _other_columns(path, f"has a column {column.name!r} more", files)
+        if column.name not in types and not all_jsonl:
+            raise _other_columns(path, f"has a column {column.name!r} more", first_path)
         before = types.get(column.name, pa.null())
-        if loose and all(file.format == "jsonl" for file in files):
+        if loose and all_jsonl:
             types[column.name] = merged(before, column.type, f"{path} and others: column {column.name!r}")
         elif pa.types.is_null(before) or before.equals(column.type):
             types[column.name] = column.type
         elif not pa.types.is_null(column.type):
             raise _other_columns(
-                path, f"has type {column.type} in its column {column.name!r}, not {before}", files
+                path, f"has type {column.type} in its column {column.name!r}, not {before}", first_path
             )
     return pa.schema(list(types.items()), metadata=known.metadata)
 
 
-def _other_columns(path: str, what: str, files: list[InputFile]) -> PromptsError:
+def _other_columns(path: str, what: str, first_path: str) -> PromptsError:
     return PromptsError(
-        f"{path} {what}, unlike {files[0].path}; make them alike, or name the columns to pass through in "
+        f"{path} {what}, unlike {first_path}; make them alike, or name the columns to pass through in "
         "`prompts.keep`"
     )
 
 
 def writable(schema: pa.Schema, path: str) -> None:
-    """Parquet cannot hold all types of Arrow; better known now than at the first part."""
+    """PromptsError where Parquet cannot hold one of Arrow's types, which otherwise the first part would
+    show."""
     try:
         pq.write_table(schema.empty_table(), io.BytesIO())
     except (pa.ArrowException, OSError) as error:

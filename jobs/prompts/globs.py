@@ -1,12 +1,20 @@
-"""TODO: jobs/prompts/globs.py."""
+"""Which prompt files a path, a folder or a glob names, wherever they lie. Knows no formats.
+
+    for found in expand("s3://bucket/prompts/*.parquet", endpoint_url=None, region=None).files: ...
+
+One kind of glob serves all places: `*`, `?` and `[...]` stand for characters within a name, and `**` as a
+whole name stands for any number of folders. A name that begins with `.` or `_` is found only where the
+pattern spells that out.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from urllib.parse import unquote, urlsplit
 
 from overtone.jobs.errors import PromptsError, StoreError
@@ -55,24 +63,20 @@ def _expand(place: Place, path: str) -> Expanded:
             if magic
             else f"prompts.path: there is no file or folder {path}"
         )
-    matches: Callable[[str], Any] = _visible
     if magic:
         depth = None if "**" in pattern.split("/") else pattern.count("/") + 1
         files = list(place.walk(head, _MAGIC.split(pattern, maxsplit=1)[0], depth))
-        matches = re.compile(glob_regex(pattern)).fullmatch
+        matches = glob_matcher(pattern)
     else:
         files = list(place.walk(path, "", None))
         if not files:
             raise PromptsError(f"prompts.path: there is no file {path}, and none in a folder of that name")
+        matches = glob_matcher("**")
     cut = len(head.rstrip("/")) + 1
-    chosen = sorted((f for f in files if matches(f.path[cut:])), key=lambda f: f.path)
+    chosen = sorted((file for file in files if matches(file.path[cut:])), key=lambda file: file.path)
     if not chosen:
         raise PromptsError(f"prompts.path: {path} matches no file")
     return Expanded(head, chosen, is_folder=not magic)
-
-
-def _visible(name: str) -> bool:
-    return not any(part[:1] in "._" for part in name.split("/"))
 
 
 def _split_glob(path: str) -> tuple[str, bool, str]:
@@ -87,38 +91,29 @@ def _split_glob(path: str) -> tuple[str, bool, str]:
     return path, False, ""
 
 
-def glob_regex(pattern: str) -> str:
-    """A regular expression for a glob over names with "/"; `**` as a whole name stands for any folders."""
-    out, parts = [], pattern.split("/")
-    hidden = r"(?![._])"
-    for n, part in enumerate(parts):
-        last = n == len(parts) - 1
-        if part == "**":
-            out.append(f"{hidden}[^/]+(?:/{hidden}[^/]+)*" if last else f"(?:{hidden}[^/]+/)*")
-            continue
-        if _MAGIC.match(part):
-            out.append(hidden)
-        out.append(_name_regex(part) + ("" if last else "/"))
-    return "".join(out)
+def glob_matcher(pattern: str) -> Callable[[str], bool]:
+    """A function that reports whether a path, relative to where the pattern begins, matches the pattern."""
+    patterns = pattern.split("/")
+    return lambda path: _matches(patterns, path.split("/"))
 
 
-def _name_regex(part: str) -> str:
-    out, i = [], 0
-    while i < len(part):
-        char, i = part[i], i + 1
-        end = part.find("]", i + 1 + (part[i : i + 1] == "!")) if char == "[" else -1
-        if char == "*":
-            out.append("[^/]*")
-        elif char == "?":
-            out.append("[^/]")
-        elif end > 0:
-            chars, i = part[i:end], end + 1
-            negated = chars.startswith("!")
-            chars = re.sub(r"([\\\[\]^&~|])", r"\\\1", chars[negated:])
-            out.append(f"(?!/)[{'^' if negated else ''}{chars}]")
-        else:
-            out.append(re.escape(char))
-    return "".join(out)
+def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    if not patterns:
+        return not names
+    first, rest = patterns[0], patterns[1:]
+    if first == "**":
+        plain = sum(1 for _ in takewhile(_is_plain, names))
+        if not rest:
+            return 0 < plain == len(names)
+        return any(_matches(rest, names[folders:]) for folders in range(plain + 1))
+    if not names or (_MAGIC.match(first) and names[0].startswith((".", "_"))):
+        return False
+    return fnmatchcase(names[0], first) and _matches(rest, names[1:])
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `**` may stand for this name."""
+    return bool(name) and not name.startswith((".", "_"))
 
 
 def relative_names(bases: list[str], paths: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""TODO: jobs/prompts/input_file.py."""
+"""The input files of a job, as planning found them, one by one and as a list. Reads nothing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ class InputFile:
     path: str
     """Absolute path or URL; never with credentials."""
     relpath: str
-    """Relative to the deepest folder that holds all that `prompts.path` names: what row_ids and the
-    fingerprint use, so that a job can move with its inputs."""
+    """Relative to the deepest folder that holds all that `prompts.path` names. The row_ids and the
+    fingerprint use this path, so that a job can move with its inputs."""
     format: Format
     size_bytes: int
     etag: str
-    """What the store gives for the contents. On local disk a hash of them where all files together are small
-    (256 MiB), so that a copy is the same input; else made of the modification time and the size."""
+    """What the store reports for the contents. On local disk it is a hash of the contents where all files
+    together are small (256 MiB), so that a copy is the same input; otherwise it is made of the modification
+    time and the size."""
     footer_digest: str
     """Hash of the Parquet footer; of the whole file for csv and jsonl."""
     num_rows: int
-    """Rows that the job uses: the first ones, all but where `prompts.limit` cuts."""
+    """The job uses this many rows from the beginning of the file: all of them, unless `prompts.limit`
+    cuts."""
     file_rows: int
     """Rows in the file."""
     num_row_groups: int
@@ -99,7 +101,8 @@ class FileList(Sequence[InputFile]):
         return InputFile(**row, passthrough=self.passthrough)
 
     def identities(self) -> dict[str, tuple]:
-        """For each relpath, in order, what would show that the file changed; `IDENTITY` names the values."""
+        """The values that would show that a file changed, by relpath and in order; `IDENTITY` names the
+        values."""
         names = ("size_bytes", "etag", "footer_digest", "num_rows")
         values = zip(*(self.table[name].to_pylist() for name in names), strict=True)
         return dict(zip(self.table["relpath"].to_pylist(), values, strict=True))
@@ -122,6 +125,7 @@ class Source:
 
 
 def server_of(spec: JobSpec) -> dict[str, Any]:
+    """The server and region of the prompt files, as keyword arguments of `place_of`."""
     return {
         "endpoint_url": spec.prompts.endpoint_url or spec.output.endpoint_url,
         "region": spec.prompts.region or spec.output.region,
@@ -129,5 +133,6 @@ def server_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def stem_of(relpath: str) -> str:
+    """The path without a known ending; rows without a row_id are named after it."""
     stem, ending = posixpath.splitext(relpath)
     return stem if ending.lower() in ENDINGS else relpath

@@ -1,4 +1,5 @@
-"""The prompt table: which files it is made of, and its rows one by one. Knows no models and no output."""
+"""Planning of the prompt table: from the paths of a spec to the list of input files. Knows no rows and no
+models."""
 
 from __future__ import annotations
 
@@ -29,16 +30,13 @@ _AHEAD = 4 * _THREADS
 _HASHED_BYTES = 256 * 1024**2
 
 
-# Planning: from paths to a list of files
-
-
 def list_files(spec: JobSpec) -> FileList:
-    """The job's input files, from Parquet footers alone; csv and jsonl are read once, and local files that
-    are small altogether are hashed.
+    """The job's input files. Of a Parquet file only the footer is read, csv and jsonl files are read once,
+    and local files are hashed where all of them together are small.
 
-    PromptsError, with the file and column, where a file is missing, unreadable or damaged, has no prompts, a
-    column of another type than its meaning asks for, one that the output has itself, or other ones than
-    the first file.
+    PromptsError, which names the file and the column, where a file is missing, unreadable or damaged; where
+    it has no prompts, or a column of another type than its meaning asks for; and where it has a column that
+    the output has itself, or other columns than the first file.
     """
     sources = _sources(spec)
     limit = spec.prompts.limit
@@ -46,11 +44,17 @@ def list_files(spec: JobSpec) -> FileList:
     small = sum(source.found.size_bytes for source in sources) <= _HASHED_BYTES
     files: list[InputFile] = []
     schema: pa.Schema | None = None
+    all_jsonl = True  # of `files`
     with closing(in_threads(lambda source: _scanned(spec, source, small), sources)) as scans:
         for source, (scanned, etag) in zip(sources, scans, strict=True):
             path = source.found.path
             columns = named_columns(spec, scanned, path, source.format)
-            schema = same_columns(schema, passthrough(spec, scanned, columns, path), source, files)
+            own = passthrough(spec, scanned, columns, path)
+            if schema is None:
+                schema = own
+            else:
+                schema = same_columns(schema, own, source, files[0].path, all_jsonl=all_jsonl)
+            all_jsonl = all_jsonl and source.format == "jsonl"
             files.append(
                 InputFile(
                     path=path,
@@ -79,7 +83,7 @@ def list_files(spec: JobSpec) -> FileList:
 
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out]:
-    """`map` over files in threads, in order, at most `_AHEAD` files ahead of who asks."""
+    """`map` over files in threads and in order, at most `_AHEAD` files ahead of the consumer."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
     try:
         futures: deque[Future[_Out]] = deque()
@@ -133,7 +137,8 @@ def _format(spec: JobSpec, path: str) -> Format:
 
 
 def _scanned(spec: JobSpec, source: Source, small: bool) -> tuple[Scan, str]:
-    """(scan, etag). A local file's etag is a hash of its contents where that is cheap: a copy is the same."""
+    """(scan, etag). Where all files are `small`, a local file's etag is a hash of its contents, so that a
+    copy is the same input."""
     path = source.found.path
     place = place_of(path, **server_of(spec))
     try:
@@ -155,7 +160,8 @@ def _content_hash(place: Place, path: str) -> str:
 
 
 def _distinct_stems(files: list[InputFile]) -> None:
-    """Rows without a row_id are named after their file: two names alike would give two rows one name."""
+    """PromptsError where two files have one stem: rows without a row_id are named after their file, so two
+    rows would have one name."""
     seen: dict[str, str] = {}
     for file in files:
         other = seen.setdefault(stem_of(file.relpath), file.path)

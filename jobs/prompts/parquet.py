@@ -1,4 +1,8 @@
-"""TODO: jobs/prompts/parquet.py."""
+"""Prompt tables in Parquet: their rows are counted from the footer alone, and read by row groups. Knows no
+meanings.
+
+A file whose footer has another hash than the planned one is refused.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,58 @@ _MAX_FOOTER_BYTES = 1024**3
 _BUFFER_BYTES = 4 * 1024**2
 
 
-# Parquet
-
-
 def scan_parquet(place: Place, found: Found) -> Scan:
+    """Count the rows of a file. PromptsError where it is no whole Parquet file."""
     metadata, digest, _ = _footer(place, found)
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if sum(rows) != metadata.num_rows or any(n < 0 for n in rows):
         raise PromptsError(f"{found.path} is damaged: its footer contradicts itself about its rows")
     return Scan(metadata.num_rows, len(rows), (), digest, _parquet_schema(metadata, found.path))
+
+
+def read_parquet(
+    place: Place,
+    found: Found,
+    values: Sequence[str],
+    others: pa.Schema,
+    first_row: int,
+    num_rows: int,
+    blocks: Sequence[int],
+    digest: str,
+) -> Iterator[Batch]:
+    """The rows [first_row, first_row + num_rows); `table.read` states the rules."""
+    metadata, now, tail = _footer(place, found)
+    if now != digest:
+        raise changed(found.path)
+    there = set(metadata.schema.to_arrow_schema().names)
+    starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+    groups = [
+        i
+        for i in range(metadata.num_row_groups)
+        if starts[i] < first_row + num_rows and starts[i + 1] > first_row
+    ]
+    if not groups:
+        return
+    skip, left = first_row - int(starts[groups[0]]), num_rows
+    names = [name for name in dict.fromkeys([*values, *others.names]) if name in there]
+    with (
+        io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
+        pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
+    ):
+        batches = table.iter_batches(
+            batch_size=BATCH_ROWS,
+            row_groups=groups,
+            columns=names,
+            use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
+        )
+        for raw in batches:
+            batch = raw.slice(min(skip, raw.num_rows), left)
+            skip -= min(skip, raw.num_rows)
+            if batch.num_rows:
+                left -= batch.num_rows
+                yield _parquet_batch(batch, values, others)
+            if not left:
+                return
 
 
 def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes]:
@@ -63,50 +110,6 @@ def _parquet_schema(metadata: pq.FileMetaData, path: str) -> pa.Schema:
     check_names(names, path)
     kept = {key: value for key, value in (metadata.metadata or {}).items() if key == b"huggingface"}
     return pa.schema([column.remove_metadata() for column in schema], metadata=kept or None)
-
-
-def read_parquet(
-    place: Place,
-    found: Found,
-    values: Sequence[str],
-    others: pa.Schema,
-    first_row: int,
-    num_rows: int,
-    blocks: Sequence[int],
-    digest: str,
-) -> Iterator[Batch]:
-    metadata, now, tail = _footer(place, found)
-    if now != digest:
-        raise changed(found.path)
-    there = set(metadata.schema.to_arrow_schema().names)
-    starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-    groups = [
-        i
-        for i in range(metadata.num_row_groups)
-        if starts[i] < first_row + num_rows and starts[i + 1] > first_row
-    ]
-    if not groups:
-        return
-    skip, left = first_row - int(starts[groups[0]]), num_rows
-    names = [name for name in dict.fromkeys([*values, *others.names]) if name in there]
-    with (
-        io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
-        pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
-    ):
-        batches = table.iter_batches(
-            batch_size=BATCH_ROWS,
-            row_groups=groups,
-            columns=names,
-            use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
-        )
-        for raw in batches:
-            batch = raw.slice(min(skip, raw.num_rows), left)
-            skip -= min(skip, raw.num_rows)
-            if batch.num_rows:
-                left -= batch.num_rows
-                yield _parquet_batch(batch, values, others)
-            if not left:
-                return
 
 
 def _parquet_batch(batch: pa.RecordBatch, values: Sequence[str], others: pa.Schema) -> Batch:

@@ -1,10 +1,10 @@
-"""Where prompt files lie: which files a path, folder or glob names, and their bytes. Knows no formats.
+"""Where prompt files lie: their names, sizes and bytes. Knows no formats and no patterns.
 
-    for found in expand("s3://bucket/prompts/*.parquet", endpoint_url=None, region=None): ...
+    place = place_of("s3://bucket/prompts/a.parquet")
+    place.stat("s3://bucket/prompts/a.parquet"), place.open("s3://bucket/prompts/a.parquet")
 
-Local files, `s3://` through the project's own store (its retries, its ways to find credentials), every other
-URL through fsspec. One kind of glob for all of them: `*`, `?`, `[...]` within a name, `**` for any folders.
-Names that begin with `.` or `_` are found only where the pattern spells that out.
+Local files are read directly, `s3://` through the project's own store, which retries and finds credentials in
+its own ways, and every other URL through fsspec.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 from overtone.jobs.errors import PromptsError, StoreError, UserError
 from overtone.jobs.spec import is_url
 from overtone.jobs.store import NoSuchObject, Store, open_store
+from overtone.jobs.words import one_line
 
 _IDENTITIES = ("ETag", "etag", "blob_id", "sha256", "md5Hash", "md5", "content_md5", "checksum", "mtime")
 _IDENTITIES_OF_TIME = ("LastModified", "last_modified", "modified", "updated", "created")
@@ -30,7 +31,8 @@ _IDENTITIES_OF_TIME = ("LastModified", "last_modified", "modified", "updated", "
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file that exists. `etag` changes when the contents do; "" where the place says no such thing."""
+    """A file that exists. `etag` changes when the contents do; it is "" where the place reports no such
+    value."""
 
     path: str
     size_bytes: int
@@ -46,8 +48,8 @@ class Place(ABC):
 
     @abstractmethod
     def walk(self, folder: str, start: str, depth: int | None) -> Iterator[Found]:
-        """Files under a folder, at most `depth` names deep; it may leave out those whose path in it does not
-        begin with `start`."""
+        """The files under a folder, at most `depth` names deep. A place may leave out the files whose path in
+        the folder does not begin with `start`."""
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
@@ -58,6 +60,13 @@ class Place(ABC):
         with self.open(found.path) as file:
             file.seek(max(0, found.size_bytes - length))
             return file.read(length)
+
+
+def place_of(path: str, *, endpoint_url: str | None = None, region: str | None = None) -> Place:
+    """The file system of a path or URL. Connects to nothing."""
+    if path.startswith("s3://"):
+        return _S3(endpoint_url, region)
+    return _Fsspec() if is_url(path) else Disk()
 
 
 class Disk(Place):
@@ -135,7 +144,7 @@ class _S3(Place):
 
 @lru_cache(maxsize=64)
 def _bucket(name: str, endpoint_url: str | None, region: str | None) -> Store:
-    """One client a bucket and process: threads share it, pickles never hold it."""
+    """One client for each bucket and process: threads share it, and no pickle holds it."""
     try:
         return open_store(f"s3://{name}", endpoint_url=endpoint_url, region=region)
     except UserError as error:
@@ -154,7 +163,8 @@ def _s3_names(path: str) -> Iterator[None]:
 
 
 class _Fsspec(Place):
-    """Any file system that fsspec knows. Each has its own exceptions, so all of them are met here."""
+    """Any file system that fsspec knows. Each raises exceptions of its own, so this class catches all
+    kinds."""
 
     def stat(self, path: str) -> Found | None:
         fs, name = self._fs(path)
@@ -190,7 +200,7 @@ class _Fsspec(Place):
         try:
             return url_to_fs(path)
         except (ImportError, ValueError) as error:  # a scheme nobody knows, or whose package is missing
-            raise PromptsError(f"{path}: {_line(error)}") from None
+            raise PromptsError(f"{path}: {one_line(error, 500)}") from None
 
 
 def _found(path: str, info: dict[str, Any]) -> Found:
@@ -205,14 +215,7 @@ def _any_failure(path: str) -> Iterator[None]:
     except (StoreError, UserError):
         raise
     except Exception as error:  # file systems of all kinds raise what they like
-        raise StoreError(f"{path}: {type(error).__name__}: {_line(error)}") from error
-
-
-def place_of(path: str, *, endpoint_url: str | None = None, region: str | None = None) -> Place:
-    """The file system of a path or URL. Connects to nothing."""
-    if path.startswith("s3://"):
-        return _S3(endpoint_url, region)
-    return _Fsspec() if is_url(path) else Disk()
+        raise StoreError(f"{path}: {type(error).__name__}: {one_line(error, 500)}") from error
 
 
 def gone(path: str) -> PromptsError:
@@ -222,7 +225,3 @@ def gone(path: str) -> PromptsError:
 
 def _raise(error: OSError) -> NoReturn:
     raise error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

@@ -1,4 +1,5 @@
-"""TODO: jobs/prompts/scan.py."""
+"""What every reader of prompt tables shares: formats, the results of a scan and of a read, errors. Opens no
+file."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from overtone.jobs.errors import PromptsError
+from overtone.jobs.words import one_line
 
 Format = Literal["parquet", "csv", "jsonl"]
 
@@ -26,7 +28,7 @@ BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class Scan:
-    """What planning needs to know of a file."""
+    """What planning needs to know about a file."""
 
     num_rows: int
     num_row_groups: int
@@ -36,16 +38,17 @@ class Scan:
     digest: str
     """SHA-256, in hex, of the Parquet footer; of the whole file for csv and jsonl."""
     schema: pa.Schema
-    """All columns; of the metadata only what the `datasets` library wrote."""
+    """All columns. Of the metadata it keeps only what the `datasets` library wrote."""
     mixed: dict[str, str] = field(default_factory=dict)
-    """Columns of a jsonl file that have no one type, with a sentence about each; their type here is null."""
+    """The columns of a jsonl file that have more than one type, with a sentence about each. `schema` gives
+    them the type null."""
 
 
 @dataclass
 class Batch:
-    """Some rows: the columns that have a meaning as Python values, the others as they are.
+    """Some rows. The columns that have a meaning are Python values, and the others stay as they are.
 
-    A text that is not valid UTF-8 is given as its bytes.
+    A text that is not valid UTF-8 is kept as its bytes.
     """
 
     values: dict[str, list[Any]]
@@ -59,13 +62,15 @@ class Batch:
 
 
 def check_names(names: Sequence[str], path: str) -> None:
+    """PromptsError where two columns have one name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise PromptsError(f"{path} has two columns named {twice[0]!r}; rename one of them")
 
 
 def is_text(type: pa.DataType) -> bool:
-    """Strings of any kind, and binary: writers that know no logical types store text as that."""
+    """Whether a column may hold text: strings of any kind, and binary, because writers that know no logical
+    types store text as binary."""
     if pa.types.is_dictionary(type):
         return is_text(type.value_type)
     checks = (
@@ -79,6 +84,7 @@ def is_text(type: pa.DataType) -> bool:
 
 
 def table_of_rows(arrays: list[pa.Array], schema: pa.Schema, num_rows: int) -> pa.Table:
+    """A table that keeps its number of rows where it has no columns."""
     if arrays:
         return pa.Table.from_arrays(arrays, schema=schema)
     return rows_without_columns(num_rows)
@@ -90,10 +96,12 @@ def rows_without_columns(num_rows: int) -> pa.Table:
 
 
 def changed(path: str) -> PromptsError:
+    """What to raise where a prompt file is not the one that was planned."""
     return PromptsError(
         f"{path} changed since the job was planned; put the old file back, or choose a new output folder"
     )
 
 
 def line_of(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    """An error's message on one line."""
+    return one_line(error, 500)

@@ -1,12 +1,12 @@
-"""TODO: jobs/prompts/shard.py."""
+"""The rows of a shard, and the names of all rows of a job: what it owes. Knows no plan, only files and row
+numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, count, repeat
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,38 +21,31 @@ from overtone.jobs.prompts.values import plain_row_ids, row_identity, samples, s
 from overtone.jobs.rows import Reject, Row, image_row_id
 from overtone.jobs.spec import COLUMNS, JobSpec
 
-if TYPE_CHECKING:
-    from overtone.jobs.plan import JobPlan
-
-
 _NAMED_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard, or of any run of rows of one file."""
+    """The rows of one shard, or of any run of rows of one file, as samples."""
 
     rows: list[Row]
     """Rows to make, in source order; an input row that asks for n images is here n times."""
     rejects: list[Reject]
     """Samples that cannot be made, in source order; a row that asks for n images is here n times."""
     passthrough: pa.Table
-    """All the input rows' pass-through columns: take `Row.source - first_row`. It may have rows but no
-    columns."""
+    """The pass-through columns of all the input rows; a row's are at `Row.source - first_row`. The table may
+    have rows but no columns."""
     first_row: int
     """Index in the file of the first input row."""
 
     @property
     def num_rows(self) -> int:
-        """Input rows: every one is in `rows` or in `rejects`."""
+        """Input rows. The samples of each are in `rows` or in `rejects`."""
         return self.passthrough.num_rows
 
 
-# Reading: from a run of rows to samples
-
-
 def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) -> ShardRows:
-    """The rows [first_row, first_row + num_rows) of a file: each ends in `rows` or `rejects`.
+    """The rows [first_row, first_row + num_rows) of a file. Each ends in `rows` or `rejects`.
 
     PromptsError where the file is damaged, gone, or not what it was when the job was planned; StoreError
     where it cannot be reached.
@@ -64,11 +57,9 @@ def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) ->
     for batch in _batches(spec, file, COLUMNS, file.passthrough, first_row, num_rows):
         for i in range(batch.num_rows):
             values = {meaning: column[i] for meaning, column in batch.values.items()}
-            some_rows, some_rejects = samples(
-                spec.seed, _default_id(file, source), source, values, batch.problems.get(i)
-            )
-            rows += some_rows
-            rejects += some_rejects
+            good, bad = samples(spec.seed, _default_id(file, source), source, values, batch.problems.get(i))
+            rows += good
+            rejects += bad
             source += 1
         tables.append(batch.others)
     if not len(file.passthrough):
@@ -86,7 +77,7 @@ def _batches(
     first_row: int,
     num_rows: int,
 ) -> Iterator[Batch]:
-    """The rows in batches, their values by meaning instead of by column name."""
+    """The rows in batches, with their values by meaning instead of by column name."""
     place = place_of(file.path, **server_of(spec))
     columns = {meaning: name for meaning, name in file.columns if meaning in meanings}
     if not num_rows:
@@ -110,33 +101,64 @@ def _default_id(file: InputFile, source: int) -> str:
     return f"{stem_of(file.relpath)}:{source}"
 
 
-# Identities: which samples the job owes
+def expected_row_ids(
+    spec: JobSpec, files: Iterable[InputFile], shard_rows: int
+) -> Iterator[tuple[int, list[str]]]:
+    """(shard, row_ids of all its samples) for every shard in order, whether they are in `data` or in
+    `rejects`.
 
-
-def expected_row_ids(spec: JobSpec, plan: JobPlan) -> Iterator[tuple[int, list[str]]]:
-    """(shard, row_ids of all its samples) for every shard in order: those in `data` and in `rejects` alike.
-
-    Streams the row_id and num_images columns alone; of tables without these it reads nothing.
+    Only the row_id and num_images columns are read, as a stream; of tables without these, nothing.
     """
     shard = 0
-    for file in plan.files:
+    for file in files:
         ids: list[str] = []  # of the shard in hand
         row = 0
-        for some, counts in _named_rows(spec, file):
-            ends = list(accumulate(counts)) if counts else range(1, len(some) + 1)
+        for names, counts in _named_rows(spec, file):
+            ends = list(accumulate(counts)) if counts else range(1, len(names) + 1)
             done, taken = 0, 0  # rows and ids of this batch that are in shards
             while done < len(ends):
-                n = min(len(ends) - done, plan.shard_rows - row % plan.shard_rows)
+                n = min(len(ends) - done, shard_rows - row % shard_rows)
                 done, row = done + n, row + n
-                ids += some[taken : ends[done - 1]]
+                ids += names[taken : ends[done - 1]]
                 taken = ends[done - 1]
-                if row % plan.shard_rows == 0 or row == file.num_rows:
+                if row % shard_rows == 0 or row == file.num_rows:
                     yield shard, ids
                     shard, ids = shard + 1, []
 
 
+def check_row_ids(spec: JobSpec, files: Sequence[InputFile]) -> None:
+    """PromptsError where two samples of the job have one name. A driver calls it before any GPU work.
+
+    The files are read in parallel. It takes 8 bytes of memory for each sample, and twice that for a moment.
+    """
+    if not any("row_id" in dict(file.columns) for file in files):
+        return  # named after file and index: distinct by construction
+    with closing(in_threads(lambda i: _hashes(spec, files[i]), range(len(files)))) as of_files:
+        hashes = np.concatenate([*of_files])
+    hashes.sort()
+    twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not twice:
+        return
+    seen: dict[str, tuple[str, int]] = {}
+    for file in files:
+        sources = count()
+        for names, counts in _named_rows(spec, file):
+            rows = (source for n in counts or repeat(1, len(names)) for source in repeat(next(sources), n))
+            for row_id, source in zip(names, rows, strict=True):
+                if hash(row_id) not in twice:
+                    continue
+                if row_id in seen:
+                    path, first = seen[row_id]
+                    raise PromptsError(
+                        f"row_id {shown_value(row_id)} is there twice: row {first} of {path}, row {source} "
+                        f"of {file.path} (counted from 0); make row_ids unique, or leave the column out"
+                    )
+                seen[row_id] = (file.path, source)
+
+
 def _named_rows(spec: JobSpec, file: InputFile) -> Iterator[tuple[list[str], list[int] | None]]:
-    """The names of all samples of a file in batches: (names, how many each row has); None: each has one."""
+    """The names of all samples of a file, in batches: (names, how many of them each row has). None: each row
+    has one."""
     if not {"row_id", "num_images"} & set(dict(file.columns)):
         stem = stem_of(file.relpath)
         for start in range(0, file.num_rows, _NAMED_ROWS):
@@ -160,36 +182,6 @@ def _named_rows(spec: JobSpec, file: InputFile) -> Iterator[tuple[list[str], lis
 
 
 def _hashes(spec: JobSpec, file: InputFile) -> np.ndarray:
-    """[samples] int64, in no order that means anything: `hash` of each name in a file."""
-    names = [np.fromiter(map(hash, some), np.int64, len(some)) for some, _ in _named_rows(spec, file)]
-    return np.concatenate([np.empty(0, np.int64), *names])
-
-
-def check_row_ids(spec: JobSpec, plan: JobPlan) -> None:
-    """PromptsError where two samples of the job have one name. For a driver, before any GPU work.
-
-    Reads files in parallel. Memory: 8 bytes a sample, and twice that for a moment.
-    """
-    if not any("row_id" in dict(file.columns) for file in plan.files):
-        return  # named after file and index: distinct by construction
-    with closing(in_threads(lambda i: _hashes(spec, plan.files[i]), range(len(plan.files)))) as some:
-        hashes = np.concatenate([*some])
-    hashes.sort()
-    twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not twice:
-        return
-    seen: dict[str, tuple[str, int]] = {}
-    for file in plan.files:
-        sources = count()
-        for names, counts in _named_rows(spec, file):
-            rows = (source for n in counts or repeat(1, len(names)) for source in repeat(next(sources), n))
-            for row_id, source in zip(names, rows, strict=True):
-                if hash(row_id) not in twice:
-                    continue
-                if row_id in seen:
-                    path, first = seen[row_id]
-                    raise PromptsError(
-                        f"row_id {shown_value(row_id)} is there twice: row {first} of {path}, row {source} "
-                        f"of {file.path} (counted from 0); make row_ids unique, or leave the column out"
-                    )
-                seen[row_id] = (file.path, source)
+    """[samples] int64: `hash` of each name in a file."""
+    hashes = [np.fromiter(map(hash, names), np.int64, len(names)) for names, _ in _named_rows(spec, file)]
+    return np.concatenate([np.empty(0, np.int64), *hashes])

@@ -1,8 +1,8 @@
 """Tables in Parquet, csv and JSON lines: how many rows a file has, any run of its rows. Knows no meanings.
 
-A Parquet file is known by its footer alone. csv and jsonl are read once from end to end, which finds where
-every 1024th row begins, so that later reads start there. In csv all columns are text and an empty cell is
-null; in jsonl a column has one type over all rows, and a key that a row lacks is null.
+A Parquet file is planned by its footer alone. A csv or jsonl file is read once from end to end, which finds
+where every 1024th row begins, so that later reads start there. In csv all columns are text, and an empty cell
+is null; in jsonl a column has one type over all rows, and a key that a row lacks is null.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def read(
 ) -> Iterator[Batch]:
     """Exactly the rows [first_row, first_row + num_rows), in order, in batches of at most 1024.
 
-    `values` and `others` name columns; `others` also ones that the file lacks. PromptsError where the file is
-    damaged or no longer the one that `digest` was made of; StoreError where it cannot be reached.
+    `values` and `others` name columns, and `others` may name columns that the file lacks. PromptsError where
+    the file is damaged or no longer the one that `digest` was made of; StoreError where it cannot be reached.
     """
     reader = {"parquet": read_parquet, "csv": read_csv, "jsonl": read_jsonl}[format]
     left = num_rows
@@ -60,7 +60,8 @@ def read(
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Arrow's OSErrors are about the file's contents, those with a number are the machine's."""
+    """Turn the errors of a reader into ours. An OSError without a number is Arrow's and concerns the file's
+    contents; one with a number is the machine's."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,8 @@
-"""TODO: jobs/prompts/text_tables.py."""
+"""Prompt tables in csv and JSON lines, which are read from one of every 1024 remembered rows on. Knows no
+meanings.
+
+Importing this module raises the csv module's limit of a field for the whole process.
+"""
 
 from __future__ import annotations
 
@@ -26,69 +30,11 @@ from overtone.jobs.prompts.scan import (
 _T = TypeVar("_T")
 _MAX_LINE_BYTES = 256 * 1024**2
 
-
 csv.field_size_limit(_MAX_LINE_BYTES)  # the module's own limit of 128 KiB is for the whole process
 
 
-# csv
-
-
-class _Lines:
-    """The lines of a file, decoded, with the place where the next begins. Bad UTF-8 is kept as surrogates."""
-
-    def __init__(self, file: BinaryIO, path: str) -> None:
-        self._file, self._path = file, path
-        self.position = file.tell()
-        self.number = 0
-        self.sha = sha256()
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        return self.next_bytes().decode("utf-8", "surrogateescape")
-
-    def next_bytes(self) -> bytes:
-        line = self._file.readline(_MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
-        if len(line) == _MAX_LINE_BYTES:
-            raise PromptsError(f"{self._path}:{self.number + 1}: a line of over {_MAX_LINE_BYTES:,} bytes")
-        first = self.position == 0
-        self.position += len(line)
-        self.number += 1
-        self.sha.update(line)
-        return line.removeprefix(b"\xef\xbb\xbf") if first else line
-
-
-def _csv_rows(lines: _Lines, path: str) -> Iterator[tuple[int, list[str]]]:
-    """(where the row begins, its cells); empty lines are no rows."""
-    rows = csv.reader(lines, strict=True)
-    while True:
-        start = lines.position
-        try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise PromptsError(f"{path}:{lines.number}: not csv: {error}") from None
-        if cells:
-            yield start, cells
-
-
-def _csv_header(lines: _Lines, path: str) -> list[str]:
-    for _, cells in _csv_rows(lines, path):
-        if any("\udc80" <= char <= "\udcff" for name in cells for char in name):
-            raise PromptsError(f"{path}: its column names are not valid UTF-8; is it a csv file in UTF-8?")
-        for number, name in enumerate(cells, 1):
-            if not name:
-                raise PromptsError(f"{path}: column {number} has no name in the first line")
-        check_names(cells, path)
-        return cells
-    raise PromptsError(f"{path} is empty; a csv file begins with a line of column names")
-
-
 def scan_csv(place: Place, found: Found) -> Scan:
+    """Read a csv file once, to count its rows and to find where every 1024th begins."""
     with place.open(found.path) as file:
         lines = _Lines(file, found.path)
         header = _csv_header(lines, found.path)
@@ -111,6 +57,7 @@ def read_csv(
     blocks: Sequence[int],
     digest: str,
 ) -> Iterator[Batch]:
+    """The rows [first_row, first_row + num_rows); `table.read` states the rules."""
     with place.open(found.path) as file:
         header = _csv_header(_Lines(file, found.path), found.path)
         file.seek(blocks[first_row // BLOCK_ROWS])
@@ -146,28 +93,36 @@ def _undo_surrogates(cell: str | None) -> str | bytes | None:
     return cell.encode("utf-8", "surrogateescape")
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _csv_header(lines: _Lines, path: str) -> list[str]:
+    for _, cells in _csv_rows(lines, path):
+        if any("\udc80" <= char <= "\udcff" for name in cells for char in name):
+            raise PromptsError(f"{path}: its column names are not valid UTF-8; is it a csv file in UTF-8?")
+        for number, name in enumerate(cells, 1):
+            if not name:
+                raise PromptsError(f"{path}: column {number} has no name in the first line")
+        check_names(cells, path)
+        return cells
+    raise PromptsError(f"{path} is empty; a csv file begins with a line of column names")
 
 
-# JSON lines
-
-
-class _JsonLine(NamedTuple):
-    start: int
-    """Where the line begins, in bytes."""
-    number: int
-    """From 1."""
-    row: dict[str, Any]
-    problem: str | None
-    """Why it is no row; None: it is one."""
+def _csv_rows(lines: _Lines, path: str) -> Iterator[tuple[int, list[str]]]:
+    """(where the row begins, its cells); empty lines are no rows."""
+    rows = csv.reader(lines, strict=True)
+    while True:
+        start = lines.position
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise PromptsError(f"{path}:{lines.number}: not csv: {error}") from None
+        if cells:
+            yield start, cells
 
 
 def scan_jsonl(place: Place, found: Found) -> Scan:
+    """Read a jsonl file once, to count its rows, to find where every 1024th begins, and to learn its
+    columns."""
     path = found.path
     types: dict[str, pa.DataType] = {}
     mixed: dict[str, str] = {}
@@ -190,6 +145,45 @@ def scan_jsonl(place: Place, found: Found) -> Scan:
                     types.setdefault(name, pa.null())
     schema = pa.schema([(name, pa.null() if name in mixed else type) for name, type in types.items()])
     return Scan(count, 0, tuple(blocks), lines.sha.hexdigest(), schema, mixed)
+
+
+def read_jsonl(
+    place: Place,
+    found: Found,
+    values: Sequence[str],
+    others: pa.Schema,
+    first_row: int,
+    num_rows: int,
+    blocks: Sequence[int],
+    digest: str,
+) -> Iterator[Batch]:
+    """The rows [first_row, first_row + num_rows); `table.read` states the rules."""
+    with place.open(found.path) as file:
+        file.seek(blocks[first_row // BLOCK_ROWS])
+        for chunk in _chunks(_jsonl_rows(_Lines(file, found.path)), first_row, num_rows):
+            arrays = [
+                _jsonl_array(
+                    [line.row.get(column.name) for line in chunk],
+                    column.type,
+                    f"{found.path}: column {column.name!r}",
+                )
+                for column in others
+            ]
+            yield Batch(
+                {name: [line.row.get(name) for line in chunk] for name in values},
+                table_of_rows(arrays, others, len(chunk)),
+                {i: line.problem for i, line in enumerate(chunk) if line.problem},
+            )
+
+
+class _JsonLine(NamedTuple):
+    start: int
+    """Where the line begins, in bytes."""
+    number: int
+    """From 1."""
+    row: dict[str, Any]
+    problem: str | None
+    """Why it is no row; None: it is one."""
 
 
 def _jsonl_rows(lines: _Lines) -> Iterator[_JsonLine]:
@@ -237,37 +231,47 @@ def merged(a: pa.DataType, b: pa.DataType, where: str) -> pa.DataType:
         raise PromptsError(f"{where} has both {a} and {b}; make it one type") from None
 
 
-def read_jsonl(
-    place: Place,
-    found: Found,
-    values: Sequence[str],
-    others: pa.Schema,
-    first_row: int,
-    num_rows: int,
-    blocks: Sequence[int],
-    digest: str,
-) -> Iterator[Batch]:
-    with place.open(found.path) as file:
-        file.seek(blocks[first_row // BLOCK_ROWS])
-        for chunk in _chunks(_jsonl_rows(_Lines(file, found.path)), first_row, num_rows):
-            arrays = [
-                _jsonl_array(
-                    [line.row.get(column.name) for line in chunk],
-                    column.type,
-                    f"{found.path}: column {column.name!r}",
-                )
-                for column in others
-            ]
-            yield Batch(
-                {name: [line.row.get(name) for line in chunk] for name in values},
-                table_of_rows(arrays, others, len(chunk)),
-                {i: line.problem for i, line in enumerate(chunk) if line.problem},
-            )
+class _Lines:
+    """The lines of a file, decoded, and the place where the next one begins. Bad UTF-8 is kept as
+    surrogates."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file, self._path = file, path
+        self.position = file.tell()
+        self.number = 0
+        self.sha = sha256()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        return self.next_bytes().decode("utf-8", "surrogateescape")
+
+    def next_bytes(self) -> bytes:
+        line = self._file.readline(_MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        if len(line) == _MAX_LINE_BYTES:
+            raise PromptsError(f"{self._path}:{self.number + 1}: a line of over {_MAX_LINE_BYTES:,} bytes")
+        first = self.position == 0
+        self.position += len(line)
+        self.number += 1
+        self.sha.update(line)
+        return line.removeprefix(b"\xef\xbb\xbf") if first else line
 
 
 def _chunks(rows: Iterator[_T], first_row: int, num_rows: int) -> Iterator[list[_T]]:
-    """`num_rows` from `first_row` on, of rows that begin at the block that holds it, a batch at a time."""
+    """`num_rows` rows from `first_row` on, a batch at a time; `rows` begin at the block that holds
+    `first_row`."""
     rows = islice(rows, first_row % BLOCK_ROWS, None)
     while num_rows and (chunk := list(islice(rows, min(num_rows, BATCH_ROWS)))):
         num_rows -= len(chunk)
         yield chunk
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """What one input row asks for: its samples, or as many rejects. Knows no files and no columns, only values.
 
-Prompts are data: a text may hold anything that UTF-8 can write. Values come as the table's format gives them;
-text that is not valid UTF-8 comes as bytes.
+Prompts are data: a text may hold anything that UTF-8 can write. A value has the type that the table's format
+gives it, and a text that is not valid UTF-8 is its bytes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ MAX_IMAGES = 1_000
 MAX_SIDE_PX = 65_536
 
 
-class _InvalidError(ValueError):
-    """Why a row cannot be made."""
-
-
 def samples(
     job_seed: int, default_id: str, source: int, values: dict[str, Any], problem: str | None
 ) -> tuple[list[Row], list[Reject]]:
     """The samples that one input row asks for, or as many rejects.
 
-    `values`: by meaning (`jobs.spec.COLUMNS`), those that its table has. `default_id`: its row_id where it
-    gives none that can be used. `problem`: why the row could not even be read.
+    `values` holds the values that the row's table has, by meaning (`jobs.spec.COLUMNS`). `default_id` is the
+    row_id of a row that gives none that can be used. `problem` says why the row could not be read; None: it
+    was read.
     """
     row_id, num_images, invalid = row_identity(default_id, values)
     problem = problem or invalid
@@ -48,7 +45,8 @@ def samples(
 
 
 def row_identity(default_id: str, values: dict[str, Any]) -> tuple[str, int, str | None]:
-    """(row_id, number of samples, what is wrong with them): all that the names of a row's samples rest on."""
+    """(row_id, number of samples, what is wrong with these two). The names of a row's samples depend on
+    nothing else."""
     problems = []
     try:
         row_id = _row_id(values.get("row_id")) or default_id
@@ -88,6 +86,10 @@ def _rows(job_seed: int, row_id: str, ids: list[str], source: int, values: dict[
     ]
 
 
+class _InvalidError(ValueError):
+    """Why a row cannot be made."""
+
+
 def _row_id(value: Any) -> str | None:
     """Text, or a whole number as text; None where it is null or empty."""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
@@ -107,7 +109,7 @@ def _prompt(name: str, value: Any) -> str | None:
 
 
 def _checked_text(name: str, value: Any) -> str | None:
-    """Any text that UTF-8 can write: prompts are data, so NUL and all else is allowed in them."""
+    """Any text that UTF-8 can write. Prompts are data, so that NUL and all else is allowed in them."""
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -122,7 +124,8 @@ def _checked_text(name: str, value: Any) -> str | None:
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int | None:
-    """A whole number in [low, high]; from csv also as text, and of fractions those without a fraction."""
+    """A whole number in [low, high]. csv gives it as text, and tables with missing values give it as a float
+    that has no fraction."""
     if value is None:
         return None
     number: int | None = None
@@ -142,13 +145,15 @@ def _whole(name: str, value: Any, low: int, high: int) -> int | None:
 
 
 def shown_value(value: Any) -> str:
+    """A value as an error message shows it, cut after 80 characters."""
     text = repr(value) if isinstance(value, str) else str(value)
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def plain_row_ids(row_ids: list[Any]) -> bool:
-    """Whether `row_identity` would give back each as it is; the same checks, for all at once."""
+    """Whether `row_identity` would return each row_id unchanged. It makes the same checks, but for all at
+    once."""
     if not all(type(value) is str and 0 < len(value) <= MAX_ROW_ID for value in row_ids):
         return False
     return "".join(row_ids).isascii()

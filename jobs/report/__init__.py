@@ -1,6 +1,7 @@
-"""What people look at: the report, the data set card, the contact sheet; and the timings behind them.
+"""What people look at: the report, the data set card, the contact sheet; and the timings behind them. Knows
+no driver.
 
-Each name is imported when it is asked for: charts take matplotlib with them.
+Each name is imported when it is used first, because charts import matplotlib.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from overtone.jobs.report.dataset_card import CARD, card, card_rows, contents, finished_job, write_card
+    from overtone.jobs.report.card_contents import contents
+    from overtone.jobs.report.dataset_card import CARD, card, card_rows, finished_job, write_card
     from overtone.jobs.report.html import report
     from overtone.jobs.report.pages import data_uri, page, style, svg
     from overtone.jobs.report.sheet import contact_sheet, first_pictures
@@ -19,7 +21,7 @@ _PUBLIC = {
     "CARD": "dataset_card",
     "card": "dataset_card",
     "card_rows": "dataset_card",
-    "contents": "dataset_card",
+    "contents": "card_contents",
     "finished_job": "dataset_card",
     "write_card": "dataset_card",
     "report": "html",

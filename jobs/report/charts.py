@@ -1,4 +1,5 @@
-"""The charts of `overtone report`, from what the timings say. Knows no store and no page around them."""
+"""The charts of `overtone report`, drawn from what the timings say. Knows no store and no page around
+them."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ _TIME_UNITS = ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (4 * 86400, 3600,
 
 
 class Palette:
-    """The colour of everything that takes time; of a job's grids from pale to strong."""
+    """The colour of everything that takes time. The grids of a job range from pale to strong."""
 
     def __init__(self, grids: Iterable[Grid]) -> None:
         self.grids = sorted(set(grids), key=lambda grid: (grid[0] * grid[1], grid))
@@ -54,12 +55,12 @@ class Palette:
         }
 
     def name(self, what: What) -> str:
-        """Of a stage: the name of its colour on the page."""
+        """The name of a stage's colour on the page."""
         stage, grid = what
         return self._shades[grid] if grid is not None else stage
 
     def legend(self, stages: Sequence[str]) -> list[tuple[str, str]]:
-        """(name of the colour, what it stands for), denoising a line for each shade."""
+        """(name of the colour, what it stands for); denoising has a line for each shade."""
         lines = []
         for stage in stages:
             if stage != "denoise":
@@ -73,7 +74,7 @@ class Palette:
 
 
 def throughput(made: Throughput) -> Figure:
-    """Rows a minute, and under it how many workers were at it, over the job's working time."""
+    """Rows a minute, and below it the number of workers at work, over the job's working time."""
     figure = Figure(figsize=_HALF_IN, layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
     factor, unit = _time_unit(made.edges_s[-1])
@@ -103,20 +104,22 @@ def throughput(made: Throughput) -> Figure:
 
 
 def stages(workers: Sequence[WorkerTime], palette: Palette) -> Figure:
-    """Shares of the workers' wall time: of all of them, and of those at work longest. Prompts and pictures
-    count where they are not made beside the denoiser."""
-    longest = sorted(workers, key=lambda one: -one.wall_s)[:_MOST_WORKERS]
-    bars = [("all workers", workers), *((one.worker, [one]) for one in longest if len(workers) > 1)]
+    """Shares of the workers' wall time, of all of them together and of those that worked longest. Prompts and
+    pictures count where they are not made beside the denoiser."""
+    longest = sorted(workers, key=lambda worker: -worker.wall_s)[:_MOST_WORKERS]
+    bars = [("all workers", workers), *((worker.worker, [worker]) for worker in longest if len(workers) > 1)]
     figure = Figure(figsize=(_HALF_IN[0], max(1.5, 0.6 + 0.28 * len(bars))), layout="constrained")
     axes = figure.subplots()
     for row, (_, own) in enumerate(bars):
-        wall_s = max(sum(one.wall_s for one in own), 1e-9)
+        wall_s = max(sum(worker.wall_s for worker in own), 1e-9)
         left = 0.0
-        for what in sorted({what for one in own for what in one.exposed}, key=lambda w: _order(w, palette)):
-            share = 100 * sum(one.exposed.get(what, 0.0) for one in own) / wall_s
+        for what in sorted(
+            {what for worker in own for what in worker.exposed}, key=lambda w: _order(w, palette)
+        ):
+            share = 100 * sum(worker.exposed.get(what, 0.0) for worker in own) / wall_s
             axes.barh(row, share, left=left, height=0.66, color=colour(palette.name(what)), linewidth=0)
             left += share
-        waiting = 100 * sum(one.waiting_s for one in own) / wall_s
+        waiting = 100 * sum(worker.waiting_s for worker in own) / wall_s
         axes.barh(row, waiting, left=left, height=0.66, color=colour("waiting"), linewidth=0)
     axes.set_yticks(range(len(bars)), [_ascii(name) for name, _ in bars], parse_math=False)
     axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -128,8 +131,8 @@ def stages(workers: Sequence[WorkerTime], palette: Palette) -> Figure:
 
 
 def grids(found: Sequence[GridTime], palette: Palette) -> Figure:
-    """Seconds that a step of one row takes, against the tokens of its grid: a dot a batch, a ring the
-    median; dashed, what it would take if only tokens cost."""
+    """Seconds that a step of one row takes, against the tokens of its grid. A dot is a chunk and a ring the
+    median; the dashed line shows what a step would take if only tokens cost."""
     figure = Figure(figsize=_HALF_IN, layout="constrained")
     axes = figure.subplots()
     full = found[-1]
@@ -166,7 +169,7 @@ def grids(found: Sequence[GridTime], palette: Palette) -> Figure:
 
 
 def saving(found: Saving, palette: Palette) -> Figure:
-    """Seconds of denoising a row, had every step run on the full grid, and as it was."""
+    """Seconds of denoising a row, if every step had run on the full grid, and as it was made."""
     figure = Figure(figsize=(_HALF_IN[0], 1.6), layout="constrained")
     axes = figure.subplots()
     own_s = sum(found.row_s.values())
@@ -191,7 +194,7 @@ def saving(found: Saving, palette: Palette) -> Figure:
 
 
 def timeline(shown: Timeline, palette: Palette) -> Figure:
-    """What one worker did when: a lane for each stage, so that what overlaps is seen to overlap."""
+    """What one worker did when. Each stage has a lane, so that one sees what overlaps."""
     present = {_LANES.get(bar.what[0], bar.what[0]) for bar in shown.bars}
     lanes = [lane for lane in dict.fromkeys(_LANES.values()) if lane in present]
     figure = Figure(figsize=(_FULL_WIDTH_IN, 0.75 + 0.3 * len(lanes)), layout="constrained")
@@ -268,5 +271,5 @@ def _grid(grid: Grid) -> str:
 
 
 def _ascii(name: str) -> str:
-    """A name from elsewhere that any font has the letters of."""
+    """A name of foreign origin, in letters that any font has."""
     return name.encode("ascii", "replace").decode()[:24]

@@ -2,8 +2,8 @@
 
     Path("report.html").write_text(report("s3://bucket/run-7"))
 
-Reads names, timings, rejects, and of the parts only the few whose pictures it shows; of very many timings and
-rejects only some, which then stand for all. Knows no driver and no cluster.
+It reads names, timings, rejects, and of the parts only the few whose pictures it shows. Of very many timings
+and rejects it reads only some, which then stand for all. Knows no driver and no cluster.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
@@ -35,13 +33,12 @@ from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import status
 from overtone.jobs.store import NoSuchObject, Store, open_store
-from overtone.jobs.tables import table_of
+from overtone.jobs.tables import read_all, stride_of, table_of
 from overtone.jobs.words import duration
 from overtone.progressive.schedule import SamplingPlan
 
 _PICTURE_PX = 256
 _PARTS_SHOWN = 6  # that the pictures are from, unless those have too few rows
-_READERS = 16
 _REJECTS_SHOWN = 200
 _CLASSES_SHOWN = 12
 _TEXT_CHARACTERS = 1000  # of a prompt or a message
@@ -56,20 +53,20 @@ def report(
     tables: int = 2000,
     now: float | None = None,
 ) -> str:
-    """The page, as text. UserError: no job there.
+    """The page, as text. UserError where there is no job.
 
     Args:
-        pictures: to show, at most; from parts spread over what is done.
-        tables: of timings and of rejects that are read, of each, at most.
+        pictures: at most this many are shown, from parts that are spread over what is done.
+        tables: at most this many tables of timings are read, and as many of rejects.
         now: seconds since 1970; None: this machine's clock.
     """
     now = time.time() if now is None else now
     state = status(url, endpoint_url=endpoint_url, region=region, now=now)
     store = open_store(url, endpoint_url=endpoint_url, region=region)
-    spec, plan = JobFolder(store).load()
+    spec, job_plan = JobFolder(store).load()
     table, weight, found = _tables(store, "timings/", TIMINGS, COLUMNS, tables)
     timings = Timings(table, weight)
-    notes, shown, versions = _pictures(store, plan, pictures)
+    notes, shown, versions = _pictures(store, job_plan, pictures)
     if found < state.shards_done:
         missing = f"{state.shards_done - found:,} of {state.shards_done:,} parts"
         notes.append(
@@ -97,19 +94,14 @@ def report(
     )
 
 
-# ---------------------------------------------------------------------------------------- what is read
-
-
 def _tables(
     store: Store, prefix: str, schema: pa.Schema, columns: Sequence[str], limit: int
 ) -> tuple[pa.Table, float, int]:
-    """(the tables under a prefix as one, how many tables each that was read stands for, how many there are).
-
-    VerifyError where one is damaged.
-    """
-    # Empty ones were lost with a machine's power, and are made again at the job's end.
+    """(the tables under a prefix as one, how many tables each of those that were read stands for, how many
+    there are). VerifyError where one is damaged."""
+    # Empty tables were lost with a machine's power, and are made again at the job's end.
     keys = [info.key for info in store.list(prefix) if info.key.endswith(".parquet") and info.size_bytes]
-    chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(len(keys), limit)).astype(int)]
+    chosen = keys[:: stride_of(len(keys), limit)]
     empty = schema.empty_table().select(columns)
 
     def read(key: str) -> pa.Table:
@@ -120,14 +112,12 @@ def _tables(
         except (pa.ArrowException, OSError, KeyError) as error:
             raise VerifyError(f"{store.where(key)} cannot be read: {error}") from error
 
-    with ThreadPoolExecutor(_READERS, "report") as pool:
-        tables = list(pool.map(read, chosen))
-    return pa.concat_tables([empty, *tables]), len(keys) / max(1, len(chosen)), len(keys)
+    return pa.concat_tables([empty, *read_all(read, chosen)]), len(keys) / max(1, len(chosen)), len(keys)
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A row as it is shown."""
+    """A row of a part, as the page shows it."""
 
     row_id: str
     prompt: str
@@ -150,11 +140,12 @@ class _Picture:
 
 
 def _pictures(
-    store: Store, plan: JobPlan, limit: int
+    store: Store, job_plan: JobPlan, limit: int
 ) -> tuple[list[str], list[_Picture], list[tuple[str, str]]]:
-    """(what went wrong, pictures of parts spread over all, versions that those parts were made with)."""
-    keys = [info.key for info in store.list("data/") if part_index(plan, info.key) is not None]
-    per_part = min(plan.shard_rows, math.ceil(limit / _PARTS_SHOWN))
+    """(what went wrong, the pictures of parts that are spread over all, the versions of packages that made
+    them)."""
+    keys = [info.key for info in store.list("data/") if part_index(job_plan, info.key) is not None]
+    per_part = min(job_plan.shard_rows, math.ceil(limit / _PARTS_SHOWN))
     num_parts = min(len(keys), math.ceil(limit / per_part)) if limit else 0
     if num_parts:
         per_part = math.ceil(limit / num_parts)
@@ -178,50 +169,15 @@ def _pictures(
     return notes, shown, [(name, ", ".join(found)) for name, found in versions.items()]
 
 
-@dataclass(frozen=True)
-class _Rejects:
-    total: int
-    estimated: bool
-    classes: list[tuple[str, int]]
-    shown: list[dict[str, Any]]
-
-
-def _rejects(store: Store, limit: int) -> _Rejects:
-    columns = ("row_id", "error_class", "message", "stage", "attempts", "shard", "source")
-    table, weight, _ = _tables(store, "rejects/", REJECTS, columns, limit)
-    classes = Counter(table["error_class"].to_pylist()).most_common(_CLASSES_SHOWN)
-    first = table.sort_by([("shard", "ascending"), ("source", "ascending")]).slice(0, _REJECTS_SHOWN)
-    shown = [
-        one | {"row_id": _cut(one["row_id"]), "message": _cut(one["message"])} for one in first.to_pylist()
-    ]
-    return _Rejects(
-        total=round(weight * table.num_rows),
-        estimated=weight > 1,
-        classes=[(name, round(weight * count)) for name, count in classes],
-        shown=shown,
-    )
-
-
-def _planned(spec: JobSpec) -> SamplingPlan | None:
-    """The stages of a row of the job's own size; None where the model cannot be looked up from here."""
-    try:
-        return sampling_plan(spec, checkpoint_of(spec))
-    except UserError:
-        return None
-
-
-# ---------------------------------------------------------------------------------------- what is made of it
-
-
 def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
-    """What the page says of time."""
+    """What the page says about time."""
     workers, grids, saving = timings.workers(), timings.grids(), timings.saving()
     timeline, sizes = timings.timeline(), timings.batch_sizes()
-    wall_s = sum(one.wall_s for one in workers)
-    gpu = any(one.device.startswith("cuda") for one in workers)
-    names = {stage for one in workers for stage, _ in one.seconds}
+    wall_s = sum(worker.wall_s for worker in workers)
+    gpu = any(worker.device.startswith("cuda") for worker in workers)
+    names = {stage for worker in workers for stage, _ in worker.seconds}
     ordered = [*(stage for stage in GENERATION if stage in names), *sorted(names - {*GENERATION})]
-    seconds = {name: sum(one.of(name) for one in workers) for name in ordered}
+    seconds = {name: sum(worker.of(name) for worker in workers) for name in ordered}
     palette = charts.Palette((grid.height, grid.width) for grid in grids)
     several = len(grids) > 1  # or there is nothing to compare
     with style():
@@ -243,8 +199,8 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
         "unit": "GPU" if gpu else "worker",
         "unit_s": wall_s * ((spec.workers.num_gpus or 1) if gpu else 1),
         "workers": len(workers),
-        "devices": ", ".join(sorted({one.device for one in workers})),
-        "denoise_share": sum(one.denoise_s for one in workers) / wall_s,
+        "devices": ", ".join(sorted({worker.device for worker in workers})),
+        "denoise_share": sum(worker.denoise_s for worker in workers) / wall_s,
         "stages": [(name, took, took / wall_s, name in GENERATION) for name, took in seconds.items()],
         "sizes": sizes,
         "grids": grids,
@@ -256,6 +212,39 @@ def _speed(spec: JobSpec, timings: Timings) -> dict[str, Any]:
         ],
         "denoise_legend": palette.legend([name for name in DENOISER if name in names]),
     }
+
+
+@dataclass(frozen=True)
+class _Rejects:
+    total: int
+    estimated: bool
+    classes: list[tuple[str, int]]
+    shown: list[dict[str, Any]]
+
+
+def _rejects(store: Store, limit: int) -> _Rejects:
+    columns = ("row_id", "error_class", "message", "stage", "attempts", "shard", "source")
+    table, weight, _ = _tables(store, "rejects/", REJECTS, columns, limit)
+    classes = Counter(table["error_class"].to_pylist()).most_common(_CLASSES_SHOWN)
+    first = table.sort_by([("shard", "ascending"), ("source", "ascending")]).slice(0, _REJECTS_SHOWN)
+    shown = [
+        reject | {"row_id": _cut(reject["row_id"]), "message": _cut(reject["message"])}
+        for reject in first.to_pylist()
+    ]
+    return _Rejects(
+        total=round(weight * table.num_rows),
+        estimated=weight > 1,
+        classes=[(name, round(weight * count)) for name, count in classes],
+        shown=shown,
+    )
+
+
+def _planned(spec: JobSpec) -> SamplingPlan | None:
+    """The stages of a row of the job's own size. None where the model cannot be looked up from here."""
+    try:
+        return sampling_plan(spec, checkpoint_of(spec))
+    except UserError:
+        return None
 
 
 def _moment(seconds: float) -> str:

@@ -52,8 +52,8 @@ _STYLE: Any = {
 
 
 def colour(name: str) -> str:
-    """A colour for matplotlib that follows the page's: light or dark as its reader has it. KeyError for a
-    name that `templates/page.html` does not define as `--name`."""
+    """A colour for matplotlib that follows the page's, which is light or dark as its reader has it. KeyError
+    for a name that `templates/page.html` does not define as `--name`."""
     return _STAND_INS[name]
 
 
@@ -63,23 +63,23 @@ def style() -> Any:
 
 
 def svg(figure: Figure, label: str) -> Markup:
-    """A figure as an inline SVG element, the same bytes for the same figure. `label` says what it shows to
-    those who cannot see it, and is unique on the page."""
+    """A figure as an inline SVG element. The same figure gives the same bytes. `label` tells those who cannot
+    see it what it shows, and is unique on the page."""
     out = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": label}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     text = out.getvalue()
-    text = re.sub(
-        r'<g id="[^"]*"', "<g", text[text.index("<svg") :]
-    )  # their names are those of other figures
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # other figures on the page have groups of the same names
     for name, stand_in in _STAND_INS.items():
         text = text.replace(to_hex(stand_in), f"var(--{name})")
     return Markup(text.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(label), 1))
 
 
 def data_uri(picture: Image.Image, side_px: int) -> str:
-    """A picture as the value of `src`, made smaller so that its longer side has at most `side_px`."""
+    """A picture as the value of `src`. It is made smaller, so that its longer side has at most `side_px`
+    pixels."""
     small = picture.convert("RGB")
     small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -88,7 +88,8 @@ def data_uri(picture: Image.Image, side_px: int) -> str:
 
 
 def page(package: str, template: str, **values: Any) -> str:
-    """A page from a package's template, which extends `page.html`. Whatever is no Markup is escaped."""
+    """A page from a package's template, which extends `page.html`. Every value that is no Markup is
+    escaped."""
     loaders = [jinja2.PackageLoader(name) for name in dict.fromkeys((package, "overtone.jobs"))]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),

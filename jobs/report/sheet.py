@@ -1,4 +1,4 @@
-"""One PNG of the first pictures of a job, with their prompts. Knows parts, nothing of how they were made."""
+"""One PNG of the first pictures of a job, with their prompts. Knows parts, but not how they were made."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _CHARACTER_PX = 7  # a little more than most are wide
 
 
 def first_pictures(store: Store, limit: int) -> Iterator[tuple[str, Image.Image]]:
-    """(prompt, picture) of the first `limit` rows in part order, of videos the first frame.
+    """(prompt, picture) of the first `limit` rows, in the order of the parts. The picture of a video is its
+    first frame.
 
-    Reads no more than that needs. VerifyError for a broken part, ValueError for a broken picture.
+    It reads no more than that needs. VerifyError for a broken part, ValueError for a broken picture.
     """
     left = limit
     for info in store.list("data/"):
@@ -40,7 +41,7 @@ def first_pictures(store: Store, limit: int) -> Iterator[tuple[str, Image.Image]
 
 
 def contact_sheet(pictures: list[tuple[str, Image.Image]], *, columns: int = 8, cell_px: int = 192) -> bytes:
-    """PNG bytes of a grid of pictures, each `cell_px` wide with its caption under it."""
+    """The bytes of a PNG with a grid of pictures, each `cell_px` wide and with its caption below it."""
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
     font = _font()
@@ -64,7 +65,7 @@ def contact_sheet(pictures: list[tuple[str, Image.Image]], *, columns: int = 8, 
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu, which comes with matplotlib: Pillow's own font has no letters beyond ASCII."""
+    """DejaVu, which comes with matplotlib, because Pillow's own font has no letters beyond ASCII."""
     found = find_spec("matplotlib")
     assert found is not None, "a dependency"
     path = Path(found.origin or "").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -1,4 +1,5 @@
-"""TODO: jobs/report/times.py."""
+"""What the timings of a job are summed up to: records of batches, workers, grids and savings; and the working
+time they are measured in. Knows no tables."""
 
 from __future__ import annotations
 
@@ -8,26 +9,26 @@ from functools import cached_property
 import numpy as np
 
 DENOISER = ("denoise", "expand")
-"""The stages that a worker is there for."""
+"""The stages that a worker exists for."""
 GENERATION = ("text_encode", *DENOISER, "vae_decode")
-"""Those that its device is used in: beside the denoiser, or before and after it."""
+"""The stages that use a worker's device, beside the denoiser or before and after it."""
 Grid = tuple[int, int]
 """Height and width in latent cells."""
 What = tuple[str, Grid | None]
-"""A stage; with its grid where it is denoising."""
+"""A stage, and its grid where the stage is denoising."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Every batch that was made: arrays of one length."""
+    """Every batch that was made, as arrays of one length."""
 
     attempt: np.ndarray
     worker: np.ndarray
     """Index in `Timings.names`."""
     rows: np.ndarray
-    """Those that came as far as the largest grid."""
+    """The rows that reached the largest grid."""
     begin: np.ndarray
-    """Seconds since 1970, of its first stage of `GENERATION`."""
+    """When its first stage of `GENERATION` began, in seconds since 1970."""
     end: np.ndarray
     height: np.ndarray
     """Latent cells of its largest grid."""
@@ -41,13 +42,14 @@ class Batches:
     seconds: np.ndarray
     """Of the denoiser."""
     full_step_s: np.ndarray
-    """Seconds a row and step on the largest grid."""
+    """Seconds for a step of one row on the largest grid."""
     first: np.ndarray
-    """Whether it is its worker's first of its size, which also warms up."""
+    """Whether it is its worker's first batch of its size, which also warms the worker up."""
 
     @cached_property
     def counted(self) -> np.ndarray:
-        """Those that speak for the job's speed: not the first ones, but where a size has no others, those."""
+        """Whether a batch counts for the job's speed. The first batches do not, unless a size has no
+        others."""
         _, size = groups(self.height, self.width)
         others = np.bincount(size, ~self.first) > 0
         return ~self.first | ~others[size]
@@ -65,9 +67,9 @@ class WorkerTime:
     wall_s: float
     """Working time from its first attempt's beginning to its last one's end."""
     seconds: dict[What, float]
-    """In each stage. They overlap."""
+    """Seconds in each stage. Stages overlap."""
     exposed: dict[What, float]
-    """Of `GENERATION`, without what went on beside the denoiser."""
+    """Seconds in each stage of `GENERATION`, without the time that ran beside the denoiser."""
 
     def of(self, stage: str) -> float:
         """Seconds in a stage, on all grids."""
@@ -80,45 +82,46 @@ class WorkerTime:
 
     @property
     def waiting_s(self) -> float:
-        """What was spent in no stage of `GENERATION`: waiting for a shard, its rows or its commit."""
+        """Seconds in no stage of `GENERATION`, in which the worker waited for a shard, its rows or its
+        commit."""
         return max(0.0, self.wall_s - sum(self.exposed.values()))
 
 
 @dataclass(frozen=True)
 class GridTime:
-    """The denoising on one grid; medians over batches."""
+    """The denoising on one grid, in medians over chunks."""
 
     height: int
     width: int
     tokens: int
     batches: int
-    """Goes: where a batch was denoised in several, each counts."""
+    """Chunks: where a batch was denoised in several, each counts."""
     batch_rows: float
     steps: float
     step_s: float
-    """A step of all rows of a go."""
+    """Seconds for a step of all rows of a chunk."""
     step_row_s: float
-    """The same over its rows."""
+    """`step_s`, divided by the rows of the chunk."""
     row_s: float
-    """All steps of a row."""
+    """Seconds for all steps of a row."""
     share: float
-    """Of all denoising."""
+    """Share of all denoising, in [0, 1]."""
     points: np.ndarray
-    """Each go's `step_row_s`."""
+    """The `step_row_s` of each chunk."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Denoising, with its expansions, against the same steps all on the full grid."""
+    """Denoising, with its expansions, compared with the same steps all on the full grid."""
 
     ideal: float
     """Ratio of token-steps: the saving if every token cost the same."""
     measured: float
-    """Ratio of seconds of the median batch, where all its steps take as long as its own full-grid ones."""
+    """Ratio of seconds of the median batch, if all its steps took as long as its own on the full grid."""
     row_s: dict[What, float]
-    """Seconds a row as it was made, on average."""
+    """Seconds for a row as it was made, on average."""
     warming: bool
-    """Batches that also warmed a worker up are in it, for there were no others."""
+    """Whether it counts batches that also warmed a worker up, because there were no others."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,13 @@ class Bar:
     """From the timeline's beginning."""
     seconds: float
     batch: int | None
-    """Counts the timeline's batches; None: of a whole shard, or of a batch that is not the timeline's."""
+    """Counts the timeline's batches. None: the bar is of a whole shard, or of a batch that is not the
+    timeline's."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A few batches of one worker, and all that went on beside them."""
+    """A few batches of one worker, and all that ran beside them."""
 
     worker: str
     seconds: float
@@ -161,12 +165,13 @@ class Timeline:
 
     @property
     def denoise_share(self) -> float:
-        """Of the timeline, in [0, 1]."""
+        """The denoiser's share of the timeline, in [0, 1]."""
         return sum(bar.seconds for bar in self.bars if bar.what[0] in DENOISER) / self.seconds
 
 
 class Clock:
-    """Working time: `at` maps seconds since 1970 to it. Gaps of up to `bridge_s` between the spans count."""
+    """Working time. `at` maps seconds since 1970 to it. Gaps of up to `bridge_s` between the spans count as
+    work."""
 
     def __init__(self, begin: np.ndarray, end: np.ndarray, bridge_s: float) -> None:
         begins, ends = merged(begin, end, bridge_s)
@@ -181,7 +186,7 @@ class Clock:
 
 
 def merged(begin: np.ndarray, end: np.ndarray, bridge_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """(begins, ends) of what spans cover together, gaps of up to `bridge_s` included."""
+    """(begins, ends) of the time that spans cover together, gaps of up to `bridge_s` included."""
     order = np.argsort(begin, kind="stable")
     begin, reached = begin[order], np.maximum.accumulate(end[order])
     breaks = np.flatnonzero(begin[1:] > reached[:-1] + bridge_s)
@@ -189,7 +194,7 @@ def merged(begin: np.ndarray, end: np.ndarray, bridge_s: float) -> tuple[np.ndar
 
 
 def groups(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the first line of each group, the group of each line): lines that are equal in all
+    """(index of the first line of each group, the group of each line). The lines of a group are equal in all
     columns."""
     code = np.zeros(len(columns[0]), np.int64)
     for column in columns:
@@ -200,6 +205,6 @@ def groups(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def until(edges: np.ndarray, begin: np.ndarray, end: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    """How much was done until each edge, of amounts that are done evenly from `begin` to `end`."""
+    """How much was done until each edge, where each amount is done evenly from its `begin` to its `end`."""
     took = np.maximum(end - begin, 1e-9)
     return np.array([(amount * np.clip((edge - begin) / took, 0, 1)).sum() for edge in edges])

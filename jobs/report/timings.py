@@ -3,10 +3,10 @@
     timings = Timings(table)           # the tables of any number of shards, one after the other, `COLUMNS`
     timings.workers(), timings.grids(), timings.saving(), timings.throughput(), timings.timeline()
 
-A batch is the rows that the timings number together: on each grid they are denoised at once or in several
-goes. A worker denoises on one thread, and everything else may go on beside it. Working time is seconds from
-the job's beginning without the pauses in which nobody worked on it, so that a job that was resumed a day
-later is not said to have taken a day.
+A batch is the rows that the timings number together. On each grid they are denoised together, or in several
+chunks. A worker denoises on one thread, and everything else may run beside it. Working time is counted in
+seconds from the job's beginning, without the pauses in which nobody worked on it, so that a job that was
+resumed a day later is not said to have taken a day.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ COLUMNS = (
     *("shard", "batch", "stage", "rows", "height", "width", "tokens", "steps", "seconds"),
     *("start_s", "start", "worker", "device", "node"),
 )
-"""Of the timings, those that are looked at."""
+"""The columns of the timings that are used."""
 _PAUSE_S = 60.0  # shorter is no pause, whatever the length of an attempt
 _INTERVALS = 80
 _TIMELINE_BATCHES = 4
-_OVER_SHARDS = 1.5  # how much longer a timeline may be to show what goes on between two shards
+_OVER_SHARDS = 1.5  # how much longer a timeline may be in order to show what happens between two shards
 
 
 class Timings:
     """The lines of a job's timings.
 
     Args:
-        table: with `COLUMNS`. Lines without a `start` cannot be placed in time and are left out.
-        weight: how many lines each of these stands for, where only some of the tables were read.
+        table: it has `COLUMNS`. Lines without a `start` cannot be placed in time and are left out.
+        weight: how many lines each line stands for, where only some of the tables were read.
     """
 
     def __init__(self, table: pa.Table, weight: float = 1.0) -> None:
@@ -68,10 +68,10 @@ class Timings:
         self._end = self._begin + self._seconds
         first, self._attempt = groups(table["shard"].to_numpy())  # a shard's lines are those of one attempt
         about = table.select(["worker", "device", "node"]).take(first).to_pylist()
-        who = [(one["worker"], one["device"], one["node"]) for one in about]
+        who = [(attempt["worker"], attempt["device"], attempt["node"]) for attempt in about]
         self.names = sorted(set(who))
         """(worker, device, node) of each worker."""
-        self._worker = np.array([self.names.index(one) for one in who], np.int64)  # [attempts]
+        self._worker = np.array([self.names.index(name) for name in who], np.int64)  # [attempts]
         self._attempt_begin = self._begin[first] - table["start_s"].to_numpy()[first]
         self._attempt_end = self._attempt_begin + 1e-6  # however short, an attempt took time
         np.maximum.at(self._attempt_end, self._attempt, self._end)
@@ -154,7 +154,7 @@ class Timings:
         )
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many goes on the largest grid of their batch had how many rows."""
+        """How many chunks on the largest grid of their batch had how many rows."""
         lines, batch = self._generated
         full = (self._stage[lines] == "denoise") & (self._tokens[lines] == self.batches.tokens[batch])
         sizes = Counter(self._rows[lines[full]].tolist())
@@ -231,12 +231,12 @@ class Timings:
         )
 
     def throughput(self) -> Throughput:
-        """Rows count evenly over the time that their batch was made in."""
+        """Rows and workers over time. A row counts evenly over the time in which its batch was made."""
         clock, batches = self._clock, self.batches
         edges = np.linspace(0, clock.total_s, _INTERVALS + 1)
         length_s = clock.total_s / _INTERVALS
         made = until(edges, clock.at(batches.begin), clock.at(batches.end), batches.rows)
-        # The next attempt begins while the last one is committed, so a worker may have two in hand.
+        # The next attempt begins while the last one is committed, so that a worker may have two in hand.
         spans = [self._spans(worker) for worker in range(len(self.names))]
         begin, end = (clock.at(np.concatenate(sides)) for sides in zip(*spans, strict=True))
         worked = until(edges, begin, end, end - begin)
@@ -248,8 +248,11 @@ class Timings:
         )
 
     def timeline(self) -> Timeline | None:
-        """A few batches in a row of the worker that made the most: as quick as any, rather over the end of a
-        shard than not. None where nothing was denoised."""
+        """A few consecutive batches of the worker that made the most. None where nothing was denoised.
+
+        They are the quickest ones, but batches on both sides of a shard's end are preferred as long as they
+        do not take much longer (`_OVER_SHARDS`), because they show what happens between two shards.
+        """
         batches = self.batches
         if not len(batches.rows):
             return None
@@ -287,7 +290,7 @@ class Timings:
         return stage, grid
 
     def _sums(self, lines: np.ndarray, seconds: np.ndarray) -> dict[What, float]:
-        """`seconds` of some of the lines by what they are, weighted."""
+        """The `seconds` of some of the lines, weighted and summed by stage and grid."""
         denoise = self._stage[lines] == "denoise"
         grids = (np.where(denoise, side[lines], -1) for side in (self._height, self._width))
         first, group = groups(self._stage[lines], *grids)
@@ -295,7 +298,7 @@ class Timings:
         return {self._what(line): float(total) for line, total in zip(lines[first], sums, strict=True)}
 
     def _exposed(self, lines: np.ndarray) -> dict[What, float]:
-        """Of a worker's lines of `GENERATION`: the seconds in which it did not denoise, or did only that."""
+        """The seconds of a worker's lines of `GENERATION`, without those that ran beside the denoiser."""
         lines = lines[np.isin(self._stage[lines], GENERATION)]
         denoising = np.isin(self._stage[lines], DENOISER)
         seconds = self._seconds.copy()

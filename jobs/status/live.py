@@ -27,9 +27,10 @@ def watch(
     every_s: float = 5.0,
     pause: Callable[[float], None] = time.sleep,
 ) -> Status:
-    """Show the job in `store` until its last shard is committed; its last state.
+    """Show the job in `store` until its last shard is committed, and return its last state.
 
-    UserError where there is no job. A store that cannot be reached later on is said, and asked again.
+    UserError where there is no job. Where the store cannot be reached later on, that is shown, and the store
+    is asked again.
     """
     reader = StatusReader(store)
     show = _View(console) if console.is_terminal else _Lines(console)
@@ -47,7 +48,7 @@ def watch(
 
 
 class _View:
-    """Redraws one screen in place; the last one stays."""
+    """One screen that is redrawn in place; its last state stays."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, refresh_per_second=2)
@@ -63,7 +64,8 @@ class _View:
 
 
 class _Lines:
-    """A line whenever rows were made or something changed for the worse or better; each reject once."""
+    """A line whenever rows were made, or the job's state became better or worse; and a line for each new
+    reject."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -166,5 +168,5 @@ def _reason(reject: RejectSeen) -> str:
 
 
 def _plain(text: str) -> str:
-    """Of foreign origin: nothing that a terminal would obey, and no more than a line or two."""
+    """A text of foreign origin, without anything that a terminal would obey, and cut to a line or two."""
     return "".join(c if c.isprintable() else " " for c in text[:_CHARACTERS])

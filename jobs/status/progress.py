@@ -1,4 +1,5 @@
-"""How far a job is, for people: a bar on a terminal, a plain line now and then in a log. Knows no workers."""
+"""How far a job is, as its driver shows it: a bar on a terminal, a plain line now and then in a log. Knows no
+workers."""
 
 from __future__ import annotations
 
@@ -26,22 +27,24 @@ class Snapshot:
 
     rows_total: int
     rows_done: int
-    """Made and committed, by this run or an earlier one."""
+    """Rows that were made and committed, in this run or an earlier one."""
     rows_rejected: int
     shards_total: int
     shards_done: int
     workers_ready: int
     workers_starting: int
     retries: int
-    """Shards given out again, in this run."""
+    """How often a shard was handed out again in this run."""
     note: str | None = None
-    """Something worth a line of its own, once."""
+    """A message that is shown once, on a line of its own."""
 
 
 class Progress:
-    """Called with each `Snapshot`, as often as one likes; writes to `stream`, by default standard error.
+    """It is called with each `Snapshot`, as often as one likes, and writes to `stream`, by default standard
+    error.
 
-    On a terminal: one line that stays. Otherwise a line every ten seconds at most, and one for each note.
+    A terminal shows one line that stays. Otherwise a line is written every ten seconds at most, and one for
+    each note.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""TODO: jobs/status/state.py."""
+"""The state of a job as a reader of its folder sees it: as data, as a line, as a screenful. Reads nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overtone.jobs.words import duration
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """A worker by what it left in the timings."""
+    """A worker, as the timings show it."""
 
     worker: str
     device: str
@@ -18,12 +18,12 @@ class WorkerSeen:
     parts: int
     rows: int
     seconds: float
-    """In all stages; overlapping ones count twice."""
+    """In all stages; stages that overlap count twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectSeen:
-    """A reject as it is in the rejects."""
+    """A row that was rejected, and why."""
 
     row_id: str
     error_class: str
@@ -43,44 +43,45 @@ class Status:
     rows_done: int
     rows_rejected: int
     rows_left: int
-    """Those of a retry that are not tried again yet among them."""
+    """The rows of a retry that are not tried again yet are among them."""
     shards_total: int
     shards_done: int
     size_bytes: int
     """Of all parts."""
     epoch: int
-    """How often a driver took the job up."""
+    """How many drivers have taken the job up."""
     rows_quarantined: int
-    """Rows that killed workers, in the newest retry where there is one."""
+    """Rows that killed workers, in the newest retry where there is one, else in the job."""
     retry: int
     """The newest retry of rejects; 0: there is none."""
     retry_shards_total: int
-    """Of that retry."""
+    """Shards of that retry."""
     retry_shards_done: int
     rows_per_second: float | None
     """Over the last minutes of work; None: not known."""
     eta_s: float | None
-    """Seconds to go at that rate; None: done, not known, or nothing happens any more."""
+    """Seconds to go at that rate. None: the job is done, the rate is not known, or nothing happens any
+    more."""
     last_part_s: float | None
     """Seconds since the last part; None: there is none, or the store does not say."""
     seconds_by_stage: dict[str, float]
     """Over all workers."""
     workers: tuple[WorkerSeen, ...]
     rejects_by_class: dict[str, int]
-    """Samples, not input rows: one that asks for several images may be several."""
+    """These are samples, not input rows: a row that asks for several images may count several times."""
     newest_rejects: tuple[RejectSeen, ...]
-    """A few, the last first."""
+    """A few of them, the last one first."""
     sampled: bool
-    """Seconds and rejects are estimates from some of the parts."""
+    """Whether seconds and rejects are estimates from some of the parts."""
 
     @property
     def finished(self) -> bool:
-        """Every part is there, those of the newest retry too."""
+        """Whether every part exists, those of the newest retry too."""
         return (self.shards_done, self.retry_shards_done) == (self.shards_total, self.retry_shards_total)
 
     @property
     def percent(self) -> int:
-        """Of the rows, done or rejected; 100 only where all are."""
+        """The share of the rows that are done or rejected. It is 100 only where all are."""
         return 100 * (self.rows_total - self.rows_left) // self.rows_total if self.rows_total else 100
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Status:
         return "\n".join(lines)
 
     def pace(self) -> str:
-        """Rows a second, time to go and the last sign of life, or that it is done."""
+        """Rows a second, time to go and the last sign of life, or that the job is done."""
         if self.finished:
             return "finished"
         last = "" if self.last_part_s is None else f"; last part {duration(self.last_part_s)} ago"

@@ -1,4 +1,4 @@
-"""The proof that every input row is in an output exactly once."""
+"""The proof that every input row is in an output exactly once. Trusts no driver."""
 
 from __future__ import annotations
 

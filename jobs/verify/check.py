@@ -1,9 +1,9 @@
 """The proof that every input row is in the output exactly once, in data or in rejects. Trusts no driver.
 
-One pass over the input beside one pass over the parts, a few shards at a time, in memory that does not grow
-with the job but for eight bytes a row, by which rows that are there twice are found. A shard's part must have
-each of its input rows, made or rejected; a retry's part each reject of the part before it. So by one step
-after the other each row is made in one part, or a reject of the newest.
+One pass over the input runs beside one pass over the parts, a few shards at a time. The memory that it takes
+does not grow with the job, except for eight bytes a row, by which rows that exist twice are found. A shard's
+part must have each of its input rows, made or rejected, and a retry's part each reject of the part before it.
+It follows that each row is made in one part, or is a reject of the newest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from overtone.jobs.verify.names import Seen, There, name_duplicates
 from overtone.jobs.verify.shard import Checker
 
 _SHARDS_AT_ONCE = 8
-"""For stores that answer slowly; each holds a few pictures and its row_ids."""
+"""Many, for stores that answer slowly; each holds a few pictures and its row_ids."""
 
 
 def verify(
@@ -45,49 +45,55 @@ def verify(
     `data/`. `on_part(done, of)` is called after each part.
     """
     store = open_store(url, endpoint_url=endpoint_url, region=region)
-    spec, plan = JobFolder(store).load()
+    spec, job_plan = JobFolder(store).load()
     return verify_job(
-        store, spec, plan, expected_row_ids(spec, plan), repair=repair, decode=decode, on_part=on_part
+        store,
+        spec,
+        job_plan,
+        expected_row_ids(spec, job_plan.files, job_plan.shard_rows),
+        repair=repair,
+        decode=decode,
+        on_part=on_part,
     )
 
 
 def verify_job(
     store: Store,
     spec: JobSpec,
-    plan: JobPlan,
+    job_plan: JobPlan,
     expected: Iterable[tuple[int, list[str]]],
     *,
     repair: bool = False,
     decode: bool = True,
     on_part: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """The same for a job in hand; `expected` gives (shard, row_ids) in shard order, in one piece or
-    several."""
-    report = VerifyReport(store.url, shards_total=plan.num_shards, decoded=decode)
-    there = There(store, plan, spec.output.format, report)
+    """`verify` for a job that the caller holds. `expected` gives (shard, row_ids) in shard order, and may
+    give a shard in several pieces."""
+    report = VerifyReport(store.url, shards_total=job_plan.num_shards, decoded=decode)
+    there = There(store, job_plan, spec.output.format, report)
     seen = Seen()
     with (
         ThreadPoolExecutor(cpu_count() or 1, "decode") as decoders,
         ThreadPoolExecutor(_SHARDS_AT_ONCE, "shard") as pool,
     ):
-        checker = Checker(store, spec, plan, there, decoders, repair=repair, decode=decode)
-        for done, checked in enumerate(_in_order(pool, checker, _by_shard(expected, plan, report)), 1):
-            checked.tell(report)
+        checker = Checker(store, spec, job_plan, there, decoders, repair=repair, decode=decode)
+        for done, checked in enumerate(_in_order(pool, checker, _by_shard(expected, job_plan, report)), 1):
+            checked.add_to(report)
             seen.add(checked.row_ids)
             if on_part is not None:
-                on_part(done, plan.num_shards)
+                on_part(done, job_plan.num_shards)
     twice = seen.twice()
     if len(twice):
-        name_duplicates(store, spec, plan, there, twice, report)
+        name_duplicates(store, spec, job_plan, there, twice, report)
     if there.parts[0].all() and not report.retry_parts_left and not report.num_problems:
-        _check_card(store, spec, plan, report, repair=repair)
+        _check_card(store, spec, job_plan, report, repair=repair)
     return report
 
 
 def _in_order(
     pool: ThreadPoolExecutor, checker: Checker, shards: Iterable[tuple[int, list[str] | None]]
 ) -> Iterator[Checked]:
-    """`pool.map`, but taking no more ahead than the pool works on."""
+    """`pool.map`, which takes no more shards ahead than the pool works on."""
     running: deque[Future[Checked]] = deque()
     for index, row_ids in shards:
         running.append(pool.submit(checker.check, index, row_ids))
@@ -97,19 +103,8 @@ def _in_order(
         yield running.popleft().result()
 
 
-def _check_card(store: Store, spec: JobSpec, plan: JobPlan, report: VerifyReport, *, repair: bool) -> None:
-    """A card is not needed, but one that is there must count right: readers refuse data of another length."""
-    promised = card_rows(store)
-    if promised == report.rows:
-        return
-    if repair:
-        report.wrote_card = write_card(store, spec, plan)
-    elif promised is not None:
-        report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")
-
-
 def _by_shard(
-    expected: Iterable[tuple[int, list[str]]], plan: JobPlan, report: VerifyReport
+    expected: Iterable[tuple[int, list[str]]], job_plan: JobPlan, report: VerifyReport
 ) -> Iterator[tuple[int, list[str] | None]]:
     """(shard, its row_ids) for every shard in order; None where the input cannot be read any more."""
     following = 0
@@ -127,5 +122,19 @@ def _by_shard(
         problem = error
     if problem is not None:
         report.add("unreadable_input", "input", f"{problem}; the parts from {following} on lack this check")
-    for index in range(following, plan.num_shards):
+    for index in range(following, job_plan.num_shards):
         yield index, None if problem is not None else []
+
+
+def _check_card(
+    store: Store, spec: JobSpec, job_plan: JobPlan, report: VerifyReport, *, repair: bool
+) -> None:
+    """A job needs no card, but an existing one must count right, because readers refuse data of another
+    length."""
+    promised = card_rows(store)
+    if promised == report.rows:
+        return
+    if repair:
+        report.wrote_card = write_card(store, spec, job_plan)
+    elif promised is not None:
+        report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")

@@ -1,4 +1,4 @@
-"""TODO: jobs/verify/found.py."""
+"""What a check found, of one shard and of all: counts, problems, and the words for people. Checks nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from overtone.jobs.report import CARD
 _KEPT_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
 _SHOWN_IDS = 3
+_ADVICE = {
+    "missing_part": "Run the job again: it makes the missing parts.",
+    "missing_derived": "`overtone verify --repair` writes missing timings and rejects again.",
+    "wrong_derived": "`overtone verify --repair` writes wrong timings and rejects again.",
+    "broken_part": "Delete a broken part and run the job again: it makes it anew.",
+    "orphaned_part": "Delete a retry's part whose part before is missing or broken, then run the job again.",
+    "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
+    "job again: it makes them anew.",
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as the job promised. `kind`: missing_part, foreign_file, broken_part,
+    """One thing that is not as the job promised. Its `kind` is missing_part, foreign_file, broken_part,
     orphaned_part, wrong_rows, duplicate_rows, broken_media, missing_derived, wrong_derived, broken_retry or
     unreadable_input."""
 
@@ -27,31 +36,30 @@ class Problem:
 
 @dataclass
 class VerifyReport:
-    """What was found. `ok` is True only if every input row is there exactly once and all of it can be
-    read."""
+    """What was found. `ok` is True only if every input row exists exactly once and all of it can be read."""
 
     url: str
     rows_expected: int = 0
-    """Rows that the input asks for, the refused ones included; 0 where it cannot be read."""
+    """Rows that the input asks for, the refused ones included. 0: the input cannot be read."""
     rows: int = 0
     """Rows found in parts."""
     rejects: int = 0
     shards_total: int = 0
     shards: int = 0
-    """Parts found, those of retries aside."""
+    """Parts of the job itself that were found; those of retries are not among them."""
     retries: int = 0
     """Retries that were begun."""
     retry_parts: int = 0
-    """Their parts found."""
+    """Parts of retries that were found."""
     retry_parts_left: int = 0
-    """Parts that the newest of them still has to make; until then its rows are rejects."""
+    """Parts that the newest retry still has to make. Until it does, their rows are rejects."""
     decoded: bool = True
     """Whether pictures were decoded."""
     repaired: int = 0
     """Parts whose timings and rejects were written again."""
     wrote_card: bool = False
     problems: list[Problem] = field(default_factory=list)
-    """The first thousand; `num_problems` counts all."""
+    """The first thousand problems; `num_problems` counts all."""
     num_problems: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -59,6 +67,7 @@ class VerifyReport:
         return not self.num_problems
 
     def add(self, kind: str, where: str, message: str) -> None:
+        """Count a problem, and keep it if it is among the first thousand."""
         self.num_problems[kind] += 1
         if len(self.problems) < _KEPT_PROBLEMS:
             self.problems.append(Problem(kind, where, message))
@@ -110,23 +119,12 @@ class VerifyReport:
         return "\n".join(lines + advice)
 
 
-_ADVICE = {
-    "missing_part": "Run the job again: it makes the missing parts.",
-    "missing_derived": "`overtone verify --repair` writes missing timings and rejects again.",
-    "wrong_derived": "`overtone verify --repair` writes wrong timings and rejects again.",
-    "broken_part": "Delete a broken part and run the job again: it makes it anew.",
-    "orphaned_part": "Delete a retry's part whose part before is missing or broken, then run the job again.",
-    "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
-    "job again: it makes them anew.",
-}
-
-
 @dataclass
 class Checked:
-    """What was found of one shard."""
+    """What was found about one shard."""
 
     row_ids: list[str] = field(default_factory=list)
-    """Of all rows that were made, and of the rejects that are left."""
+    """The names of all rows that were made, and of the rejects that are left."""
     rows: int = 0
     rejects: int = 0
     repaired: int = 0
@@ -135,7 +133,7 @@ class Checked:
     def add(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem(kind, where, message))
 
-    def tell(self, report: VerifyReport) -> None:
+    def add_to(self, report: VerifyReport) -> None:
         report.rows += self.rows
         report.rejects += self.rejects
         report.repaired += self.repaired
@@ -144,5 +142,6 @@ class Checked:
 
 
 def shown_ids(row_ids: list[str]) -> str:
+    """The first few row_ids, for a message."""
     shown = ", ".join(repr(row_id[:100]) for row_id in row_ids[:_SHOWN_IDS])
     return shown + (", ..." if len(row_ids) > _SHOWN_IDS else "")

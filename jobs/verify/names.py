@@ -1,4 +1,6 @@
-"""TODO: jobs/verify/names.py."""
+"""What exists twice or should not exist: objects, by their names, and rows, by the names that they have.
+Opens parts only to name the rows that exist twice.
+"""
 
 from __future__ import annotations
 
@@ -27,29 +29,29 @@ from overtone.jobs.verify.found import VerifyReport, shown_ids
 
 
 class There:
-    """Which objects exist, by name. Whatever else is under data/, timings/ and rejects/ is reported."""
+    """Which of a job's objects exist. Whatever else lies under data/, timings/ and rejects/ is reported."""
 
-    def __init__(self, store: Store, plan: JobPlan, format: Format, report: VerifyReport) -> None:
+    def __init__(self, store: Store, job_plan: JobPlan, format: Format, report: VerifyReport) -> None:
         self.retries = _retries(store, report)
         runs = range(len(self.retries) + 1)
-        self.parts = [np.zeros(plan.num_shards, bool) for _ in runs]
-        """[shards] bool: the parts, those of the job itself first, then those of each retry."""
-        self.timings = [np.zeros(plan.num_shards, bool) for _ in runs]
-        self.rejects = np.zeros(plan.num_shards, bool)
+        self.parts = [np.zeros(job_plan.num_shards, bool) for _ in runs]
+        """For each run, the job itself first and then each retry: [shards] bool, whether its part exists."""
+        self.timings = [np.zeros(job_plan.num_shards, bool) for _ in runs]
+        self.rejects = np.zeros(job_plan.num_shards, bool)
         for info in store.list("data/"):
-            place = part_place(plan, info.key)
+            place = part_place(job_plan, info.key)
             if place is None or part_format(info.key) != format or not self._owes(*place):
                 report.add("foreign_file", info.key, "no part of this job; readers of data/ would see it")
             else:
                 self.parts[place[1]][place[0]] = True
         for info in store.list("timings/"):
-            place = timings_place(plan, info.key)
+            place = timings_place(job_plan, info.key)
             if place is not None and place[1] in runs and self.parts[place[1]][place[0]]:
                 self.timings[place[1]][place[0]] = True
             else:
                 report.add("foreign_file", info.key, "belongs to no part of this job")
         for info in store.list("rejects/"):
-            index = rejects_index(plan, info.key)
+            index = rejects_index(job_plan, info.key)
             if index is not None and any(parts[index] for parts in self.parts):
                 self.rejects[index] = True
             else:
@@ -61,7 +63,7 @@ class There:
             report.retry_parts_left = self.retries[-1].num_shards - int(self.parts[-1].sum())
 
     def runs(self, index: int) -> list[int]:
-        """The runs that owe a part of a shard, in order: the job itself (0) and some retries."""
+        """The runs that owe a part of this shard, in order: the job itself (0) and some retries."""
         return [0, *(retry.number for retry in self.retries if retry.has(index))]
 
     def _owes(self, index: int, retry: int) -> bool:
@@ -77,7 +79,7 @@ def _retries(store: Store, report: VerifyReport) -> list[RetryPlan]:
 
 
 class Seen:
-    """Hashes of all row_ids, eight bytes each."""
+    """The hashes of all row_ids, of eight bytes each."""
 
     def __init__(self) -> None:
         self._hashes: list[np.ndarray] = []
@@ -86,7 +88,7 @@ class Seen:
         self._hashes.append(_hashes(row_ids))
 
     def twice(self) -> np.ndarray:
-        """The hashes that came more than once; empties the collection."""
+        """The hashes that were added more than once. The collection is empty afterwards."""
         hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.uint64)
         self._hashes.clear()
         hashes.sort()
@@ -100,10 +102,10 @@ def _hashes(row_ids: Iterable[str]) -> np.ndarray:
 
 
 def name_duplicates(
-    store: Store, spec: JobSpec, plan: JobPlan, there: There, twice: np.ndarray, report: VerifyReport
+    store: Store, spec: JobSpec, job_plan: JobPlan, there: There, twice: np.ndarray, report: VerifyReport
 ) -> None:
-    """A second look at the parts, for rows whose hash came twice: by their names, so that none is accused
-    wrongly."""
+    """Report the rows that exist twice. It reads the parts once more and compares the row_ids whose hashes
+    came twice, so that no row is accused wrongly."""
     where: dict[str, list[str]] = {}
     format = spec.output.format
     for index in np.flatnonzero(there.parts[0]).tolist():
@@ -111,7 +113,7 @@ def name_duplicates(
         for run in there.runs(index):
             if not there.parts[run][index]:
                 break
-            key = part_name(plan, index, format, run)
+            key = part_name(job_plan, index, format, run)
             try:
                 with store.open(key) as file:
                     footer = read_footer(file, format)

@@ -1,4 +1,5 @@
-"""TODO: jobs/verify/shard.py."""
+"""The check of one shard: its parts, their rows and pictures, and what is derived from them. Knows no other
+shard."""
 
 from __future__ import annotations
 
@@ -37,31 +38,32 @@ _DECODED_AHEAD = 4
 
 
 class Checker:
-    """Checks shards, several at a time."""
+    """The checks of a job's shards. Several threads may use it at once."""
 
     def __init__(
         self,
         store: Store,
         spec: JobSpec,
-        plan: JobPlan,
+        job_plan: JobPlan,
         there: There,
         decoders: ThreadPoolExecutor,
         *,
         repair: bool,
         decode: bool,
     ) -> None:
-        self._store, self._spec, self._plan = store, spec, plan
+        self._store, self._spec, self._job_plan = store, spec, job_plan
         self._there, self._decoders = there, decoders
         self._repair, self._decode = repair, decode
 
     def check(self, index: int, expected: list[str] | None) -> Checked:
-        """What is wrong with a shard's parts, and the row_ids in them. `expected` None: not known."""
+        """What is wrong with a shard's parts, and the row_ids in them. `expected` None: the input cannot be
+        read."""
         checked = Checked()
         footers: list[Footer] = []
         whole = True
         runs = self._there.runs(index)
         for run in runs:
-            key = part_name(self._plan, index, self._spec.output.format, run)
+            key = part_name(self._job_plan, index, self._spec.output.format, run)
             if not self._there.parts[run][index]:
                 if run < len(self._there.retries) or not run:  # the newest retry may be under way
                     checked.add("missing_part", key, "the part is missing")
@@ -82,7 +84,7 @@ class Checker:
             footers.append(footer)
         for run in runs[len(footers) + 1 :]:
             if self._there.parts[run][index]:
-                key = part_name(self._plan, index, self._spec.output.format, run)
+                key = part_name(self._job_plan, index, self._spec.output.format, run)
                 checked.add("orphaned_part", key, "the part before it is missing or broken")
                 whole = False
         if footers:
@@ -99,13 +101,13 @@ class Checker:
             if format == "parquet":
                 file.seek(0)
                 self._check_schema(file, footer)
-        if (footer.shard, footer.num_shards) != (index, self._plan.num_shards):
+        if (footer.shard, footer.num_shards) != (index, self._job_plan.num_shards):
             raise VerifyError(f"it is the part of shard {footer.shard} of {footer.num_shards}")
         if footer.retry != run:
             raise VerifyError(f"it was made by retry {footer.retry}, not {run} (0: the job itself)")
-        if footer.fingerprint != self._plan.fingerprint:
+        if footer.fingerprint != self._job_plan.fingerprint:
             raise VerifyError("it was made by another job (its fingerprint differs)")
-        shard = self._plan.shard(index)
+        shard = self._job_plan.shard(index)
         if (footer.first_row, footer.input_rows) != (shard.first_row, shard.num_rows):
             raise VerifyError(f"it covers {footer.input_rows} input rows from {footer.first_row} on")
         return footer
@@ -114,12 +116,13 @@ class Checker:
         parquet = pq.ParquetFile(file)
         if parquet.metadata.num_rows != footer.rows:
             raise VerifyError(f"it has {parquet.metadata.num_rows} rows, its footer says {footer.rows}")
-        wanted = stored_schema(part_schema(self._spec, self._plan.passthrough, footer.kind))
+        wanted = stored_schema(part_schema(self._spec, self._job_plan.passthrough, footer.kind))
         if not parquet.schema_arrow.equals(wanted):
             raise VerifyError("its columns are not those of this job")
 
     def _rows(self, key: str, footer: Footer, checked: Checked) -> list[str]:
-        """The row_ids, after the digests of the footer agreed and the pictures were decoded."""
+        """The row_ids of a part. VerifyError where its rows do not agree with the digests of the footer; a
+        picture that cannot be decoded is a problem of its own."""
         kind = footer.kind
         row_ids: list[str] = []
         media_sha = sha256()
@@ -143,16 +146,16 @@ class Checker:
         return row_ids
 
     def _check_derived(self, index: int, footers: list[Footer], checked: Checked) -> None:
-        """Timings beside each part, and rejects beside the newest, against the footers."""
+        """Compare the timings beside each part, and the rejects beside the newest, with the footers."""
         format, problems = self._spec.output.format, []
         for footer in footers:
-            name = timings_name(self._plan, index, footer.retry)
-            key = part_name(self._plan, index, format, footer.retry)
+            name = timings_name(self._job_plan, index, footer.retry)
+            key = part_name(self._job_plan, index, format, footer.retry)
             if not self._there.timings[footer.retry][index]:
                 problems.append(("missing_derived", name, f"is missing beside {key}"))
             elif not self._agrees(name, footer, "timings"):
                 problems.append(("wrong_derived", name, f"does not agree with {key}"))
-        name, needed = rejects_name(self._plan, index), any(footer.rejects for footer in footers)
+        name, needed = rejects_name(self._job_plan, index), any(footer.rejects for footer in footers)
         if not self._there.rejects[index]:
             if needed:
                 problems.append(("missing_derived", name, f"is missing beside {key}"))
@@ -173,7 +176,7 @@ class Checker:
             table = table_of(self._store.read(name))
             if folder == "rejects":
                 return table.equals(rejects_table(footer))
-            # The line of the upload is only here; all others are the footer's.
+            # The line of the upload exists only here; all others are the footer's.
             attempts = set(table["attempt"].to_pylist())
             return attempts == {footer.attempt} and 0 <= table.num_rows - len(footer.timings) <= 1
         except (pa.ArrowException, OSError, KeyError):
