@@ -57,7 +57,7 @@ class StoreGuarantees:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Everything needed to open a store elsewhere, and no secret: boto3 finds credentials in its usual ways."""
+    """Everything needed to open a store elsewhere, and no secret: boto3 finds credentials by itself."""
 
     url: str
     """`s3://bucket/prefix`, or the absolute path of a folder."""
@@ -151,7 +151,7 @@ class Store(ABC):
         `max_single_bytes`)."""
 
     def create_as(self, key: str, data: bytes, *, attempt: str, multipart: bool) -> bool:
-        """For the probe: `create` in one request or in several, as `multipart` says, whatever was found before."""
+        """For the probe: `create` in one request or in several, whatever was found before."""
         return self.create(key, data, attempt=attempt)
 
     def probe(self) -> StoreGuarantees:

@@ -173,8 +173,8 @@ class LocalStore(Store):
 
     @contextmanager
     def hidden(self, data: bytes | Path, attempt: str | None, durable: bool = True) -> Iterator[Path]:
-        """A file that no reader sees, synced if it is to be durable, removed at the end. It is locked, so that a
-        sweeper leaves it alone while its writer lives."""
+        """A file that no reader sees, synced if it is to be durable, removed at the end. It is locked, so
+        that a sweeper leaves it alone while its writer lives."""
         path = self._temporary / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
