@@ -45,7 +45,6 @@ SMALL = {
     # Begun, and to be filled.
     "cluster/cli/command.py",
     "cluster/cli/options.py",
-    "cluster/kubernetes/yaml_notes.py",
     "cluster/worker/pictures.py",
     "cluster/worker/texts.py",
     "progressive/engine/call.py",
