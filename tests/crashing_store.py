@@ -20,7 +20,7 @@ class CrashingStore(Store):
         self, inner: Store, at: int | None = None, when: Literal["before", "after"] = "before"
     ) -> None:
         super().__init__(inner.config)
-        self._inner, self._at, self._when = inner, at, when
+        self.inner, self._at, self._when = inner, at, when
         self.operations: list[str] = []
 
     def _do(self, name: str, key: str, operation):
@@ -36,32 +36,32 @@ class CrashingStore(Store):
         return result
 
     def read(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
-        return self._do("read", key, lambda: self._inner.read(key, start, length))
+        return self._do("read", key, lambda: self.inner.read(key, start, length))
 
     def open(self, key: str) -> BinaryIO:
-        return self._do("open", key, lambda: self._inner.open(key))
+        return self._do("open", key, lambda: self.inner.open(key))
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        return iter(self._do("list", prefix, lambda: [*self._inner.list(prefix, after=after)]))
+        return iter(self._do("list", prefix, lambda: [*self.inner.list(prefix, after=after)]))
 
     def head(self, key: str) -> ObjectInfo | None:
-        return self._do("head", key, lambda: self._inner.head(key))
+        return self._do("head", key, lambda: self.inner.head(key))
 
     def create(self, key: str, data: bytes | Path, *, attempt: str, content_type: str | None = None) -> bool:
         return self._do(
-            "create", key, lambda: self._inner.create(key, data, attempt=attempt, content_type=content_type)
+            "create", key, lambda: self.inner.create(key, data, attempt=attempt, content_type=content_type)
         )
 
     def put(
         self, key: str, data: bytes | Path, *, content_type: str | None = None, durable: bool = True
     ) -> None:
-        self._do("put", key, lambda: self._inner.put(key, data, content_type=content_type, durable=durable))
+        self._do("put", key, lambda: self.inner.put(key, data, content_type=content_type, durable=durable))
 
     def delete(self, key: str) -> None:
-        self._do("delete", key, lambda: self._inner.delete(key))
+        self._do("delete", key, lambda: self.inner.delete(key))
 
     def sweep(self, *, older_than_s: float | None = None) -> int:
-        return self._do("sweep", "", lambda: self._inner.sweep(older_than_s=older_than_s))
+        return self._do("sweep", "", lambda: self.inner.sweep(older_than_s=older_than_s))
 
-    def _probe_limits(self) -> tuple[bool, int]:
-        return self._inner._probe_limits()
+    def probe_limits(self) -> tuple[bool, int]:
+        return self.inner.probe_limits()

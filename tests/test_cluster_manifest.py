@@ -364,6 +364,15 @@ def test_the_check_finds_what_kuberay_would_refuse(path, value, said):
     assert any(said in problem for problem in problems(broken)), problems(broken)
 
 
+def test_words_that_are_booleans_to_kubernetes_stay_texts():
+    """It reads YAML 1.1, as PyYAML does."""
+    text = manifest(make_spec(), node_selector={"spot": "yes", "pool": "on", "zone": "010"}, namespace="off")
+    job = documents(text)["RayJob"]
+    worker = dict(pods(job["spec"]["rayClusterSpec"]))["gpu"]
+    assert worker["nodeSelector"] == {"spot": "yes", "pool": "on", "zone": "010"}
+    assert job["metadata"]["namespace"] == "off"
+
+
 def test_comments_are_comments():
     text = manifest(make_spec())
     assert "      # No workers on the head: " in text
@@ -420,12 +429,11 @@ def run_entrypoint(bucket, tmp_path_factory) -> Callable[[str, str], subprocess.
         (folder / "bin").mkdir()
         (folder / "mounted").mkdir()
         (folder / "mounted" / SPEC_FILE).write_text(spec.replace(IMAGE_FOLDER, str(ROOT)))
-        (folder / "overtone.py").write_text(OVERTONE)
+        (folder / "program.py").write_text(OVERTONE)
         program = folder / "bin" / "overtone"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/overtone.py "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/program.py "$@"\n')
         program.chmod(0o755)
-        environ = os.environ | bucket
-        environ |= {"PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environ = os.environ | bucket | {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
         command = command.replace(SPEC_FOLDER, f"{folder}/mounted")
         return subprocess.run(
             ["sh", "-c", command], env=environ, cwd=folder, capture_output=True, text=True, check=False

@@ -24,6 +24,7 @@ from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import status
 from overtone.jobs.store import Store, open_store
 from overtone.jobs.store.base import StoreGuarantees
+from overtone.jobs.store.open import open_config
 from overtone.jobs.verify import verify
 from overtone.jobs.verify.check import verify_job
 
@@ -182,8 +183,8 @@ def check_crashes(stores, spec: JobSpec, plan: JobPlan, *, at: str = "") -> None
     """
     undisturbed = CrashingStore(stores())
     run(undisturbed, spec, plan)
-    wanted = rows_in(undisturbed._inner)
-    names = keys_in(undisturbed._inner)
+    wanted = rows_in(undisturbed.inner)
+    names = keys_in(undisturbed.inner)
     assert [row["row_id"] for row in wanted] == [f"../row/{i}" for i in range(plan.num_rows) if i != 2]
     moments = [n for n, operation in enumerate(undisturbed.operations) if operation.startswith(at)]
     assert len(moments) >= plan.num_shards
@@ -233,7 +234,7 @@ def test_the_same_on_s3(server, tmp_path, multipart):
     bucket = server.bucket()
     store = open_store(f"s3://{bucket}/run", endpoint_url=server.endpoint_url, region="us-east-1")
     if multipart:
-        store = replace(store.config, guarantees=PARTS_ONLY).open()
+        store = open_config(replace(store.config, guarantees=PARTS_ONLY))
 
     def fresh() -> Store:
         server.empty(bucket)

@@ -255,7 +255,7 @@ def test_a_retry_killed_at_any_operation_ends_with_the_same_rows(parquet_job, tm
     bad = ["../row/6", "../row/11"]
     undisturbed = CrashingStore(fresh("undisturbed"))
     again(parquet_job, bad=bad, store=undisturbed)
-    wanted, left = sorted(rows_in(undisturbed._inner)), rejects_in(undisturbed._inner)
+    wanted, left = sorted(rows_in(undisturbed.inner)), rejects_in(undisturbed.inner)
     assert sum(name.startswith("create data/") for name in undisturbed.operations) == 3
     for moment in range(len(undisturbed.operations)):
         for when in ("before", "after"):

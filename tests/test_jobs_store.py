@@ -22,6 +22,7 @@ from s3_server import KEYS, LOSE, LOSE_500, NO_CONDITION, REFUSE, S3Server
 from overtone.jobs.errors import StoreError, StoreUnsafe, UserError
 from overtone.jobs.store import NoSuchObject, Store, StoreConfig, open_store, probed
 from overtone.jobs.store.base import StoreGuarantees
+from overtone.jobs.store.open import open_config
 
 FAST = {"backoff_s": 0.001, "retries": 5}
 PARTS_ONLY = StoreGuarantees(single=False, multipart=True, max_single_bytes=5 * 1024**3)
@@ -42,7 +43,10 @@ def shared(server) -> dict[str, Store]:
     """Making a boto3 client takes longer than most tests."""
     store = open_store(f"s3://{server.bucket()}/run/7", endpoint_url=server.endpoint_url, region="us-east-1")
     whole = replace(store.config, **FAST)
-    return {"s3": whole.open(), "s3 in parts": replace(whole, guarantees=PARTS_ONLY).open()}
+    return {
+        "s3": open_config(whole),
+        "s3 in parts": open_config(replace(whole, guarantees=PARTS_ONLY)),
+    }
 
 
 @pytest.fixture
@@ -172,7 +176,7 @@ def test_a_local_store_hides_its_temporary_files_and_sweeps_only_dead_ones(tmp_p
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
     assert [info.key for info in store.list()] == ["data/x"]
-    with store._hidden(b"alive", None) as alive:
+    with store.hidden(b"alive", None) as alive:
         os.utime(alive, (0, 0))
         assert store.sweep() == 1
         assert alive.exists()
@@ -245,9 +249,9 @@ def test_whatever_is_lost_on_the_way_a_create_is_settled_once(server, s3, multip
         return None
 
     server.fault = failing
-    assert s3._create_as("x", b"ours", attempt="a", multipart=multipart)
+    assert s3.create_as("x", b"ours", attempt="a", multipart=multipart)
     left[0] = failures
-    assert not s3._create_as("x", b"theirs", attempt="b", multipart=multipart)
+    assert not s3.create_as("x", b"theirs", attempt="b", multipart=multipart)
     assert s3.read("x") == b"ours"
     assert "Uploads" not in server.client.list_multipart_uploads(Bucket=s3.url.split("/")[2])
 
@@ -259,7 +263,7 @@ def test_an_object_made_by_the_last_try_is_ours(server, s3, multipart):
         if method in ("PUT", "POST") and "uploads" not in query and "partNumber" not in query
         else None
     )
-    assert s3._create_as("x", b"ours", attempt="a", multipart=multipart)
+    assert s3.create_as("x", b"ours", attempt="a", multipart=multipart)
 
 
 def test_a_server_that_is_down_is_named_after_all_tries(server, s3):
@@ -269,13 +273,13 @@ def test_a_server_that_is_down_is_named_after_all_tries(server, s3):
         s3.create("x", b"", attempt="a")
     assert len(server.requests) - before >= 6
     assert not any(secret in str(caught.value) for secret in KEYS.values())
-    gone = replace(s3.config, endpoint_url="http://127.0.0.1:1", retries=1).open()
+    gone = open_config(replace(s3.config, endpoint_url="http://127.0.0.1:1", retries=1))
     with pytest.raises(StoreError, match=r"http://127.0.0.1:1 can be reached"):
         gone.read("x")
 
 
 def test_large_objects_go_in_pieces_and_read_back_by_ranges(server, s3):
-    large = replace(s3.config, part_bytes=5 * MIB).open()
+    large = open_config(replace(s3.config, part_bytes=5 * MIB))
     data = os.urandom(11 * MIB)
     before = len(server.requests)
     assert large.create("x", data, attempt="a")
@@ -293,7 +297,7 @@ def test_large_objects_go_in_pieces_and_read_back_by_ranges(server, s3):
 def test_an_interrupted_upload_is_aborted(server, s3):
     server.fault = lambda method, path, query: REFUSE if "partNumber" in query else None
     with pytest.raises(StoreError):
-        s3._create_as("x", b"ours", attempt="a", multipart=True)
+        s3.create_as("x", b"ours", attempt="a", multipart=True)
     assert "Uploads" not in server.client.list_multipart_uploads(Bucket=s3.url.split("/")[2])
     assert s3.head("x") is None
 
@@ -313,7 +317,7 @@ def test_a_server_that_ignores_the_condition_is_refused(server, s3):
     assert s3.probe() == StoreGuarantees(False, False, 5 * 1024**3)
     with pytest.raises(StoreUnsafe, match=r"unsafe_overwrite: true"):
         probed(s3)
-    willing = probed(replace(s3.config, unsafe_overwrite=True).open())
+    willing = probed(open_config(replace(s3.config, unsafe_overwrite=True)))
     assert willing.create("x", b"first", attempt="a")
     assert not willing.create("x", b"second", attempt="b")
 
@@ -321,7 +325,7 @@ def test_a_server_that_ignores_the_condition_is_refused(server, s3):
 @pytest.mark.parametrize(("ignored", "used"), [("POST", "single"), ("PUT", "multipart")])
 def test_where_one_way_to_create_is_unsafe_only_the_other_is_used(server, s3, ignored, used):
     server.fault = lambda method, path, query: NO_CONDITION if method == ignored else None
-    store = probed(replace(s3.config, part_bytes=5 * MIB).open())
+    store = probed(open_config(replace(s3.config, part_bytes=5 * MIB)))
     found = store.config.guarantees
     assert (found.single, found.multipart) == (used == "single", used == "multipart")
     data = bytes(11 * MIB) if used == "single" else b"small"
@@ -329,7 +333,7 @@ def test_where_one_way_to_create_is_unsafe_only_the_other_is_used(server, s3, ig
     assert not store.create("x", b"second" * 2 * MIB if used == "single" else b"second", attempt="b")
     assert store.read("x") == data
     assert store.head("x").attempt == "a"
-    tight = replace(store.config, guarantees=replace(found, max_single_bytes=1000)).open()
+    tight = open_config(replace(store.config, guarantees=replace(found, max_single_bytes=1000)))
     if used == "single":
         with pytest.raises(StoreError, match="make fewer rows a shard"):
             tight.create("y", data, attempt="a")
@@ -356,7 +360,7 @@ def test_refusals_of_the_server_come_at_once_and_say_what_to_do(server, s3, monk
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID"):
-        s3.config.open().read("x")
+        open_config(s3.config).read("x")
 
 
 # Names of places
@@ -389,4 +393,4 @@ def test_an_endpoint_with_a_password_is_refused_without_repeating_it():
     with pytest.raises(UserError, match="must not carry credentials") as caught:
         open_store("s3://bucket/x", endpoint_url="http://key:hunter2@host")
     assert "hunter2" not in str(caught.value)
-    assert StoreConfig("s3://bucket/x").open().url == "s3://bucket/x"
+    assert open_config(StoreConfig("s3://bucket/x")).url == "s3://bucket/x"

@@ -77,7 +77,7 @@ class CountingStore(Store):
     def sweep(self, *, older_than_s: float | None = None) -> int:
         raise AssertionError("a reader writes nothing")
 
-    def _probe_limits(self) -> tuple[bool, int]:
+    def probe_limits(self) -> tuple[bool, int]:
         raise AssertionError("a reader writes nothing")
 
 

@@ -25,7 +25,6 @@ LARGEST = 320
 LARGER = {
     "cluster/driver/loop.py": 348,
     "cluster/simulate/simulation.py": 381,
-    "jobs/store/s3.py": 555,
     "progressive/engine/engine.py": 519,
 }
 """Files that have more, with the number that they may have. This list only gets shorter."""
@@ -43,8 +42,6 @@ SMALL = {
     # Begun, and to be filled.
     "cluster/cli/command.py",
     "cluster/cli/options.py",
-    "cluster/kubernetes/yaml_notes.py",
-    "jobs/store/s3_upload.py",
     "progressive/engine/call.py",
     "progressive/engine/text.py",
 }

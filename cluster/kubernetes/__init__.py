@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from overtone.cluster.kubernetes.documents import manifest
-from overtone.cluster.kubernetes.options import Volume, options_from_text
-from overtone.cluster.kubernetes.shape import IMAGE_FOLDER
+from overtone.cluster.kubernetes.options import IMAGE_FOLDER, Volume, options_from_text
 
 __all__ = [
     "IMAGE_FOLDER",

@@ -1,21 +1,22 @@
-"""Writes the Kubernetes objects that run a job: a KubeRay RayJob, or a RayCluster to submit to. Knows specs
-and the size of published models; it only prints YAML and talks to no cluster.
+"""Writes the Kubernetes objects that run a job: a KubeRay RayJob, or a RayCluster to submit to. Knows specs;
+it prints YAML and talks to no cluster.
 
-manifest(spec, image="registry/overtone:1", spot=True)      # text for `kubectl apply -f -`
+    manifest(spec, image="registry/overtone:1", spot=True)      # text for `kubectl apply -f -`
 
-`manifest` puts documents together, `_cluster` the head and the worker groups, `_pod` what is the same in all
-pods. Field names are those of the ray.io/v1 API; tests/kuberay.py has the subset that is checked, and its
-source.
+`manifest` puts documents together; `pods` has the head and the workers in them. Field names are those of the
+ray.io/v1 API; tests/kuberay.py has the subset that is checked, and its source.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import Any
 
-from overtone.cluster.kubernetes.options import Options, Volume
+from overtone.cluster.kubernetes.options import IMAGE_FOLDER, Options, Volume
 from overtone.cluster.kubernetes.pods import (
     CONTAINER_SECURITY,
     POD_LABELS,
@@ -23,12 +24,14 @@ from overtone.cluster.kubernetes.pods import (
     SPEC_FOLDER,
     head,
     resources,
+    s3_secret,
     submitter,
     worker_groups,
 )
-from overtone.cluster.kubernetes.shape import Shape, check_paths, object_name, shape_of, uses_s3
+from overtone.cluster.kubernetes.shape import Shape, shape_of
 from overtone.cluster.kubernetes.yaml_notes import Note, dump
 from overtone.cluster.submit import packed_spec
+from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, is_url
 
 
@@ -40,7 +43,7 @@ def manifest(spec: JobSpec, **options: Any) -> str:
     """
     asked = Options(**options)
     shape = shape_of(spec, asked)
-    check_paths(spec, asked)
+    _check_paths(spec, asked)
     documents = [_claim(volume, asked) for volume in asked.volumes if volume.size]
     if asked.kind == "cluster":
         documents.append(_ray_cluster(spec, shape, asked))
@@ -49,38 +52,24 @@ def manifest(spec: JobSpec, **options: Any) -> str:
     return _header(spec, shape, asked) + "".join(dump(document) for document in documents)
 
 
-def _metadata(name: str, options: Options, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name}
-    if options.namespace is not None:
-        found["namespace"] = options.namespace
-    found["labels"] = {**POD_LABELS, **(labels or {})}
-    return found
-
-
-def entrypoint() -> str:
-    """The command that the job runs on the head, as KubeRay hands it to a shell."""
-    return shlex.join(["overtone", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"])
-
-
-def embedded_spec(spec: JobSpec, shape: Shape) -> JobSpec:
-    """The spec with its workers pinned to what the manifest offers: on a cluster that grows from nothing
-    there is no GPU to be seen when the job starts, and no bound on how many to ask for."""
-    pinned = {
-        "count": None,
-        "min": shape.min_workers,
-        "max": shape.max_workers,
-        "num_gpus": shape.num_gpus,
-    }
-    return spec.model_copy(update={"workers": spec.workers.model_copy(update=pinned)})
-
-
-def _config_map(spec: JobSpec, shape: Shape, options: Options) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(object_name(spec, options), options),
-        "data": {SPEC_FILE: packed_spec(embedded_spec(spec, shape))},
-    }
+def _check_paths(spec: JobSpec, options: Options) -> None:
+    """UserError where the spec names a file of this machine that no pod would see."""
+    if options.kind == "cluster":
+        return  # it runs any spec
+    seen = [PurePosixPath(volume.mount_path) for volume in options.volumes]
+    places = [("prompts.path", path, True) for path in spec.prompts.path]
+    places.append(("output.path", spec.output.path, False))
+    if spec.model.id.startswith(("/", "./", "../", "~")):
+        places.append(("model.id", spec.model.id, True))
+    for key, path, readable in places:
+        roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if readable else seen
+        if not is_url(path) and not any(PurePosixPath(path).is_relative_to(root) for root in roots):
+            image = f", put it into the image below {IMAGE_FOLDER}" if readable else ""
+            raise UserError(
+                f"{key}: {path} is on this machine, where no pod sees it; give s3://bucket/... "
+                f"(--set {key}=s3://bucket/...){image}, or mount a claim that holds it "
+                "(--volume CLAIM:/mount)"
+            )
 
 
 def _claim(volume: Volume, options: Options) -> dict[str, Any]:
@@ -95,8 +84,29 @@ def _claim(volume: Volume, options: Options) -> dict[str, Any]:
     }
 
 
+def _config_map(spec: JobSpec, shape: Shape, options: Options) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(_name(spec, options), options),
+        "data": {SPEC_FILE: packed_spec(embedded_spec(spec, shape))},
+    }
+
+
+def embedded_spec(spec: JobSpec, shape: Shape) -> JobSpec:
+    """The spec with its workers pinned to what the manifest offers: on a cluster that grows from nothing
+    there is no GPU to be seen when the job starts, and no bound on how many to ask for."""
+    pinned = {
+        "count": None,
+        "min": shape.min_workers,
+        "max": shape.max_workers,
+        "num_gpus": shape.num_gpus,
+    }
+    return spec.model_copy(update={"workers": spec.workers.model_copy(update=pinned)})
+
+
 def _ray_job(spec: JobSpec, shape: Shape, options: Options) -> dict[str, Any]:
-    name = object_name(spec, options)
+    name = _name(spec, options)
     queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else None
     return {
         "apiVersion": "ray.io/v1",
@@ -119,25 +129,46 @@ def _ray_job(spec: JobSpec, shape: Shape, options: Options) -> dict[str, Any]:
     }
 
 
+def entrypoint() -> str:
+    """The command that the job runs on the head, as KubeRay hands it to a shell."""
+    return shlex.join(["overtone", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--address", "auto"])
+
+
 def _ray_cluster(spec: JobSpec, shape: Shape, options: Options) -> dict[str, Any]:
     queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else None
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": _metadata(object_name(spec, options), options, queue),
+        "metadata": _metadata(_name(spec, options), options, queue),
         "spec": _cluster(spec, shape, options, spec_from=None),
     }
 
 
+def _name(spec: JobSpec, options: Options) -> str:
+    """Of the job or the cluster: what Kubernetes allows of the spec's name, where no other was given."""
+    if options.name is not None:
+        return options.name
+    plain = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
+    return f"overtone-{plain or 'job'}"[:47].rstrip("-")
+
+
+def _metadata(name: str, options: Options, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name}
+    if options.namespace is not None:
+        metadata["namespace"] = options.namespace
+    metadata["labels"] = {**POD_LABELS, **(labels or {})}
+    return metadata
+
+
 def _cluster(spec: JobSpec, shape: Shape, options: Options, spec_from: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"rayVersion": version("ray")}
+    cluster: dict[str, Any] = {"rayVersion": version("ray")}
     if options.queue:
-        found |= {
+        cluster |= {
             Note("Kueue admits the job with all its pods at once, and refuses one that scales itself."): None,
             "enableInTreeAutoscaling": False,
         }
     else:
-        found |= {
+        cluster |= {
             "enableInTreeAutoscaling": True,
             "autoscalerOptions": {
                 "version": "v2",
@@ -148,7 +179,7 @@ def _cluster(spec: JobSpec, shape: Shape, options: Options, spec_from: str | Non
                 "securityContext": CONTAINER_SECURITY,
             },
         }
-    return found | {
+    return cluster | {
         Note("KubeRay 1.5.1 or later makes the token and gives it to all pods."): None,
         "authOptions": {"mode": "token"},
         "headGroupSpec": head(spec, options, spec_from),
@@ -156,11 +187,9 @@ def _cluster(spec: JobSpec, shape: Shape, options: Options, spec_from: str | Non
     }
 
 
-# Text.
-
-
 def _header(spec: JobSpec, shape: Shape, options: Options) -> str:
-    name = object_name(spec, options)
+    """The comment at the top: what the manifest runs, the commands that go with it, and what it needs."""
+    name = _name(spec, options)
     per_pod = f", {shape.workers_per_pod} to a pod" if shape.workers_per_pod > 1 else ""
     what = "A job" if options.kind == "job" else "A cluster for `overtone submit`"
     size = f"each with {shape.num_gpus:g} GPU" if shape.gpus else "on CPUs"
@@ -190,9 +219,8 @@ def _header(spec: JobSpec, shape: Shape, options: Options) -> str:
     ]
     if options.queue:
         needs.append(f"Kueue with a LocalQueue {options.queue}")
-    if options.s3_secret and (uses_s3(spec) or options.kind == "cluster"):
-        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        needs.append(f"a Secret {options.s3_secret} with the keys {keys}")
+    if secret := s3_secret(spec, options):
+        needs.append(f"a Secret {secret} with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if spec.model.id != "tiny":
         needs.append(f"for gated models a Secret {options.hub_secret} with the key token")
     lines += ["", "Needs:", *(f"- {need}" for need in needs)]

@@ -1,4 +1,4 @@
-"""TODO: cluster/kubernetes/options.py."""
+"""What a manifest says besides the spec: its kind, its image, its volumes. Knows no spec."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from overtone.jobs.errors import UserError
 
 IMAGE = "overtone:0.1.0"
 """What `docker build -f manifests/Dockerfile -t overtone:0.1.0 .` makes."""
+IMAGE_FOLDER = "/opt/overtone"
+"""Where the image has the project: local paths of a spec may lie in it."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ class Options:
 def options_from_text(given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `manifest` from a command line's: what was not given is left out, `volumes` are
     `CLAIM:/mount[:SIZE]`, `node_selector` are `KEY=VALUE`, an `s3_secret` called `none` is None."""
-    found = {key: value for key, value in given.items() if value not in (None, (), False)}
-    if "volumes" in found:
-        found["volumes"] = tuple(Volume.parse(text) for text in found["volumes"])
-    if "node_selector" in found:
-        pairs = [text.partition("=") for text in found["node_selector"]]
+    options = {key: value for key, value in given.items() if value not in (None, (), False)}
+    if "volumes" in options:
+        options["volumes"] = tuple(Volume.parse(text) for text in options["volumes"])
+    if "node_selector" in options:
+        pairs = [text.partition("=") for text in options["node_selector"]]
         if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
             raise UserError(f"a node selector is KEY=VALUE, not {wrong[0]!r}")
-        found["node_selector"] = {key: value for key, _, value in pairs}
-    if found.get("s3_secret") == "none":
-        found["s3_secret"] = None
-    return found
+        options["node_selector"] = {key: value for key, _, value in pairs}
+    if options.get("s3_secret") == "none":
+        options["s3_secret"] = None
+    return options

@@ -1,4 +1,6 @@
-"""TODO: cluster/kubernetes/pods.py."""
+"""The pods of a Ray cluster as Kubernetes describes them: the head, the workers, and the one that submits the
+job. Knows what runs in each, what it may do and on which nodes; the documents around them are in `documents`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 from typing import Any
 
 from overtone.cluster.kubernetes.options import Options
-from overtone.cluster.kubernetes.shape import Shape, uses_s3
+from overtone.cluster.kubernetes.shape import Shape
 from overtone.cluster.kubernetes.yaml_notes import Note
 from overtone.jobs.spec import JobSpec
 
@@ -27,27 +29,26 @@ SPOT_TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriori
 """Taints that they put on them."""
 
 
-def submitter(options: Options) -> dict[str, Any]:
-    """The pod that hands the entrypoint to the cluster and shows its log."""
-    return {
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": _POD_SECURITY,
-            "containers": [
-                {
-                    "name": "submitter",
-                    "image": options.image,
-                    "imagePullPolicy": "IfNotPresent",
-                    "resources": resources(cpu="250m", memory="1Gi"),
-                    "securityContext": CONTAINER_SECURITY,
-                }
-            ],
-        }
-    }
+POD_LABELS = {"app.kubernetes.io/part-of": "overtone"}  # KubeRay's services select by its own `name`
+
+_POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def head(spec: JobSpec, options: Options, spec_from: str | None) -> dict[str, Any]:
+    """The head group; `spec_from` is the ConfigMap that holds the spec, None where there is none."""
     container: dict[str, Any] = {
         "name": "ray-head",
         "ports": [
@@ -74,6 +75,7 @@ def head(spec: JobSpec, options: Options, spec_from: str | None) -> dict[str, An
 
 
 def worker_groups(spec: JobSpec, shape: Shape, options: Options) -> list[dict[str, Any]]:
+    """One group, or with `spot` two: what is always there, and what comes and goes."""
     steady = shape.min_pods
     kind = "gpu" if shape.gpus else "cpu"
     if options.queue:
@@ -150,24 +152,24 @@ ACTORS_LIVE = (
 """In sh: whether a process of the pod is a Ray actor or task at work, by the titles that Ray gives them."""
 
 
-# What pods are made of.
-
-POD_LABELS = {"app.kubernetes.io/part-of": "overtone"}  # KubeRay's services select by its own `name`
-
-_POD_SECURITY = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-
-CONTAINER_SECURITY = {
-    "allowPrivilegeEscalation": False,
-    "runAsNonRoot": True,
-    "capabilities": {"drop": ["ALL"]},
-}
+def submitter(options: Options) -> dict[str, Any]:
+    """The pod that hands the entrypoint to the cluster and shows its log."""
+    return {
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": _POD_SECURITY,
+            "containers": [
+                {
+                    "name": "submitter",
+                    "image": options.image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "resources": resources(cpu="250m", memory="1Gi"),
+                    "securityContext": CONTAINER_SECURITY,
+                }
+            ],
+        }
+    }
 
 
 def _pod(
@@ -194,8 +196,8 @@ def _pod(
     filled = {"name": name, "image": options.image, "imagePullPolicy": "IfNotPresent", **rest}
     if env:
         filled["env"] = env
-    if options.s3_secret and (uses_s3(spec) or options.kind == "cluster"):
-        filled["envFrom"] = [{"secretRef": {"name": options.s3_secret}}]
+    if secret := s3_secret(spec, options):
+        filled["envFrom"] = [{"secretRef": {"name": secret}}]
     if mounts:
         filled["volumeMounts"] = mounts
     filled["securityContext"] = CONTAINER_SECURITY
@@ -209,6 +211,12 @@ def _pod(
         "terminationGracePeriodSeconds": grace_s,
         "securityContext": _POD_SECURITY,
     }
+
+
+def s3_secret(spec: JobSpec, options: Options) -> str | None:
+    """The Secret with the keys for S3 that pods need; None where they need none. A cluster runs any spec."""
+    uses_s3 = any(path.startswith("s3://") for path in (*spec.prompts.path, spec.output.path))
+    return options.s3_secret if uses_s3 or options.kind == "cluster" else None
 
 
 def _has_cache(mounts: list[dict[str, Any]]) -> bool:

@@ -1,18 +1,17 @@
-"""TODO: cluster/kubernetes/shape.py."""
+"""How many pods of which size a spec's workers need. Knows the size of published models, and nothing of how a
+Kubernetes document is written.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from overtone.cluster.kubernetes.options import Options
 from overtone.jobs.errors import UserError
-from overtone.jobs.spec import JobSpec, is_url
+from overtone.jobs.spec import JobSpec
 
-IMAGE_FOLDER = "/opt/overtone"
-"""Where the image has the project: local paths of a spec may lie in it."""
 _GIB = 2**30
 _USUAL_MAX_WORKERS = 8
 
@@ -35,9 +34,6 @@ PARAMETERS_B = {
 rounded. They size pods: a tenth more or less does not matter."""
 
 UNKNOWN_PARAMETERS_B = 20.0
-
-
-# Sizes.
 
 
 @dataclass(frozen=True)
@@ -113,39 +109,3 @@ def weights_gib(spec: JobSpec) -> tuple[float, bool]:
     bytes_each = 4 if model.dtype == "float32" else 2
     parameters = PARAMETERS_B.get(model.id, UNKNOWN_PARAMETERS_B)
     return parameters * 1e9 * bytes_each / _GIB, model.id in PARAMETERS_B
-
-
-# Paths.
-
-
-def check_paths(spec: JobSpec, options: Options) -> None:
-    if options.kind == "cluster":
-        return  # it runs any spec
-    seen = [PurePosixPath(volume.mount_path) for volume in options.volumes]
-    places = [("prompts.path", path, True) for path in spec.prompts.path]
-    places.append(("output.path", spec.output.path, False))
-    if spec.model.id.startswith(("/", "./", "../", "~")):
-        places.append(("model.id", spec.model.id, True))
-    for key, path, readable in places:
-        roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if readable else seen
-        if not is_url(path) and not any(PurePosixPath(path).is_relative_to(root) for root in roots):
-            image = f", put it into the image below {IMAGE_FOLDER}" if readable else ""
-            raise UserError(
-                f"{key}: {path} is on this machine, where no pod sees it; give s3://bucket/... "
-                f"(--set {key}=s3://bucket/...){image}, or mount a claim that holds it "
-                "(--volume CLAIM:/mount)"
-            )
-
-
-def uses_s3(spec: JobSpec) -> bool:
-    return any(path.startswith("s3://") for path in (*spec.prompts.path, spec.output.path))
-
-
-# Documents.
-
-
-def object_name(spec: JobSpec, options: Options) -> str:
-    if options.name is not None:
-        return options.name
-    plain = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
-    return f"overtone-{plain or 'job'}"[:47].rstrip("-")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from overtone.jobs.spec.fields import is_url
-from overtone.jobs.spec.load import JobSpec, load_spec, with_overrides
+from overtone.jobs.spec.job import JobSpec
+from overtone.jobs.spec.load import load_spec, with_overrides
 from overtone.jobs.spec.reference import spec_reference_markdown, spec_schema
 from overtone.jobs.spec.sections import COLUMNS, Output
 

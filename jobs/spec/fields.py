@@ -1,4 +1,4 @@
-"""TODO: jobs/spec/fields.py."""
+"""Kinds of values in a spec: texts, places, endpoints. Knows no keys, and refuses credentials in a URL."""
 
 from __future__ import annotations
 

@@ -1,34 +1,26 @@
-"""TODO: jobs/spec/load.py."""
+"""Reads a job spec from a YAML file, with `key=value` overrides on top. Knows which keys have short forms,
+which exclude each other and what paths are relative to.
+
+    spec = load_spec("job.yaml", ["sampling.delta=0.1"])
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from overtone.jobs.errors import SpecError
 from overtone.jobs.spec.fields import is_url
+from overtone.jobs.spec.job import JobSpec
 from overtone.jobs.spec.messages import validation_messages
-from overtone.jobs.spec.sections import Faults, Model, Output, Prompts, Section, Shards, Workers
 from overtone.jobs.spec.yaml_lines import Document, parse
 from overtone.progressive.checkpoints import spectrum_profile
-from overtone.progressive.settings import Sampling
-
-
-def _shorthand(key: str) -> Any:
-    """Lets a section be written as the value of its main key."""
-
-    def expand(value: Any) -> Any:
-        return value if isinstance(value, dict | BaseModel) else {key: value}
-
-    return expand
-
 
 _SHORT = {"model": "id", "prompts": "path", "workers": "count", "output": "path", "shards": "rows"}
 _MAX_SPEC_BYTES = 4 * 1024**2
@@ -40,73 +32,6 @@ _RIVALS = {
     "sampling.levels": ("sampling.scales",),
     "sampling.scales": ("sampling.levels",),
 }
-
-
-class JobSpec(Section):
-    """One job: a model, a prompt table, an output folder, and how to get from one to the other."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "job"
-    """Shown in logs and reports; letters, digits, `.`, `_` and `-`. Unset: the spec's file name."""
-
-    model: Annotated[Model, BeforeValidator(_shorthand("id"), json_schema_input_type=str | Model)]
-    """What draws the samples. A text is its `id`."""
-
-    prompts: Annotated[
-        Prompts, BeforeValidator(_shorthand("path"), json_schema_input_type=str | list[str] | Prompts)
-    ]
-    """The table of what to make. A text or list is its `path`."""
-
-    sampling: Sampling = Sampling()
-    """How a sample is made. Every key here changes pixels."""
-
-    shards: Annotated[Shards, BeforeValidator(_shorthand("rows"), json_schema_input_type=int | Shards)] = (
-        Shards()
-    )
-    """How the work is cut. A number is its `rows`."""
-
-    workers: Annotated[
-        Workers, BeforeValidator(_shorthand("count"), json_schema_input_type=int | Workers)
-    ] = Workers()
-    """How the samples are computed. A number is its `count`."""
-
-    output: Annotated[Output, BeforeValidator(_shorthand("path"), json_schema_input_type=str | Output)]
-    """Where the data set goes. A text is its `path`."""
-
-    faults: Faults = Faults()
-    """What is borne before giving up."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of all rows that have none of their own; each gets its own noise from it and its row_id."""
-
-    def samples(self) -> dict[str, Any]:
-        """What changes the samples or their encoding, and nothing of how fast they are computed."""
-        everything = self.model_dump(mode="json")
-        model, output = everything["model"], everything["output"]
-        return {
-            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
-            "columns": everything["prompts"]["columns"],
-            "keep": everything["prompts"]["keep"],
-            "sampling": everything["sampling"],
-            "output": {key: output[key] for key in ("format", "image", "video", "latents")},
-            "seed": self.seed,
-        }
-
-    def to_json(self) -> str:
-        """Canonical: one spec has one text. Holds no credentials, for the spec has no place for any."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> JobSpec:
-        """The spec of `to_json`. SpecError where it is not one, or another version's."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise SpecError(
-                "the job's spec (_job/spec.json) is damaged, or of another version of overtone: "
-                f"{f'{key}: ' if key else ''}{first['msg']}"
-            ) from None
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -124,7 +49,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def with_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
-    """The same job with `key=value` overrides on top, as `load_spec` takes them. SpecError names the key."""
+    """A copy of the job with overrides on top, as `load_spec` takes them. SpecError names the key."""
     document = Document("the job's spec", spec.model_dump(mode="json"))
     for override in overrides:
         document.set(override, short=_SHORT, rivals=_RIVALS)
@@ -142,17 +67,17 @@ def _checked(document: Document, folder: Path) -> JobSpec:
 
 
 def _read_spectrum(data: dict[str, Any], document: Document, folder: Path) -> None:
-    """A saved spectrum that the spec names, as its two numbers: they, not the file's name, change samples."""
+    """Replaces the name of a saved spectrum by its two numbers, which are what changes samples."""
     sampling = data.get("sampling")
     if not isinstance(sampling, dict) or not isinstance(sampling.get("spectrum"), str):
         return
     where = document.where(("sampling", "spectrum"))
     file = (Path.cwd() if where.startswith("--set") else folder) / Path(sampling["spectrum"]).expanduser()
     try:
-        found = spectrum_profile(file)
+        profile = spectrum_profile(file)
     except (OSError, ValueError) as error:
         raise SpecError(f"{where}: sampling.spectrum: {error}") from None
-    data["sampling"] = sampling | {"spectrum": [found.amplitude, found.beta]}
+    data["sampling"] = sampling | {"spectrum": [profile.amplitude, profile.beta]}
 
 
 def _text_of(path: Path) -> str:
@@ -175,7 +100,7 @@ def _name_of(path: Path) -> str:
 
 
 def _placed(spec: JobSpec, document: Document, folder: Path) -> JobSpec:
-    """The same spec with absolute paths, so that it means the same on every machine with the same files."""
+    """A copy with absolute paths, so that it means the same on every machine that has the same files."""
     here = Path.cwd()
 
     def base(*key: str) -> Path:

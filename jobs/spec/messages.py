@@ -1,4 +1,4 @@
-"""TODO: jobs/spec/messages.py."""
+"""Says what is wrong in a spec, where, and what to write instead. Knows pydantic's errors, no key by name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from overtone.jobs.spec.yaml_lines import Document
 
 
 def validation_messages(error: ValidationError, document: Document, model: type[BaseModel]) -> list[str]:
-    """`job.yaml:7: sampling.deltaa: unknown key; did you mean delta?`, a line for each key of `model` that is
-    wrong."""
+    """`job.yaml:7: sampling.deltaa: unknown key; did you mean delta?`: a line for each wrong key."""
     found: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors(include_url=False):
         path = document.known(problem["loc"])

@@ -1,4 +1,4 @@
-"""Pydantic models as Markdown tables, from their fields' own descriptions. Knows no fields by name."""
+"""The spec as a JSON Schema, and as Markdown tables of its fields' docstrings. Knows no keys by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from overtone.jobs.spec.load import JobSpec
+from overtone.jobs.spec.job import JobSpec
 
 
-def reference_markdown(model: type[BaseModel]) -> str:
+def spec_reference_markdown() -> str:
+    """A table for each section of the spec: key, values, default, meaning."""
+    return _markdown(JobSpec)
+
+
+def spec_schema() -> dict[str, Any]:
+    """The JSON Schema of a spec, with descriptions, units and defaults, for editors and other programs."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **JobSpec.model_json_schema(),
+        "title": "Overtone job",
+    }
+
+
+def _markdown(model: type[BaseModel]) -> str:
     """A table of the model's own keys, then one for each section below it, in order."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
@@ -103,17 +117,3 @@ def _plural(kind: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def spec_schema() -> dict[str, Any]:
-    """The JSON Schema of a spec, with descriptions, units and defaults, for editors and other programs."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **JobSpec.model_json_schema(),
-        "title": "Overtone job",
-    }
-
-
-def spec_reference_markdown() -> str:
-    """A table for each section of the spec: key, values, default, meaning."""
-    return reference_markdown(JobSpec)

@@ -1,23 +1,25 @@
-"""A job as its user wrote it: YAML in, one checked and frozen object out. Knows no files but the spec itself.
+"""The sections of a job spec: each key with its values, its default and its meaning. Knows no files,
+and nothing of how a spec is written down.
 
-spec = load_spec("job.yaml", ["sampling.delta=0.1"])
-spec.samples()      # what changes samples: for the fingerprint
-spec.to_json()      # canonical; never holds credentials
+The docstring under a field is what the README's reference and the JSON Schema say of it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from overtone.jobs.spec.fields import Endpoint, Place, Text, one_or_more
 
-COLUMNS = ("prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images")
+Column = Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"]
 """What a prompt table can say about a row; every other column passes through to the output."""
+COLUMNS: tuple[str, ...] = get_args(Column)
 
 
 class Section(BaseModel):
+    """Keys that belong together. Frozen; a key that it does not have is an error."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -88,9 +90,7 @@ class Prompts(Section):
     format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"
     """`auto`: by the names' endings. csv and jsonl are read once from end to end to count their rows."""
 
-    columns: dict[
-        Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"], Text
-    ] = Field(default_factory=dict)
+    columns: dict[Column, Text] = Field(default_factory=dict)
     """Which column of the table holds what, where the names differ: `{prompt: caption}`."""
 
     keep: tuple[Text, ...] | None = None
@@ -180,7 +180,7 @@ class Image(Section):
     """File format of the image bytes. png is lossless."""
 
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Of a lossy codec, 1 (small) to 100 (faithful); unset: 95 for jpeg, 90 for webp."""
+    """Of a lossy codec, 1 (smallest file) to 100 (best picture); unset: 95 for jpeg, 90 for webp."""
 
     lossless: bool = False
     """webp without loss."""
@@ -243,7 +243,7 @@ class Output(Section):
 
 
 class Faults(Section):
-    """What is borne before giving up."""
+    """What is tolerated before giving up."""
 
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
     """Attempts of a shard that fails for a reason that is not one of its rows'."""

@@ -1,7 +1,9 @@
 """YAML whose every value knows its line, with `key=value` overrides on top. Knows no keys of any spec.
 
-Scalars as in YAML 1.2's core schema, so that `off` is a text, `1e-3` a number and 2024-01-01 no date. No tags
-(they can name Python objects), no key twice, and aliases only as far as they stay small.
+Scalars are those of YAML 1.2's core schema, so that `off` is a text, `1e-3` a number and 2024-01-01 no date.
+Tags (they can name Python objects) and keys that exist twice are errors; aliases work as far as they stay
+small. Values are built here from the nodes of the YAML library: one that it has built itself does not say on
+which line it was written, nor that its key existed twice.
 """
 
 from __future__ import annotations
@@ -44,6 +46,37 @@ for _name, _regex, _first in _SCALARS:
     )
 
 
+def parse(text: str, source: str, *, lines: bool = True) -> Document:
+    """The mapping that a YAML text holds. SpecError, with the line, where it holds none or is not safe."""
+
+    def place(mark: Any) -> str:
+        return f"{source}:{mark.line + 1}" if lines and mark is not None else source
+
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise SpecError(f"{place(mark)}: not YAML: {_problem(text, error, mark)}") from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise SpecError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SpecError(f"{source}: not a spec: nested too deeply") from None
+    document = Document(source)
+    if root is None:
+        raise SpecError(f"{source} is empty")
+    if not isinstance(root, yaml.MappingNode):
+        raise SpecError(f"{place(root.start_mark)}: a spec is made of `key: value` lines")
+    try:
+        document.data = _Builder(document, place).value(root, (), root.start_mark)
+    except RecursionError:
+        raise SpecError(f"{source}: not a spec: nested too deeply") from None
+    return document
+
+
 @dataclass
 class Document:
     """A mapping as it was written: `data` is plain Python, `places` says where each value stands."""
@@ -56,9 +89,7 @@ class Document:
 
     def where(self, path: Path) -> str:
         """The place of a value, or of the nearest one around it."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, self.source)
+        return self.places.get(self.known(path), self.source)
 
     def known(self, path: Path) -> Path:
         """The part of the path that was written, as far as it goes."""
@@ -110,7 +141,7 @@ class Document:
 
 
 def _override_value(text: str, place: str) -> Document:
-    """{"value": ...}; what is no YAML, such as `*.parquet`, is plain text unless clearly meant as YAML."""
+    """{"value": ...}. What is no YAML, such as `*.parquet`, is plain text unless clearly meant as YAML."""
     try:
         document = parse(f"value: {text}", place, lines=False)
         if list(document.data) == ["value"]:
@@ -121,38 +152,9 @@ def _override_value(text: str, place: str) -> Document:
     return Document(place, {"value": text}, {("value",): place})
 
 
-def parse(text: str, source: str, *, lines: bool = True) -> Document:
-    """The mapping that a YAML text is. SpecError, with the line, where it is none or is not safe."""
-
-    def place(mark: Any) -> str:
-        return f"{source}:{mark.line + 1}" if lines and mark is not None else source
-
-    try:
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise SpecError(f"{place(mark)}: not YAML: {_problem(text, error, mark)}") from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise SpecError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise SpecError(f"{source}: not a spec: nested too deeply") from None
-    document = Document(source)
-    if root is None:
-        raise SpecError(f"{source} is empty")
-    if not isinstance(root, yaml.MappingNode):
-        raise SpecError(f"{place(root.start_mark)}: a spec is made of `key: value` lines")
-    try:
-        document.data = _Builder(document, place).value(root, (), root.start_mark)
-    except RecursionError:
-        raise SpecError(f"{source}: not a spec: nested too deeply") from None
-    return document
-
-
 class _Builder:
+    """Builds Python values from YAML nodes, notes the place of each and refuses what is not safe."""
+
     def __init__(self, document: Document, place: Any) -> None:
         self._document, self._place = document, place
         self._count = 0

@@ -57,8 +57,7 @@ class StoreGuarantees:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Everything needed to open a store elsewhere, and no secret: credentials are found the usual boto3
-    ways."""
+    """Everything needed to open a store elsewhere, and no secret: boto3 finds credentials by itself."""
 
     url: str
     """`s3://bucket/prefix`, or the absolute path of a folder."""
@@ -69,7 +68,7 @@ class StoreConfig:
     retries: int = 8
     """Further tries of a request that failed for a passing reason."""
     unsafe_overwrite: bool = False
-    """Go on without create-if-absent: two workers that finish one shard at the same time may both write
+    """Continue without create-if-absent: two workers that finish one shard at the same time may both write
     it."""
     guarantees: StoreGuarantees | None = None
     """What `probed` found; None: not probed, both kinds of create are trusted."""
@@ -80,15 +79,9 @@ class StoreConfig:
     backoff_s: float = 0.1
     """The wait before retry n is random in [0, backoff_s * 2**n], 10 s at most."""
 
-    def open(self) -> Store:
-        """The store; nothing is connected to or created yet."""
-        if self.url.startswith("s3://"):
-            from overtone.jobs.store.s3 import S3Store  # boto3 takes a while to import
-
-            return S3Store(self)
-        from overtone.jobs.store.local import LocalStore
-
-        return LocalStore(self)
+    def where(self, key: str) -> str:
+        """The full name of an object, for people."""
+        return f"{self.url}/{key}"
 
 
 class Store(ABC):
@@ -106,7 +99,7 @@ class Store(ABC):
     @abstractmethod
     def read(self, key: str, start: int | None = None, length: int | None = None) -> bytes:
         """The bytes [start, start + length), cut at the end of the object; a negative `start` counts from the
-        end. NoSuchObject where there is none."""
+        end. NoSuchObject where the key has no object."""
 
     @abstractmethod
     def open(self, key: str) -> BinaryIO:
@@ -153,17 +146,18 @@ class Store(ABC):
         Safe beside live writers. Returns how many; `older_than_s` None: an age that suits the store."""
 
     @abstractmethod
-    def _probe_limits(self) -> tuple[bool, int]:
-        """(multipart differs from single, `max_single_bytes`)."""
+    def probe_limits(self) -> tuple[bool, int]:
+        """For the probe: (whether a create in several requests is another thing than one in a single request,
+        `max_single_bytes`)."""
 
-    def _create_as(self, key: str, data: bytes, *, attempt: str, multipart: bool) -> bool:
-        """`create` in the way asked for, whatever the guarantees: for the probe."""
+    def create_as(self, key: str, data: bytes, *, attempt: str, multipart: bool) -> bool:
+        """For the probe: `create` in one request or in several, whatever was found before."""
         return self.create(key, data, attempt=attempt)
 
     def probe(self) -> StoreGuarantees:
         """Try it: create an object twice in each way and see whether the second is refused and harmless.
         Writes a few bytes under `_job/probe/` and removes them. StoreError where the store cannot be used."""
-        differs, limit = self._probe_limits()
+        differs, limit = self.probe_limits()
         single = self._refuses_second(multipart=False)
         multipart = self._refuses_second(multipart=True) if differs else single
         return StoreGuarantees(single=single, multipart=multipart, max_single_bytes=limit)
@@ -171,8 +165,8 @@ class Store(ABC):
     def _refuses_second(self, *, multipart: bool) -> bool:
         key = f"{PROBE_PREFIX}{uuid4().hex}-{'multipart' if multipart else 'single'}"
         try:
-            first = self._create_as(key, b"first", attempt=uuid4().hex, multipart=multipart)
-            second = self._create_as(key, b"second", attempt=uuid4().hex, multipart=multipart)
+            first = self.create_as(key, b"first", attempt=uuid4().hex, multipart=multipart)
+            second = self.create_as(key, b"second", attempt=uuid4().hex, multipart=multipart)
             return first and not second and self.read(key) == b"first"
         except StoreUnsafe:
             return False  # the store says itself that it does not know the condition
@@ -182,10 +176,10 @@ class Store(ABC):
 
     def where(self, key: str) -> str:
         """The full name of an object, for people."""
-        return f"{self.url}/{key}"
+        return self.config.where(key)
 
     def __reduce__(self):
-        return (StoreConfig.open, (self.config,))
+        return (type(self), (self.config,))
 
     def __repr__(self) -> str:
         endpoint = f", endpoint_url={self.config.endpoint_url!r}" if self.config.endpoint_url else ""
@@ -202,7 +196,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """The same for a key's beginning, which may be empty or end in "/"."""
+    """The prefix itself, held to the rule of `check_key`; it may also be empty or end in "/"."""
     if prefix:
         check_key(prefix[:-1] if prefix.endswith("/") else prefix)
     return prefix

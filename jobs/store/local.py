@@ -141,7 +141,7 @@ class LocalStore(Store):
                         swept += 1
         return swept
 
-    def _probe_limits(self) -> tuple[bool, int]:
+    def probe_limits(self) -> tuple[bool, int]:
         return False, 2**63 - 1
 
     def _publish(
@@ -160,7 +160,7 @@ class LocalStore(Store):
                 try:
                     _make_folder(self._temporary)
                     _make_folder(path.parent)
-                    with self._hidden(data, attempt, durable) as hidden:
+                    with self.hidden(data, attempt, durable) as hidden:
                         ours = name(hidden, path, attempt or "")
                         if durable:
                             _sync_folder(path.parent)
@@ -172,9 +172,9 @@ class LocalStore(Store):
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
-    def _hidden(self, data: bytes | Path, attempt: str | None, durable: bool = True) -> Iterator[Path]:
-        """A file that no reader sees, synced if it is to be durable, gone at the end; locked, so that a
-        sweeper knows it is in use."""
+    def hidden(self, data: bytes | Path, attempt: str | None, durable: bool = True) -> Iterator[Path]:
+        """A file that no reader sees, synced if it is to be durable, removed at the end. It is locked, so
+        that a sweeper leaves it alone while its writer lives."""
         path = self._temporary / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:

@@ -1,4 +1,6 @@
-"""TODO: jobs/store/open.py."""
+"""Opens the store that a URL means and holds it to what is safe. Knows how places are written, not how stores
+work.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from overtone.jobs.errors import StoreUnsafe, UserError
 from overtone.jobs.store.base import Store, StoreConfig, check_prefix
+from overtone.jobs.store.local import LocalStore
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
@@ -31,21 +34,31 @@ def open_store(
         place = _s3_url(url)
     else:
         place, endpoint_url, region = _folder(url), None, None
-    return StoreConfig(
-        url=place,
-        endpoint_url=endpoint_url,
-        region=region,
-        retries=retries,
-        unsafe_overwrite=unsafe_overwrite,
-    ).open()
+    return open_config(
+        StoreConfig(
+            url=place,
+            endpoint_url=endpoint_url,
+            region=region,
+            retries=retries,
+            unsafe_overwrite=unsafe_overwrite,
+        )
+    )
+
+
+def open_config(config: StoreConfig) -> Store:
+    """The store of these settings; nothing is connected to or created yet."""
+    if config.url.startswith("s3://"):
+        from overtone.jobs.store.s3 import S3Store  # boto3 takes a while to import
+
+        return S3Store(config)
+    return LocalStore(config)
 
 
 def probed(store: Store) -> Store:
     """The same store, held to what its probe found: it creates objects only in the way that is safe.
 
-    StoreUnsafe where no way is, unless `unsafe_overwrite` accepts that. For a job's driver, once; pickles of
-    the
-    returned store carry the finding to the workers.
+    StoreUnsafe where no way is, unless `unsafe_overwrite` accepts that. For a job's driver, once: pickles
+    of the returned store carry the finding to the workers.
     """
     guarantees = store.probe()
     if not (guarantees.single or guarantees.multipart or store.config.unsafe_overwrite):
@@ -54,7 +67,7 @@ def probed(store: Store) -> Store:
             "same shard could both write it: use a store that honours If-None-Match (AWS S3, MinIO, Ceph, "
             "R2) or a file system with hard links, or accept the risk with `output.unsafe_overwrite: true`"
         )
-    return replace(store.config, guarantees=guarantees).open()
+    return open_config(replace(store.config, guarantees=guarantees))
 
 
 def _s3_url(url: str) -> str:

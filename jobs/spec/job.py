@@ -1,0 +1,92 @@
+"""A job as its user wrote it: one checked and frozen object. Knows no files and no YAML.
+
+spec.samples()      # what changes samples: for the fingerprint
+spec.to_json()      # canonical; never holds credentials
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from overtone.jobs.errors import SpecError
+from overtone.jobs.spec.sections import Faults, Model, Output, Prompts, Section, Shards, Workers
+from overtone.progressive.settings import Sampling
+
+
+def _shorthand(key: str) -> Any:
+    """Lets a section be written as the value of its main key."""
+
+    def expand(value: Any) -> Any:
+        return value if isinstance(value, dict | BaseModel) else {key: value}
+
+    return expand
+
+
+class JobSpec(Section):
+    """One job: a model, a prompt table, an output folder, and how to get from one to the other."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "job"
+    """Shown in logs and reports; letters, digits, `.`, `_` and `-`. Unset: the spec's file name."""
+
+    model: Annotated[Model, BeforeValidator(_shorthand("id"), json_schema_input_type=str | Model)]
+    """What draws the samples. A text is its `id`."""
+
+    prompts: Annotated[
+        Prompts, BeforeValidator(_shorthand("path"), json_schema_input_type=str | list[str] | Prompts)
+    ]
+    """The table of what to make. A text or list is its `path`."""
+
+    sampling: Sampling = Sampling()
+    """How a sample is made. Every key here changes pixels."""
+
+    shards: Annotated[Shards, BeforeValidator(_shorthand("rows"), json_schema_input_type=int | Shards)] = (
+        Shards()
+    )
+    """How the work is cut. A number is its `rows`."""
+
+    workers: Annotated[
+        Workers, BeforeValidator(_shorthand("count"), json_schema_input_type=int | Workers)
+    ] = Workers()
+    """How the samples are computed. A number is its `count`."""
+
+    output: Annotated[Output, BeforeValidator(_shorthand("path"), json_schema_input_type=str | Output)]
+    """Where the data set goes. A text is its `path`."""
+
+    faults: Faults = Faults()
+    """What is tolerated before giving up."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of all rows that have none of their own; each gets its own noise from it and its row_id."""
+
+    def samples(self) -> dict[str, Any]:
+        """What changes the samples or their encoding, and nothing of how fast they are computed."""
+        everything = self.model_dump(mode="json")
+        model, output = everything["model"], everything["output"]
+        return {
+            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
+            "columns": everything["prompts"]["columns"],
+            "keep": everything["prompts"]["keep"],
+            "sampling": everything["sampling"],
+            "output": {key: output[key] for key in ("format", "image", "video", "latents")},
+            "seed": self.seed,
+        }
+
+    def to_json(self) -> str:
+        """Canonical: one spec has one text. Holds no credentials, for the spec has no place for any."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> JobSpec:
+        """The spec of `to_json`. SpecError where it is not one, or another version's."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise SpecError(
+                "the job's spec (_job/spec.json) is damaged, or of another version of overtone: "
+                f"{f'{key}: ' if key else ''}{first['msg']}"
+            ) from None
