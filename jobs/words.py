@@ -1,6 +1,9 @@
-"""TODO: jobs/words.py."""
+"""Small forms of text that many parts print: durations, one line of many, Markdown tables. A ground file: it
+knows nothing of jobs, and imports nothing of ours."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -13,3 +16,27 @@ def duration(seconds: float) -> str:
     if whole < 86_400:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """A text, or an error's message, with one space for every run of white space; cut after `limit`
+    characters."""
+    return " ".join(str(text).split())[:limit]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as GitHub's Markdown has it, without a line break at its end.
+
+    The cells are Markdown already, on one line each, and the caller escapes a `|` in them. ValueError for a
+    row that has not as many cells as the header.
+    """
+    lines = [_row(header), "|" + "---|" * len(header)]
+    for cells in rows:
+        if len(cells) != len(header):
+            raise ValueError(f"{len(cells)} cells below {len(header)} of the header: {cells}")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
