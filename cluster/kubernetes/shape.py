@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from overtone.cluster.kubernetes.options import Options
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, is_url
+from overtone.progressive.checkpoints import is_local_model
 
 IMAGE_FOLDER = "/opt/overtone"
 """Where the image has the project: local paths of a spec may lie in it."""
@@ -124,7 +125,7 @@ def check_paths(spec: JobSpec, options: Options) -> None:
     seen = [PurePosixPath(volume.mount_path) for volume in options.volumes]
     places = [("prompts.path", path, True) for path in spec.prompts.path]
     places.append(("output.path", spec.output.path, False))
-    if spec.model.id.startswith(("/", "./", "../", "~")):
+    if is_local_model(spec.model.id):
         places.append(("model.id", spec.model.id, True))
     for key, path, readable in places:
         roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if readable else seen

@@ -15,6 +15,7 @@ import yaml
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec
+from overtone.progressive.checkpoints import is_local_model
 
 SPEC_NAME = "overtone-spec.yaml"
 WORKING_DIR_LIMIT_BYTES = 512 * 2**20
@@ -143,7 +144,7 @@ def notes_on_paths(spec: JobSpec) -> tuple[str, ...]:
     """A sentence for each path in the spec that the cluster must see as this machine does."""
     paths = [("prompts", path) for path in spec.prompts.path]
     paths.append(("output", spec.output.path))
-    if spec.model.id.startswith(("/", "./", "../", "~")):
+    if is_local_model(spec.model.id):
         paths.append(("model", spec.model.id))
     return tuple(
         f"{what}: {path} is a path on the cluster's machines, not packed with the job; all must "
