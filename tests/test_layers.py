@@ -43,8 +43,6 @@ SMALL = {
     "progressive/layouts.py",
     "progressive/noise.py",
     # Begun, and to be filled.
-    "cluster/cli/command.py",
-    "cluster/cli/options.py",
     "cluster/kubernetes/yaml_notes.py",
     "cluster/worker/pictures.py",
     "cluster/worker/texts.py",

@@ -1,9 +1,8 @@
-"""The numbers of a run: rows, rejects, shards, retries, workers lost. Knows events and actions, but neither Ray
-nor a store.
+"""The numbers of a run: rows, rejects, shards, retries, lost workers. Knows events and actions, no Ray.
 
-    tally = Tally(work, finished=folder.finished(work))
-    tally.record(event)                                  # what happened, or an action that was executed
-    on_event(tally.snapshot(dispatcher))
+tally = Tally(work, finished=folder.finished(work))
+tally.record(event)                                  # what happened, or an action that was executed
+on_event(tally.snapshot(dispatcher))
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""TODO: cluster/measure/tuning.py."""
+"""What a sweep of settings found, as data, Markdown, HTML and a sheet of pictures. Knows figures and
+pictures, no engine."""
 
 from __future__ import annotations
 
