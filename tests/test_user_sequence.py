@@ -31,7 +31,7 @@ class Terminal:
     def start(self, line: str, **environ: str) -> subprocess.Popen[str]:
         """`out/quickstart` is another folder, and its job a smaller one."""
         program, *words = shlex.split(line.replace("out/quickstart", str(self.output)))
-        module = {"overtone": "overtone.jobs.cli", "ray": "ray.scripts.scripts"}[program]
+        module = {"overtone": "overtone.cluster.cli", "ray": "ray.scripts.scripts"}[program]
         if words[0] == "submit":
             words += ["--set", f"output.path={self.output}"]
             words += [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
