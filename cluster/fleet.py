@@ -1,12 +1,12 @@
 """The workers of a job on Ray: started, given work, listened to, stopped. Knows no shards' state.
 
-    fleet = Fleet(spec, plan, store, epoch=3)
+    fleet = Fleet(spec, job_plan, store, epoch=3)
     fleet.start(0, avoid=frozenset()); fleet.assign(0, assignment)
     for event in fleet.poll(1.0): ...          # events of overtone.cluster.dispatch, from all workers
     fleet.close()
 
-Every way in which Ray tells of a dead process becomes one `WorkerDied`, with nobody to blame where the
-machine itself went.
+Every way in which Ray reports a dead process becomes one `WorkerDied`, which blames nobody where the machine
+itself went away.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class Fleet:
     def __init__(
         self,
         spec: JobSpec,
-        plan: JobPlan,
+        job_plan: JobPlan,
         store: Store,
         *,
         epoch: int,
         address: str | None = None,
         engine_factory: EngineFactory | None = None,
-        retry: RetryPlan | None = None,
+        retry_plan: RetryPlan | None = None,
         worker_class: type[Worker] = Worker,
     ) -> None:
         self._spec, self._epoch, self._worker_class = spec, epoch, worker_class
@@ -107,7 +107,7 @@ class Fleet:
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs (`workers`), and this machine "
                 f"has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
             )
-        self._load = ray.put(Load(spec, plan, store, engine_factory or load_engine, retry))
+        self._load = ray.put(Load(spec, job_plan, store, engine_factory or load_engine, retry_plan))
 
     def capacity(self) -> int:
         """Workers that the cluster has room for, as it is now, nothing else running on it."""
@@ -121,10 +121,8 @@ class Fleet:
                 room += min(fits)
         return room
 
-    # Orders.
-
     def start(self, worker: int, avoid: frozenset[str] = frozenset()) -> None:
-        """Start a worker; it loads its model and then says WorkerReady or WorkerFailed."""
+        """Start a worker; it loads its model and then reports WorkerReady or WorkerFailed."""
         options: dict[str, Any] = {
             "num_cpus": self._cpus,
             "num_gpus": self._gpus,
@@ -156,7 +154,7 @@ class Fleet:
         member.calls.append(_Call("flush", member.actor.flush.options(num_returns="streaming").remote()))
 
     def stop(self, worker: int, *, kill: bool) -> None:
-        """Let a worker go. Nothing is heard of it any more."""
+        """Let a worker go. Nothing more of it is reported."""
         member = self._members.pop(worker)
         if kill:
             ray.kill(member.actor)
@@ -169,8 +167,6 @@ class Fleet:
             self.stop(worker, kill=True)
         if self._owns:
             ray.shutdown()
-
-    # News.
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What happened, as soon as anything did; an empty list after `timeout_s`."""
@@ -242,7 +238,7 @@ class Fleet:
         return WorkerDied(member.id, _reason(error), name, preempted=bool(gone))
 
     def _leaving(self) -> list[Event]:
-        """Which workers' machines have been told to go, asked now and then."""
+        """The workers whose machines are about to go; Ray is asked now and then."""
         now = time.monotonic()
         if now - self._nodes_at < NODES_EVERY_S:
             return []
@@ -280,7 +276,8 @@ def _alive() -> set[str]:
 
 
 def _draining_nodes() -> set[str]:
-    """Ray offers this only inside itself; without it, SIGTERM in the worker still tells."""
+    """The machines that Ray drains. Ray offers this only inside itself; without it, a worker still reports
+    the SIGTERM that it gets."""
     with suppress(ImportError, AttributeError):
         from ray._private.state import state
 

@@ -1,13 +1,13 @@
 """A job's folder, its only state: plan, parts, epochs, quarantine, retries. Knows no workers.
 
-_job/plan.parquet              which job this is; whoever creates it first decides
-_job/spec.json                 how it was asked for
-_job/epochs/000002.json        one a driver: the newest is the live one
-_job/quarantine/00042-ab12.json  one a row that kills workers
-_job/retries/001/shards.parquet  which shards have rejects to try again; whoever creates it first decides
-_job/retries/001/quarantine/  as above, of that retry
-data/train-00042-of-00128.parquet  the commit of shard 42
-data/train-00042-of-00128-retry-001.parquet  that of its rejects
+_job/plan.parquet                            which job this is; whoever creates it first decides
+_job/spec.json                               how it was asked for
+_job/epochs/000002.json                      one a driver: the newest is the live one
+_job/quarantine/00042-ab12.json              one a row that kills workers
+_job/retries/001/shards.parquet              which shards have rejects to try again; created like the plan
+_job/retries/001/quarantine/                 as above, of that retry
+data/train-00042-of-00128.parquet            the commit of shard 42
+data/train-00042-of-00128-retry-001.parquet  the commit of its rejects in retry 1
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
 from overtone.jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
-from overtone.jobs.plan import JobPlan, difference
+from overtone.jobs.plan import JobPlan, Work, difference
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.shard_set import ShardSet
@@ -38,53 +38,62 @@ _EPOCH = re.compile(r"_job/epochs/(\d{6,})\.json")
 
 
 class JobFolder:
-    """The folder behind a store. Every method asks the store; nothing is kept but the number of shards."""
+    """The folder behind a store. Every method asks the store; only the plan is kept, for it never changes."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._num_shards: int | None = None
+        self._kept_plan: JobPlan | None = None
 
     def exists(self) -> bool:
         """Whether a job was begun here."""
         return self.store.head(PLAN) is not None
 
-    def open(self, spec: JobSpec, plan: JobPlan) -> bool:
+    def open(self, spec: JobSpec, job_plan: JobPlan) -> bool:
         """Make this folder the job's, or find that it is. True: an earlier run has begun it (resumed).
 
         FingerprintMismatch, which shows what differs, where it is another job's; nothing is written then.
         """
         created = self.store.create(
-            PLAN, plan.to_parquet_bytes(), attempt=uuid4().hex, content_type="application/vnd.apache.parquet"
+            PLAN,
+            job_plan.to_parquet_bytes(),
+            attempt=uuid4().hex,
+            content_type="application/vnd.apache.parquet",
         )
         if not created:
-            self.check(plan)
-        self._num_shards = plan.num_shards
+            self.check(job_plan)
+        self._kept_plan = job_plan
         # After the plan, which decides, also where an earlier run ended between the two.
         self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
         return not created
 
-    def check(self, plan: JobPlan) -> None:
+    def check(self, job_plan: JobPlan) -> None:
         """FingerprintMismatch, which shows what differs, where the folder holds another job than this."""
-        self._same(self._plan(), plan)
+        kept = self._read_plan()
+        if kept.fingerprint == job_plan.fingerprint:
+            return
+        lines = difference(kept, job_plan) or ["the order of the input files changed"]
+        raise FingerprintMismatch(
+            f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
+            "Undo that to go on with the job, or choose a new `output`"
+        )
 
     def load(self) -> tuple[JobSpec, JobPlan]:
         """The job as it was begun. UserError where the folder holds none, or its spec is damaged."""
-        plan = self._plan()
-        self._num_shards = plan.num_shards
+        job_plan = self._kept_plan = self._read_plan()
         try:
             text = self.store.read(SPEC)
         except NoSuchObject:
             raise UserError(
                 f"the job in {self.store.url} was begun but its spec was not written; run it again to go on"
             ) from None
-        return JobSpec.from_json(text), plan
+        return JobSpec.from_json(text), job_plan
 
-    def finished(self, retry: RetryPlan | None = None) -> ShardSet:
-        """The shards that are committed, by their names alone; of a retry, its own."""
-        num_shards, number = self._known_shards(), retry.number if retry else 0
-        found = (part_index(num_shards, info.key, number) for info in self.store.list("data/"))
-        known = (index for index in found if index is not None and (retry is None or retry.has(index)))
-        return ShardSet(num_shards, known)
+    def finished(self, work: Work | None = None) -> ShardSet:
+        """The shards whose parts of this work are committed, by the parts' names alone; None: of the job."""
+        num_shards = self._plan().num_shards
+        work = self._plan() if work is None else work
+        indices = (part_index(num_shards, info.key, work.number) for info in self.store.list("data/"))
+        return ShardSet(num_shards, (index for index in indices if index is not None and work.has(index)))
 
     def num_retries(self) -> int:
         """How many retries were begun."""
@@ -107,17 +116,17 @@ class JobFolder:
                 raise VerifyError(f"{self.store.where(key)}: there is no plan of retry {number} before it")
         return retries
 
-    def begin_retry(self, retry: RetryPlan) -> RetryPlan:
-        """Record a retry; another driver's of the same number where it was first."""
-        key = f"{_retry_folder(retry.number)}shards.parquet"
-        self.store.create(key, retry.to_bytes(), attempt=uuid4().hex)
+    def begin_retry(self, retry_plan: RetryPlan) -> RetryPlan:
+        """Record a retry; returns another driver's of the same number where that driver was first."""
+        key = f"{_retry_folder(retry_plan.number)}shards.parquet"
+        self.store.create(key, retry_plan.to_bytes(), attempt=uuid4().hex)
         return RetryPlan.from_bytes(self.store.read(key))
 
     def unfinished_retry(self) -> RetryPlan | None:
         """The first retry that lacks a part."""
-        for retry in self.retries():
-            if len(self.finished(retry)) < retry.num_shards:
-                return retry
+        for retry_plan in self.retries():
+            if len(self.finished(retry_plan)) < retry_plan.num_shards:
+                return retry_plan
         return None
 
     def take_epoch(self, owner: str) -> int:
@@ -139,8 +148,8 @@ class JobFolder:
         return {int(match[1]): info.modified_s for match, info in found if match}
 
     def add_quarantine(self, row: Quarantined, retry: int = 0) -> None:
-        """Remember, for those who go on with this run, that a row kills workers. For the same row, the newest
-        counts. A retry begins with none: it was asked for to try them again."""
+        """Remember, for every driver that continues this run, that a row kills workers; of one row's records
+        the newest counts. A retry begins without any, since its purpose is to try such rows again."""
         name = blake2b(row.row_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
         key = f"{quarantine_folder(retry)}{row.shard:05d}-{name}.json"
         self.store.put(key, json.dumps(asdict(row)).encode())
@@ -160,10 +169,10 @@ class JobFolder:
         """Write the timings and rejects of parts whose writer died in between; returns how many parts those
         were.
 
-        By names alone, but for the parts that need it. Timings are written last, so where they are, all is;
-        empty ones were lost with the machine's power.
+        Only the parts that need it are read; the others are judged by names. Timings are written last, so
+        where they exist, everything does; empty ones were lost with the machine's power.
         """
-        num_shards = self._known_shards()
+        num_shards = self._plan().num_shards
         written = {info.key for info in self.store.list("timings/") if info.size_bytes}
         parts = ((part_place(num_shards, info.key), info.key) for info in self.store.list("data/"))
         repaired: list[int] = []
@@ -175,12 +184,12 @@ class JobFolder:
                 repaired.append(index)
         return len(repaired)
 
-    def _known_shards(self) -> int:
-        if self._num_shards is None:
-            self._num_shards = self._plan().num_shards
-        return self._num_shards
-
     def _plan(self) -> JobPlan:
+        if self._kept_plan is None:
+            self._kept_plan = self._read_plan()
+        return self._kept_plan
+
+    def _read_plan(self) -> JobPlan:
         try:
             return JobPlan.from_bytes(self.store.read(PLAN))
         except NoSuchObject:
@@ -188,18 +197,9 @@ class JobFolder:
                 f"{self.store.url} holds no job; give the folder or s3:// URL that a job's `output` names"
             ) from None
 
-    def _same(self, old: JobPlan, new: JobPlan) -> None:
-        if old.fingerprint == new.fingerprint:
-            return
-        lines = difference(old, new) or ["the order of the input files changed"]
-        raise FingerprintMismatch(
-            f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
-            "Undo that to go on with the job, or choose a new `output`"
-        )
-
 
 def quarantine_folder(retry: int = 0) -> str:
-    """Where a run's rows that kill workers are kept; 0: the job itself."""
+    """The folder that keeps a retry's rows that kill workers; 0: those of the job itself."""
     return f"{_retry_folder(retry)}quarantine/" if retry else QUARANTINE
 
 

@@ -2,10 +2,13 @@
 
     plan = make_plan(spec)
     plan.shard(42), plan.num_shards, plan.fingerprint
-    remaining(plan, finished)                 # resume: the plan minus what is committed
+    difference(old, new)                      # why a job cannot be resumed under another spec
 
 Shards are not stored: they follow from the files' row counts, so a plan of ten million shards is as small as
 its list of files.
+
+A driver works at a whole job or at a retry of its rejects (`jobs.retry_plan`). `Work` is what it asks of
+either, so that it need not know which one it has.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +34,46 @@ from overtone.jobs.tables import table_of
 MAX_SHARDS = 100_000_000
 _VERSION = 1
 _SHOWN_FILES = 10
+
+
+def make_plan(spec: JobSpec) -> JobPlan:
+    """The plan of a job, from the footers of its input files. PromptsError where they cannot be used.
+
+    That no two rows have one row_id takes a pass over the rows: `jobs.prompts.check_row_ids`.
+    """
+    files, shard_rows = list_files(spec), spec.shards.rows
+    plan = JobPlan(files, shard_rows, spec.samples())
+    if plan.num_shards > MAX_SHARDS:
+        raise PromptsError(
+            f"{plan.num_rows:,} rows in shards of {shard_rows:,} are {plan.num_shards:,} shards, at most "
+            f"{MAX_SHARDS:,} are possible; set shards.rows to a larger number"
+        )
+    return plan
+
+
+class Work(Protocol):
+    """What one run of a job is to make: a `JobPlan`, which is the whole job, or a `RetryPlan`."""
+
+    @property
+    def number(self) -> int:
+        """0 for the job itself, and for a retry its number; part of the parts' names."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many parts it makes."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many input rows it tries."""
+
+    def has(self, index: int, /) -> bool:
+        """Whether it tries any row of this shard of the job."""
+
+    def rows_of(self, index: int, /) -> int:
+        """How many input rows of this shard it tries."""
+
+    def left_out(self, num_shards: int, /) -> Iterable[int]:
+        """The shards of a job of so many of which it tries no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +108,11 @@ class JobPlan:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(shards, dtype=np.int64)])
 
     @property
+    def number(self) -> int:
+        """0: as `Work`, a plan is the job itself and no retry."""
+        return 0
+
+    @property
     def num_shards(self) -> int:
         return int(self._first_shards[-1])
 
@@ -80,12 +128,25 @@ class JobPlan:
 
     def shard(self, index: int) -> Shard:
         """O(log files). IndexError outside [0, num_shards)."""
-        if not 0 <= index < self.num_shards:
+        if not self.has(index):
             raise IndexError(f"shard {index} of {self.num_shards}")
         file = int(np.searchsorted(self._first_shards, index, side="right")) - 1
         first_row = (index - int(self._first_shards[file])) * self.shard_rows
         num_rows = min(self.shard_rows, int(self.files.num_rows[file]) - first_row)
         return Shard(index=index, file=file, first_row=first_row, num_rows=num_rows)
+
+    def has(self, index: int) -> bool:
+        """Whether the job has a shard of this number."""
+        return 0 <= index < self.num_shards
+
+    def rows_of(self, index: int) -> int:
+        """Input rows of a shard. IndexError as `shard`."""
+        return self.shard(index).num_rows
+
+    def left_out(self, num_shards: int) -> Iterable[int]:
+        """None: the plan has every shard of its job."""
+        assert num_shards == self.num_shards
+        return ()
 
     def shards(self) -> Iterator[Shard]:
         """All of them, in order, made as they are asked for."""
@@ -157,32 +218,6 @@ class JobPlan:
                 raise
             raise VerifyError(f"the job's plan (_job/plan.parquet) is damaged: {error}") from error
         return plan
-
-
-def make_plan(spec: JobSpec) -> JobPlan:
-    """The plan of a job, from the footers of its input files. PromptsError where they cannot be used.
-
-    That no two rows have one row_id takes a pass over the rows: `jobs.prompts.check_row_ids`.
-    """
-    files, shard_rows = list_files(spec), spec.shards.rows
-    plan = JobPlan(files, shard_rows, spec.samples())
-    if plan.num_shards > MAX_SHARDS:
-        raise PromptsError(
-            f"{plan.num_rows:,} rows in shards of {shard_rows:,} are {plan.num_shards:,} shards, at most "
-            f"{MAX_SHARDS:,} are possible; set shards.rows to a larger number"
-        )
-    return plan
-
-
-def remaining(plan: JobPlan, finished: Collection[int]) -> np.ndarray:
-    """The shards still to make, int64, in order: the plan minus the committed ones."""
-    left = np.ones(plan.num_shards, dtype=bool)
-    if len(finished):
-        done = np.fromiter(finished, np.int64, len(finished))
-        assert done.min() >= 0, "a finished shard below 0"
-        assert done.max() < plan.num_shards, "a finished shard that the plan does not have"
-        left[done] = False
-    return np.flatnonzero(left)
 
 
 def difference(old: JobPlan, new: JobPlan) -> list[str]:

@@ -13,6 +13,12 @@ from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.schedule import SamplingPlan
 
 
+def preview(spec: JobSpec) -> Preview:
+    """Plan a job without starting it. UserError for a spec, prompt table or size that cannot be used."""
+    checkpoint = checkpoint_of(spec)
+    return Preview(spec, make_plan(spec), checkpoint, sampling_plan(spec, checkpoint))
+
+
 @dataclass(frozen=True)
 class Preview:
     """A job before it runs: `job` is its shards, `sampling` the stages of a row at the job's own size."""
@@ -64,9 +70,3 @@ class Preview:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def preview(spec: JobSpec) -> Preview:
-    """Plan a job without starting it. UserError for a spec, prompt table or size that cannot be used."""
-    checkpoint = checkpoint_of(spec)
-    return Preview(spec, make_plan(spec), checkpoint, sampling_plan(spec, checkpoint))

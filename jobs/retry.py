@@ -1,13 +1,14 @@
 """A follow-up run of a finished job's rejects alone: what it tries again, and how. Knows no workers.
 
-    found = find_rejects(folder, spec, plan)              # what is to be tried again
-    retry = folder.begin_retry(found.retry)               # another driver's, where it was first
-    rows = read_rejected(store, spec, plan, retry, 42)    # the rows of shard 42 that it tries again
+    spec, job_plan = job_to_retry(store, overrides)                   # the job, as the retry makes it
+    rejects = find_rejects(folder, spec, job_plan)                  # what is to be tried again
+    retry = folder.begin_retry(rejects.retry)                       # another driver's, where it was first
+    rows = read_rejected(store, spec, job_plan, retry, 42)          # the rows of shard 42 to try again
 
 A retry's part stands beside the one whose rejects it tries again, and has each of those rows, made or
 rejected once more. So the rows of a shard are those of all its parts, and its rejects those of its newest
-part; a part that is there never changes. Which rows to try is in the footers alone, so that no two records of
-it can disagree.
+part; an existing part never changes. Only the footers record which rows to try, so that no two records of it
+can disagree.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Rejects:
     """What a retry would try again."""
 
     retry: RetryPlan
-    """Without shards where there is nothing to try."""
+    """Has no shards where there is nothing to try."""
     classes: Counter[str] = field(default_factory=Counter)
     """The rejects that it tries again, by error class."""
     refused: int = 0
-    """Rejects that the reader refused; it would do so again."""
+    """Rejects that the reader refused, and would refuse again."""
     begun: bool = False
-    """The retry is one that was begun and is not finished: that comes first. Its rejects are not counted."""
+    """The retry is one that was begun and is not finished, which comes first. Its rejects are not counted."""
 
     def text(self) -> str:
         """A line or two for a terminal."""
@@ -74,19 +75,19 @@ def preview(
     region: str | None = None,
 ) -> Rejects:
     """What a retry of the job in a folder or under an s3:// URL would try again; writes nothing. Raises as
-    `retry_plan` and `find_rejects` do."""
+    `job_to_retry` and `find_rejects` do."""
     store = open_store(output, endpoint_url=endpoint_url, region=region)
-    spec, plan = retry_plan(store, overrides)
-    return find_rejects(JobFolder(store), spec, plan)
+    spec, job_plan = job_to_retry(store, overrides)
+    return find_rejects(JobFolder(store), spec, job_plan)
 
 
-def retry_plan(store: Store, overrides: Sequence[str] = ()) -> tuple[JobSpec, JobPlan]:
+def job_to_retry(store: Store, overrides: Sequence[str] = ()) -> tuple[JobSpec, JobPlan]:
     """The spec and plan for a retry of the job in a store, with `key=value` overrides of what changes no
     sample; the inputs must be what they were.
 
-    All rejects are borne, for they were rejects before: `faults.max_reject_fraction` counts only as an
-    override, and is of the rows that are tried again. UserError: no job there, an override that cannot be, or
-    inputs that changed.
+    All rejects are tolerated, since they were rejects before: `faults.max_reject_fraction` counts only where
+    it is an override, and is then a share of the rows that are tried again. UserError where the store holds
+    no job, an override cannot be, or the inputs changed.
     """
     folder = JobFolder(store)
     begun, _ = folder.load()
@@ -94,25 +95,25 @@ def retry_plan(store: Store, overrides: Sequence[str] = ()) -> tuple[JobSpec, Jo
     place = {"path": config.url, "endpoint_url": config.endpoint_url, "region": config.region}
     known = {key: value for key, value in place.items() if value is not None}
     moved = begun.model_copy(update={"output": begun.output.model_copy(update=known)})
-    spec = with_overrides(bearing_rejects(moved), overrides)
+    spec = with_overrides(tolerating_rejects(moved), overrides)
     if spec.output.path != config.url:
         raise SpecError("--set output.path: a retry belongs to the job in the folder that is given")
-    plan = make_plan(spec)
-    folder.check(plan)
-    return spec, plan
+    job_plan = make_plan(spec)
+    folder.check(job_plan)
+    return spec, job_plan
 
 
-def find_rejects(folder: JobFolder, spec: JobSpec, plan: JobPlan) -> Rejects:
+def find_rejects(folder: JobFolder, spec: JobSpec, job_plan: JobPlan) -> Rejects:
     """What is rejected now, or what is left of the retry that was begun last.
 
-    UserError where the job itself is not finished; VerifyError for a part that is broken. Which shards have
-    rejects is in the names under `rejects/`, which `JobFolder.repair_derived` completes; which ones these
-    are, in the parts' footers.
+    UserError where the job itself is not finished; VerifyError for a part that is broken. The names under
+    `rejects/`, which `JobFolder.repair_derived` completes, say which shards have rejects; the footers of
+    these shards' parts say which rows they are.
     """
     done = len(folder.finished())
-    if done < plan.num_shards:
+    if done < job_plan.num_shards:
         raise UserError(
-            f"{folder.store.url} has {done:,} of {plan.num_shards:,} shards: finish the job first, by "
+            f"{folder.store.url} has {done:,} of {job_plan.num_shards:,} shards: finish the job first, by "
             "running it again"
         )
     unfinished = folder.unfinished_retry()
@@ -121,11 +122,11 @@ def find_rejects(folder: JobFolder, spec: JobSpec, plan: JobPlan) -> Rejects:
     earlier = folder.retries()
     newest = {shard: retry.number for retry in earlier for shard in retry.shards.tolist()}
     store, format = folder.store, spec.output.format
-    found = (rejects_index(plan, info.key) for info in store.list("rejects/"))
+    found = (rejects_index(job_plan, info.key) for info in store.list("rejects/"))
     shards = sorted({index for index in found if index is not None})
 
     def rejects(shard: int) -> tuple[Reject, ...]:
-        with store.open(part_name(plan, shard, format, newest.get(shard, 0))) as file:
+        with store.open(part_name(job_plan, shard, format, newest.get(shard, 0))) as file:
             return read_footer(file, format).rejects
 
     classes, refused, lines = Counter[str](), 0, []
@@ -140,12 +141,14 @@ def find_rejects(folder: JobFolder, spec: JobSpec, plan: JobPlan) -> Rejects:
     return Rejects(RetryPlan(len(earlier) + 1, table), classes, refused)
 
 
-def read_rejected(store: Store, spec: JobSpec, plan: JobPlan, retry: RetryPlan, index: int) -> ShardRows:
+def read_rejected(
+    store: Store, spec: JobSpec, job_plan: JobPlan, retry_plan: RetryPlan, index: int
+) -> ShardRows:
     """Of a shard's rows those that the part before rejected. Raises as `read_shard` and `read_footer` do."""
-    shard = plan.shard(index)
-    read = read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows)
+    shard = job_plan.shard(index)
+    read = read_shard(spec, job_plan.files[shard.file], shard.first_row, shard.num_rows)
     format = spec.output.format
-    with store.open(part_name(plan, index, format, retry.before(index))) as file:
+    with store.open(part_name(job_plan, index, format, retry_plan.before(index))) as file:
         again = {reject.row_id for reject in read_footer(file, format).rejects}
     return replace(
         read,
@@ -154,7 +157,7 @@ def read_rejected(store: Store, spec: JobSpec, plan: JobPlan, retry: RetryPlan, 
     )
 
 
-def bearing_rejects(spec: JobSpec) -> JobSpec:
-    """The same spec without a limit of rejects: what a retry tries again was rejected before, so that nothing
+def tolerating_rejects(spec: JobSpec) -> JobSpec:
+    """The same spec without a limit of rejects: the rows of a retry were rejected before, so that nothing
     gets worse."""
     return spec.model_copy(update={"faults": spec.faults.model_copy(update={"max_reject_fraction": 1.0})})

@@ -1,8 +1,16 @@
-"""TODO: jobs/retry_plan.py."""
+"""Which shards of a finished job are tried again, as a file of the job's folder. Knows no rows and no store.
+
+    retry_plan = RetryPlan(1, table)                      # `jobs.retry.find_rejects` makes the table
+    RetryPlan.from_bytes(retry_plan.to_bytes())
+    retry_plan.has(42), retry_plan.rows_of(42), retry_plan.before(42)
+
+To a driver it is `jobs.plan.Work`, like the plan of the job itself.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -19,7 +27,7 @@ from overtone.jobs.tables import table_of
 class RetryPlan:
     """Which shards of a finished job have rejects that a follow-up run tries again. Immutable, like a plan.
 
-    Which rows these are is in the parts alone, so that it is small.
+    It is small, for the parts alone record which rows these are.
     """
 
     number: int
@@ -50,23 +58,27 @@ class RetryPlan:
         """Input rows to try again, with those that the reader refused and will refuse again."""
         return int(self.table["rows"].to_numpy().sum())
 
-    def has(self, shard: int) -> bool:
+    def has(self, index: int) -> bool:
         """Whether it tries any row of this shard."""
-        at = int(np.searchsorted(self.shards, shard))
-        return at < len(self.shards) and int(self.shards[at]) == shard
+        at = int(np.searchsorted(self.shards, index))
+        return at < len(self.shards) and int(self.shards[at]) == index
 
-    def rows_of(self, shard: int) -> int:
+    def rows_of(self, index: int) -> int:
         """Input rows of a shard to try again. KeyError where the retry has none of it."""
-        return self._value("rows", shard)
+        return self._value("rows", index)
 
-    def before(self, shard: int) -> int:
+    def left_out(self, num_shards: int) -> Iterable[int]:
+        """The shards of a job of so many of which it tries no row."""
+        return np.setdiff1d(np.arange(num_shards), self.shards).tolist()
+
+    def before(self, index: int) -> int:
         """The retry whose part of this shard has the rejects; 0: the job itself. KeyError as above."""
-        return self._value("before", shard)
+        return self._value("before", index)
 
-    def _value(self, column: str, shard: int) -> int:
-        if not self.has(shard):
-            raise KeyError(f"retry {self.number} has no shard {shard}")
-        return self.table[column][int(np.searchsorted(self.shards, shard))].as_py()
+    def _value(self, column: str, index: int) -> int:
+        if not self.has(index):
+            raise KeyError(f"retry {self.number} has no shard {index}")
+        return self.table[column][int(np.searchsorted(self.shards, index))].as_py()
 
     def to_bytes(self) -> bytes:
         """Parquet."""

@@ -1,4 +1,4 @@
-"""TODO: jobs/sampling.py."""
+"""The stages of a row as a spec asks for them, without loading the model. Knows no prompts and no shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def checkpoint_of(spec: JobSpec) -> Checkpoint:
 def sampling_plan(
     spec: JobSpec, checkpoint: Checkpoint, *, height_px: int | None = None, width_px: int | None = None
 ) -> SamplingPlan:
-    """The stages of one row, at the job's own size unless a row's is given; SizeError where it cannot be."""
+    """The stages of one row, at the job's own size unless a row's is given. SizeError where the model cannot
+    make that size, or not with these settings."""
     family = FAMILIES[checkpoint.family]
     sampling = spec.sampling
     height_px = height_px or sampling.height or family.default_height

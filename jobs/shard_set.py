@@ -41,7 +41,7 @@ class ShardSet(MutableSet[int]):
         self._has[value] = 1
 
     def discard(self, value: int) -> None:
-        """Nothing where it is not in."""
+        """Does nothing where the shard is not in the set."""
         if value in self:
             self._has[value] = 0
             self._len -= 1

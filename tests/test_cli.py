@@ -159,7 +159,7 @@ def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
         arguments += ["--to", str(spec_path.parent / "made")]
     code = (
         "import sys\n"
-        "from overtone.jobs.cli import main\n"
+        "from overtone.cluster.cli import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'ray', 'diffusers') if name in sys.modules])"

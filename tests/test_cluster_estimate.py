@@ -14,7 +14,8 @@ from fake_engine import FakeEngine
 from small_jobs import prompt_table, small_job
 
 from overtone.cluster.measure import Profile, estimate
-from overtone.cluster.measure.timing import job_sizes, time_rows
+from overtone.cluster.measure.prompts import job_sizes
+from overtone.cluster.measure.timing import time_rows
 from overtone.jobs.errors import UserError
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard

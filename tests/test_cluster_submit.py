@@ -25,10 +25,10 @@ from ray_head import free_port, plain_environ, ray_head
 
 from overtone.cluster.kubernetes.pods import drain_command
 from overtone.cluster.submit import follow, logs, packed_spec, stop, submit, use_token
-from overtone.cluster.submit.client import connect, find_token
+from overtone.cluster.submit.client import connect, find_submission, find_token
 from overtone.cluster.submit.following import _follow
 from overtone.cluster.submit.package import is_secret, notes_on_paths, package, tree_files
-from overtone.cluster.submit.start import entrypoint, find_job, latest_epoch, submission_prefix
+from overtone.cluster.submit.start import entrypoint, latest_epoch, submission_prefix
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, load_spec
 
@@ -174,6 +174,24 @@ def test_a_packed_tree_holds_no_credentials(tmp_path, git):
     assert packed == {*expected, "overtone-spec.yaml"}
 
 
+def test_a_checkout_is_packed_as_the_package_that_it_installs(tmp_path):
+    tree = tmp_path / "tree"
+    for name in [*CHECKOUT, "jobs/templates/page.html", "manifests/kind.yaml", "jobs.py"]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    with zipfile.ZipFile(io.BytesIO(package(make_spec(tmp_path), tree))) as archive:
+        packed = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert packed.pop("overtone-spec.yaml")
+    packages = [*CHECKOUT, "jobs/templates/page.html"]
+    assert packed == {f"overtone/{name}": name for name in packages} | {
+        "manifests/kind.yaml": "manifests/kind.yaml",
+        "jobs.py": "jobs.py",
+    }
+    (tree / "progressive" / "__init__.py").unlink()  # now a tree of somebody else's, as it lies
+    with zipfile.ZipFile(io.BytesIO(package(make_spec(tmp_path), tree))) as archive:
+        assert "jobs/__init__.py" in archive.namelist()
+
+
 @pytest.mark.parametrize("name", SECRET_FILES)
 def test_credentials_are_known_by_name(name):
     assert is_secret(name)
@@ -241,6 +259,27 @@ print("last line without an end", end="")
 """
 
 
+CHECKOUT = {
+    "cluster/__init__.py": "",
+    "cluster/cli/__init__.py": "",
+    "cluster/cli/__main__.py": """
+import os, sys, ray
+from overtone.jobs import WHOSE
+print(WHOSE, sys.argv[1:], sorted(os.listdir(".")), flush=True)
+@ray.remote
+def whose():
+    from overtone.jobs import WHOSE
+    return WHOSE
+ray.init("auto", log_to_driver=False, logging_level="ERROR")
+print(ray.get(whose.remote()), "in a worker", flush=True)
+sys.exit(3)
+""",
+    "jobs/__init__.py": "WHOSE = 'mine'\n",
+    "progressive/__init__.py": "",
+}
+"""A stand-in for a checkout of Overtone whose code is not the installed one's."""
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     with head_of_ours(tmp_path_factory.mktemp("head")) as running:
@@ -288,9 +327,9 @@ def test_a_job_runs_detached_and_its_log_is_followed_to_the_end(head, token, tmp
         "last line without an end",
     ]
     assert logs(made.id, address=head.url).splitlines()[-3:] == lines[-3:]
-    assert find_job(made.id[:-4], address=head.url) == made.id
+    assert find_submission(connect(head.url), made.id[:-4]) == made.id
     with pytest.raises(UserError, match=f"no Overtone job is called nonsense .*{made.id}"):
-        find_job("nonsense", address=head.url)
+        find_submission(connect(head.url), "nonsense")
 
 
 def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token, tmp_path):
@@ -329,25 +368,24 @@ def test_a_running_job_is_attached_to_survives_ctrl_c_and_is_stopped(head, token
     assert stop(first.id, address=head.url) == "STOPPED"
     third = submit(spec, address=head.url)
     assert (third.id, third.attached) == (submission_prefix(spec) + "2", False)
-    assert find_job(first.id[:-1], address=head.url) == third.id  # the newest epoch
+    assert find_submission(connect(head.url), first.id[:-1]) == third.id  # the newest epoch
     assert stop(third.id, address=head.url) == "STOPPED"
 
 
 def test_a_working_tree_is_packed_only_when_asked_and_a_job_that_fails_says_so(head, token, tmp_path):
     token(TOKEN)
     tree = tmp_path / "tree"
-    (tree / "jobs").mkdir(parents=True)
-    (tree / "jobs" / "__init__.py").touch()
-    (tree / "jobs" / "cli.py").write_text(
-        "import os, sys\nprint('mine', sys.argv[1:], sorted(os.listdir('.')))\nsys.exit(3)\n"
-    )
+    for name, code in CHECKOUT.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(code)
     (tree / ".env").write_text("PASSWORD=1")
     lines: list[str] = []
     made = submit(make_spec(tmp_path, "tree"), address=head.url, working_dir=tree)
     ended = follow(made.id, lines.append, address=head.url)
-    assert lines[-1] == (
-        "mine ['run', 'overtone-spec.yaml', '--address', 'auto'] ['jobs', 'overtone-spec.yaml']"
-    )
+    assert lines[-2:] == [
+        "mine ['run', 'overtone-spec.yaml', '--address', 'auto'] ['overtone', 'overtone-spec.yaml']",
+        "mine in a worker",
+    ]
     assert entrypoint(tree=True).startswith("python -m overtone.cluster.cli run ")
     assert (ended.state, ended.ok) == ("FAILED", False)
     assert "exit code 3" in ended.text()

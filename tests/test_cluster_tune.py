@@ -14,8 +14,9 @@ import yaml
 from PIL import Image
 from small_jobs import prompt_table, small_job
 
-from overtone.cluster.measure import named_like, sample_rows, sweep, tiny_judge, tune
-from overtone.cluster.measure.settings import FULLRES
+from overtone.cluster.measure import tune
+from overtone.cluster.measure.prompts import sample_rows, tiny_judge
+from overtone.cluster.measure.settings import FULLRES, named_like, sweep
 from overtone.cluster.measure.tuning import Outcome, mark_pareto
 from overtone.jobs.errors import PromptsError, UserError
 from overtone.jobs.spec import JobSpec

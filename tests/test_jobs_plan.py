@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overtone.jobs.errors import PromptsError, VerifyError
-from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, difference, make_plan, remaining
+from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, Work, difference, make_plan
 from overtone.jobs.prompts import FileList
 from overtone.jobs.prompts.input_file import InputFile
+from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.shard_set import ShardSet
 from overtone.jobs.spec import JobSpec
 
@@ -72,12 +73,21 @@ def test_shards_partition_the_rows(num_rows, shard_rows):
 
 @QUICK
 @given(ROWS, st.sets(st.integers(0, 100)))
-def test_what_remains_is_the_plan_minus_what_is_finished(num_rows, finished):
-    made = plan(*num_rows)
-    done = {index for index in finished if index < made.num_shards}
-    left = remaining(made, done)
-    assert sorted([*left.tolist(), *done]) == list(range(made.num_shards))
-    assert left.tolist() == sorted(left.tolist())
+def test_a_job_and_a_retry_are_work_to_a_driver_alike(num_rows, rejected):
+    job_plan = plan(*num_rows)
+    tried = sorted(index for index in rejected if index < job_plan.num_shards)
+    columns = {"shard": tried, "before": [0] * len(tried), "rows": [1] * len(tried)}
+    retry_plan = RetryPlan(1, pa.table(columns, schema=RetryPlan.SCHEMA))
+    works: list[Work] = [job_plan, retry_plan]
+    assert [work.number for work in works] == [0, 1]
+    for work in works:
+        left_out = [*work.left_out(job_plan.num_shards)]
+        indices = [index for index in range(job_plan.num_shards) if work.has(index)]
+        assert sorted([*indices, *left_out]) == list(range(job_plan.num_shards))
+        assert len(indices) == work.num_shards
+        assert sum(map(work.rows_of, indices)) == work.num_rows
+        assert not work.has(-1)
+        assert not work.has(job_plan.num_shards)
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**12])

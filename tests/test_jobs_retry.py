@@ -18,7 +18,7 @@ from overtone.jobs.errors import FingerprintMismatch, SpecError, UserError, Veri
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import part_name
 from overtone.jobs.plan import JobPlan
-from overtone.jobs.retry import find_rejects, read_rejected, retry_plan
+from overtone.jobs.retry import find_rejects, job_to_retry, read_rejected
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.spec import JobSpec
@@ -282,12 +282,12 @@ def test_a_retry_belongs_to_the_job_and_changes_no_samples(parquet_job, tmp_path
     monkeypatch.chdir(tmp_path)
     shutil.copytree(parquet_job[2].url, tmp_path / "moved")
     moved = open_store("moved")
-    changed, plan = retry_plan(moved, ["workers=3", "faults.row_deaths=5", "workers.batch_size=1"])
+    changed, plan = job_to_retry(moved, ["workers=3", "faults.row_deaths=5", "workers.batch_size=1"])
     assert (changed.workers.min, changed.workers.max, changed.workers.batch_size) == (3, 3, 1)
     assert (changed.faults.row_deaths, changed.faults.max_reject_fraction) == (5, 1.0)
     assert changed.output.path == str(tmp_path / "moved")
     assert plan.fingerprint == parquet_job[1].fingerprint
-    limited, _ = retry_plan(moved, ["faults.max_reject_fraction=0.2"])
+    limited, _ = job_to_retry(moved, ["faults.max_reject_fraction=0.2"])
     assert limited.faults.max_reject_fraction == 0.2
     for override, error, said in (
         ("sampling.num_steps=3", FingerprintMismatch, "sampling.num_steps was unset, now 3"),
@@ -296,10 +296,10 @@ def test_a_retry_belongs_to_the_job_and_changes_no_samples(parquet_job, tmp_path
         ("workers.cuont=3", SpecError, r"--set workers.cuont: .*did you mean count"),
     ):
         with pytest.raises(error, match=said):
-            retry_plan(moved, [override])
+            job_to_retry(moved, [override])
     pq.write_table(prompt_table(ROWS), tmp_path / "prompts.parquet")
     with pytest.raises(FingerprintMismatch, match=r"input file prompts.parquet changed"):
-        retry_plan(moved)
+        job_to_retry(moved)
 
 
 # What verify finds

@@ -1,4 +1,4 @@
-"""From an empty machine to a report, typed as a user of cluster/README.md types it: each command a process."""
+"""The commands of cluster/README.md from an empty machine to a report, on a small cluster of this machine."""
 
 from __future__ import annotations
 

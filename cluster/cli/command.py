@@ -1,12 +1,20 @@
-"""The `overtone` command: parse, call one function, print. Nothing else prints or reads the environment."""
+"""The `overtone` command and the options that its commands share. Knows no command: each file beside this one
+adds its own to `main`.
+
+A command parses, calls one function and prints what it returns. Below it only `jobs.status` prints too: its
+progress and its live view. The environment is read by `--address` of submitted jobs, by `cluster.submit` for
+Ray's token, and by the libraries for S3 and the Hub; `cluster.driver`, `cluster.fleet` and
+`progressive.compile` set variables that Ray and torch read.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from overtone.cluster.cli import look, measure, remote, run
 from overtone.jobs.errors import OvertoneError
 
 
@@ -31,10 +39,31 @@ def main() -> None:
     """
 
 
-for _command in (
-    *(run.run, run.plan, run.retry),
-    *(look.status, look.watch, look.verify, look.card, look.sheet, look.report, look.schema),
-    *(measure.tune, measure.estimate, measure.calibrate),
-    *(remote.submit, remote.stop, remote.logs, remote.manifest),
-):
-    main.add_command(_command)
+spec_argument = click.argument("spec_path", metavar="SPEC", type=click.Path(dir_okay=False, path_type=Path))
+output_argument = click.argument("output", metavar="OUTPUT")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print only the summary and errors.")
+ray_option = click.option(
+    "--address", help="A Ray cluster to run on, e.g. `auto`. Default: Ray is started here."
+)
+server_option = click.option(
+    "--address",
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    help="The cluster's job server, which is Ray's dashboard.",
+)
+
+
+def set_option(
+    help: str = "Override one key of the spec, e.g. --set sampling.delta=0.1. Repeatable.",
+) -> Callable[[Any], Any]:
+    """`--set KEY=VALUE`."""
+    return click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help=help)
+
+
+def store_options(command: Any) -> Any:
+    """`--endpoint-url` and `--region` of the store that OUTPUT names."""
+    command = click.option("--region", help="S3 region, where the environment does not say.")(command)
+    return click.option("--endpoint-url", help="S3 endpoint, for stores other than AWS.")(command)

@@ -1,4 +1,5 @@
-"""TODO: cluster/cli/look.py."""
+"""Commands that look at a job from its folder alone: status, watch, verify, card, sheet, report. Also schema,
+which describes specs and outputs. They know neither Ray nor models."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from overtone.cluster.cli.options import json_option, output_argument, store_options
+from overtone.cluster.cli.command import json_option, main, output_argument, store_options
 from overtone.jobs.errors import UserError, VerifyError
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @json_option
@@ -23,7 +24,7 @@ def status(output: str, endpoint_url: str | None, region: str | None, as_json: b
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @click.option(
@@ -46,7 +47,7 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
         click.get_current_context().exit(130)
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
@@ -64,7 +65,7 @@ def verify(
         click.get_current_context().exit(VerifyError.exit_code)
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @click.option("--print", "printing", is_flag=True, help="Print the card instead.")
@@ -84,7 +85,7 @@ def card(output: str, endpoint_url: str | None, region: str | None, printing: bo
         raise UserError(f"{store.where(CARD)} was written by somebody else; `--print` shows the card")
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @click.option("--to", "path", default="contact-sheet.png", show_default=True, help="The PNG to write.")
@@ -101,7 +102,7 @@ def sheet(output: str, endpoint_url: str | None, region: str | None, path: str, 
     click.echo(f"{len(pictures)} pictures in {path}")
 
 
-@click.command()
+@main.command()
 @output_argument
 @store_options
 @click.option("--to", "path", default="report.html", show_default=True, help="The HTML file to write.")
@@ -120,7 +121,7 @@ def report(output: str, endpoint_url: str | None, region: str | None, path: str,
     click.echo(f"report in {path} ({len(page) / 1e6:.1f} MB)")
 
 
-@click.command()
+@main.command()
 @click.option("--markdown", is_flag=True, help="A table for each section instead of a JSON Schema.")
 @click.option("--output", is_flag=True, help="The columns of an output instead, as Markdown.")
 def schema(markdown: bool, output: bool) -> None:

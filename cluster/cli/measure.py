@@ -1,4 +1,5 @@
-"""TODO: cluster/cli/measure.py."""
+"""Commands that measure on this machine before a job runs: tune, estimate, calibrate. They load models, but
+no Ray is started."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from overtone.cluster.cli.options import json_option, set_option, spec_argument
+from overtone.cluster.cli.command import json_option, main, set_option, spec_argument
 from overtone.jobs.errors import UserError
 
 
-@click.command()
+@main.command()
 @spec_argument
-@set_option
+@set_option()
 @click.option("--rows", default=16, show_default=True, help="Prompts of the job to try, spread over it.")
 @click.option("--batch-size", default=8, show_default=True, help="Rows denoised together.")
 @click.option("--max-drop", default=1.0, show_default=True, help="Quality points that may be lost.")
@@ -41,38 +42,29 @@ def tune(
     as_json: bool,
 ) -> None:
     """Measure on SPEC's own prompts, on this machine, which setting is the fastest at an acceptable loss."""
-    from overtone.cluster.measure import DELTAS, named_like, sample_rows, sweep, tiny_judge
-    from overtone.cluster.measure import tune as compare
-    from overtone.cluster.worker import load_engine
+    from overtone.cluster.measure import tune_job
     from overtone.jobs.spec import load_spec
 
-    spec = load_spec(spec_path, overrides)
-    settings = named_like(sweep(spec.sampling, deltas=deltas or DELTAS), only)
-    names = [setting.name for setting in settings]
-    if unknown := sorted(set(show) - set(names)):
-        raise UserError(f"--show: no setting is named {unknown[0]!r}; there are: {'; '.join(names)}")
-    chosen = sample_rows(spec, rows)
-    tuning = compare(
-        spec,
-        load_engine(spec),
-        rows=chosen,
+    tuning = tune_job(
+        load_spec(spec_path, overrides),
+        rows=rows,
         batch_size=batch_size,
         max_drop=max_drop,
-        settings=settings,
-        judge=tiny_judge(spec, chosen),
+        deltas=deltas,
+        only=only,
+        page=page,
+        fragment=fragment,
+        sheet=sheet_path,
+        show=show,
         on_progress=lambda name, done, total: click.echo(f"batch {done + 1}/{total}  {name}", err=True),
     )
-    Path(page).write_text(tuning.html())
-    Path(fragment).write_text(tuning.fragment())
-    if sheet_path:
-        Path(sheet_path).write_bytes(tuning.sheet(show))
     click.echo(json.dumps(tuning.as_dict(), indent=2) if as_json else tuning.text())
     click.echo(f"report in {page}, choice in {fragment}", err=True)
 
 
-@click.command()
+@main.command()
 @spec_argument
-@set_option
+@set_option()
 @click.option("--rows", default=8, show_default=True, help="Rows to time, at fullres and at SPEC's setting.")
 @click.option("--workers", type=int, help="Workers of the job. Default: SPEC's `max`, or else its `min`.")
 @click.option("--price", type=float, help="Of a GPU-hour, in any currency.")
@@ -102,7 +94,7 @@ def estimate(
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
-@click.command()
+@main.command()
 @click.option("--model", required=True, help="As in a spec: `tiny`, a hub name, or a diffusers folder.")
 @click.option(
     "--data",

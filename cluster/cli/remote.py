@@ -1,4 +1,5 @@
-"""TODO: cluster/cli/remote.py."""
+"""Commands for jobs on a cluster: submit, stop and logs through its job server, manifest for Kubernetes. They
+run no job in this process."""
 
 from __future__ import annotations
 
@@ -7,24 +8,14 @@ from typing import Any
 
 import click
 
-from overtone.cluster.cli.options import address_option, set_option, spec_argument
+from overtone.cluster.cli.command import main, server_option, set_option, spec_argument
 from overtone.jobs.errors import JobError
 
 
-def _follow(job: str, address: str) -> None:
-    """Show a job's log until it ends; exit with 3 where it failed."""
-    from overtone.cluster.submit import follow
-
-    ended = follow(job, click.echo, address=address)
-    click.echo(ended.text(), err=True)
-    if not ended.ok:
-        click.get_current_context().exit(JobError.exit_code)
-
-
-@click.command()
+@main.command()
 @spec_argument
-@set_option
-@address_option
+@set_option()
+@server_option
 @click.option("--follow", "-f", "following", is_flag=True, help="Show the job's log; Ctrl-C ends only that.")
 @click.option(
     "--working-dir",
@@ -47,9 +38,9 @@ def submit(
         _follow(made.id, address)
 
 
-@click.command()
+@main.command()
 @click.argument("job")
-@address_option
+@server_option
 def stop(job: str, address: str) -> None:
     """End a submitted JOB (its id, or the start of it). What it committed stays; submit resumes it."""
     from overtone.cluster.submit import stop as stop_job
@@ -57,9 +48,9 @@ def stop(job: str, address: str) -> None:
     click.echo(f"{job}: {stop_job(job, address=address).lower()}")
 
 
-@click.command()
+@main.command()
 @click.argument("job")
-@address_option
+@server_option
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on until the job ends.")
 def logs(job: str, address: str, following: bool) -> None:
     """Show what a submitted JOB (its id, or the start of it) has printed."""
@@ -71,9 +62,19 @@ def logs(job: str, address: str, following: bool) -> None:
         click.echo(read_logs(job, address=address), nl=False)
 
 
-@click.command()
+def _follow(job: str, address: str) -> None:
+    """Show a job's log until it ends; exit with 3 where it failed."""
+    from overtone.cluster.submit import follow
+
+    ended = follow(job, click.echo, address=address)
+    click.echo(ended.text(), err=True)
+    if not ended.ok:
+        click.get_current_context().exit(JobError.exit_code)
+
+
+@main.command()
 @spec_argument
-@set_option
+@set_option()
 @click.option("--cluster", is_flag=True, help="A long-lived RayCluster for `submit` instead of a RayJob.")
 @click.option("--image", help="The image of head and workers. Default: overtone:VERSION.")
 @click.option("--name", help="Of the object. Default: overtone- and the spec's name.")

@@ -1,4 +1,5 @@
-"""TODO: cluster/cli/run.py."""
+"""Commands that make a data set from this terminal: run and retry; and plan, which shows what a run would do.
+Knows specs and summaries, not how a job is run."""
 
 from __future__ import annotations
 
@@ -7,20 +8,23 @@ from pathlib import Path
 
 import click
 
-from overtone.cluster.cli.options import (
+from overtone.cluster.cli.command import (
     json_option,
+    main,
     output_argument,
+    quiet_option,
+    ray_option,
     set_option,
     spec_argument,
     store_options,
 )
 
 
-@click.command()
+@main.command()
 @spec_argument
-@set_option
-@click.option("--address", help="A Ray cluster to run on, e.g. `auto`. Default: Ray is started here.")
-@click.option("--quiet", is_flag=True, help="Print only the summary and errors.")
+@set_option()
+@ray_option
+@quiet_option
 def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet: bool) -> None:
     """Run the job in SPEC, or finish what an earlier run of it left."""
     from overtone.cluster.driver import run_job
@@ -31,13 +35,12 @@ def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet:
     with Progress(enabled=not quiet) as progress:
         summary = run_job(spec, address=address, on_event=progress)
     click.echo(summary.text())
-    ctx = click.get_current_context()
-    ctx.exit(summary.exit_code)
+    click.get_current_context().exit(summary.exit_code)
 
 
-@click.command()
+@main.command()
 @spec_argument
-@set_option
+@set_option()
 @json_option
 def plan(spec_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what SPEC would do: shards, stages with their noise levels, token-steps, predicted saving."""
@@ -48,19 +51,13 @@ def plan(spec_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
-@click.command()
+@main.command()
 @output_argument
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key that changes no sample, e.g. --set faults.row_deaths=4. Repeatable.",
-)
+@set_option("Override a key that changes no sample, e.g. --set faults.row_deaths=4. Repeatable.")
 @store_options
-@click.option("--address", help="A Ray cluster to run on, e.g. `auto`. Default: Ray is started here.")
+@ray_option
 @click.option("--dry-run", is_flag=True, help="Only say what would be tried again.")
-@click.option("--quiet", is_flag=True, help="Print only the summary and errors.")
+@quiet_option
 def retry(
     output: str,
     overrides: tuple[str, ...],

@@ -1,4 +1,15 @@
-"""TODO: cluster/driver/job.py."""
+"""One run of a job, or of a retry of its rejects, from its spec to a summary. Knows specs, plans and folders,
+but not how events become actions.
+
+    summary = run_job(spec)                          # Ray is started here
+    summary = run_job(spec, address="auto")          # on a cluster
+    summary = retry_job("s3://bucket/run-7")         # tries once more the rows that were rejected
+
+Every mistake of the user's is found before anything is written. The job's folder is the only state: however a
+run ends, the next one continues it.
+
+Next stop of the tour: cluster/driver/loop.py.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +23,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from overtone.cluster.driver.loop import Run
-from overtone.cluster.driver.summary import Summary, summary_of
+from overtone.cluster.driver.loop import DriverLoop
+from overtone.cluster.driver.summary import Summary, conclude, summary_of
 from overtone.jobs.errors import JobError, SpecError, StoreError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.plan import JobPlan, Work, make_plan
 from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.report import card_rows, write_card
-from overtone.jobs.retry import bearing_rejects, find_rejects, retry_plan
-from overtone.jobs.retry_plan import RetryPlan
+from overtone.jobs.retry import find_rejects, job_to_retry, tolerating_rejects
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import Snapshot
 from overtone.jobs.store import Store, open_store, probed
+from overtone.progressive.checkpoints import is_local_model
 
 if TYPE_CHECKING:
     from overtone.cluster.worker import EngineFactory
@@ -42,7 +53,7 @@ def run_job(
     Args:
         address: of a Ray cluster, as `ray.init` takes it; None: Ray is started on this machine, unless this
             process is connected to one already.
-        on_event: told how far the job is, a few times a second.
+        on_event: called with how far the job is, a few times a second.
         engine_factory: makes a worker's engine from the spec, in the worker; None: the spec's model.
 
     Raises UserError for a spec, prompt table, size, store or folder that cannot be used, having written
@@ -51,21 +62,23 @@ def run_job(
     """
     began = time.monotonic()
     _check_model(spec)
-    plan = make_plan(spec)
+    job_plan = make_plan(spec)
     folder = JobFolder(_store(spec))
     if not folder.exists():
-        check_row_ids(spec, plan.files)  # reads the row_id columns, so once a job, before anything is written
-    folder.open(spec, plan)
-    retry = None
-    if len(folder.finished()) == plan.num_shards:
-        retry = folder.unfinished_retry()
-        if retry is None:
+        check_row_ids(
+            spec, job_plan.files
+        )  # reads the row_id columns, so once a job, before anything is written
+    folder.open(spec, job_plan)
+    work: Work = job_plan
+    if len(folder.finished()) == job_plan.num_shards:
+        retry_plan = folder.unfinished_retry()
+        if retry_plan is None:
             folder.repair_derived()
             if card_rows(folder.store) is None:  # the run that finished the job ended before its card
-                write_card(folder.store, spec, plan)
-            return summary_of(spec, plan, folder.store, began, done=plan.num_shards)
-        spec = bearing_rejects(spec)
-    return _run(spec, plan, folder, retry, began, address, on_event, engine_factory)
+                write_card(folder.store, spec, job_plan)
+            return summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
+        spec, work = tolerating_rejects(spec), retry_plan
+    return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory)
 
 
 def retry_job(
@@ -78,28 +91,41 @@ def retry_job(
     on_event: Callable[[Snapshot], None] = lambda snapshot: None,
     engine_factory: EngineFactory | None = None,
 ) -> Summary:
-    """Try the rejects of a finished job once more, or go on with a retry that was begun.
+    """Try the rejects of a finished job once more, or continue a retry that was begun.
 
-    What is made is committed in parts of its own beside the old ones; what fails again stays a reject, with
-    its newest reason. Rows that killed workers are tried like all others.
+    The rows that can be made are committed in parts of their own beside the old ones; a row that fails again
+    stays a reject, with its newest reason. Rows that killed workers are tried like all others.
 
     Args:
         output: the job's folder or s3:// URL.
-        overrides: `key=value` of the job's spec, of what does not change samples.
+        overrides: `key=value` of the job's spec, for keys that change no sample.
 
-    The others, and what is raised, are those of `run_job`.
+    The other arguments, and the errors, are those of `run_job`.
     """
     began = time.monotonic()
-    spec, plan = retry_plan(open_store(output, endpoint_url=endpoint_url, region=region), overrides)
+    spec, job_plan = job_to_retry(open_store(output, endpoint_url=endpoint_url, region=region), overrides)
     _check_model(spec)
     folder = JobFolder(_store(spec))
     folder.repair_derived()
-    found = find_rejects(folder, spec, plan)
-    if not found.retry.num_shards:
-        summary = summary_of(spec, plan, folder.store, began, done=plan.num_shards)
-        return replace(summary, notes=(found.text(),))
-    retry = folder.begin_retry(found.retry)
-    return _run(spec, plan, folder, retry, began, address, on_event, engine_factory)
+    rejects = find_rejects(folder, spec, job_plan)
+    if not rejects.retry.num_shards:
+        summary = summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
+        return replace(summary, notes=(rejects.text(),))
+    work = folder.begin_retry(rejects.retry)
+    return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory)
+
+
+def _check_model(spec: JobSpec) -> None:
+    """SpecError or SizeError where the model cannot make what the spec asks for, as far as that is known
+    without loading it. The stages are planned as a check alone and the plan is thrown away, for each worker
+    plans its rows itself. What a hub model without settings here can do, only the workers find out."""
+    try:
+        checkpoint = checkpoint_of(spec)
+    except SpecError:
+        if spec.model.id.count("/") == 1 and not is_local_model(spec.model.id):
+            return
+        raise
+    sampling_plan(spec, checkpoint)
 
 
 def _store(spec: JobSpec) -> Store:
@@ -115,47 +141,36 @@ def _store(spec: JobSpec) -> Store:
     )
 
 
-def _run(
+def _drive(
     spec: JobSpec,
-    plan: JobPlan,
+    job_plan: JobPlan,
+    work: Work,
     folder: JobFolder,
-    retry: RetryPlan | None,
     began: float,
     address: str | None,
     on_event: Callable[[Snapshot], None],
     engine_factory: EngineFactory | None,
 ) -> Summary:
+    """Become the job's one live driver, let the loop run until the work ends, and sum up."""
     epoch = folder.take_epoch(f"{socket.gethostname()}:{os.getpid()}")
     with suppress(StoreError):  # tidiness: not worth a job, nor a right that its writers do not need
         folder.store.sweep()
     # Only now: the driver before may have committed until it saw the new epoch.
-    run = Run(spec, plan, folder, retry, epoch, on_event)
+    loop = DriverLoop(spec, job_plan, work, folder, epoch, on_event)
     with _interrupts() as interrupted:
         try:
-            run.go(address, engine_factory, interrupted)
+            loop.go(address, engine_factory, interrupted)
         except KeyboardInterrupt:
-            run.error = JobError("stopped")
-    return run.summary(began)
-
-
-def _check_model(spec: JobSpec) -> None:
-    """SpecError or SizeError where the model cannot make what the spec asks for, as far as is known without
-    loading it: what a hub model that we have no settings of can do, only its workers find out."""
-    try:
-        checkpoint = checkpoint_of(spec)
-    except SpecError:
-        if spec.model.id.count("/") == 1 and not spec.model.id.startswith((".", "/", "~")):
-            return
-        raise
-    sampling_plan(spec, checkpoint)
+            loop.ending.error = JobError("stopped")
+    return conclude(spec, job_plan, work, folder, loop.tally, loop.ending, began)
 
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
     """Ctrl-C, and SIGTERM as `overtone stop` and Kubernetes send it, end the run.
 
-    The exception ends whatever waits; where it falls into a callback of somebody else's and is lost there,
-    the event still says so.
+    The exception ends whatever waits; where somebody else's callback catches it and it is lost, the event is
+    still set.
     """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,5 @@
-"""How a run of a job ended, for people. Knows the job's folder and numbers, no workers."""
+"""How a run of a job ended: its last files, and a summary for people. Knows the job's folder and numbers, no
+workers."""
 
 from __future__ import annotations
 
@@ -6,18 +7,34 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-from overtone.jobs.errors import JobError
-from overtone.jobs.plan import JobPlan
-from overtone.jobs.retry_plan import RetryPlan
+from overtone.cluster.driver.tally import Tally
+from overtone.jobs.errors import JobError, StoreError, VerifyError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import JobPlan, Work
+from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store, StoreConfig
 from overtone.jobs.words import duration
 
+SHEET = "contact-sheet.png"
+SHEET_PICTURES = 48
 _TRACEBACK_LINES = 30
+
+
+@dataclass
+class Ending:
+    """What a run has to say at its end besides its numbers; the loop fills it."""
+
+    notes: list[str] = field(default_factory=list)
+    """Workers that were retired, shards that were given up."""
+    error: JobError | None = None
+    """Why the job ended early; None: it did not."""
+    traceback: str = ""
+    """Of the exception in a worker that ended the job."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,62 @@ class Summary:
         return f"{self.name}: {self.rows:,} rows in {duration(self.seconds)}{rate}; {shards} done"
 
 
+def conclude(
+    spec: JobSpec,
+    job_plan: JobPlan,
+    work: Work,
+    folder: JobFolder,
+    tally: Tally,
+    ending: Ending,
+    began: float,
+) -> Summary:
+    """The end of a run. Where all parts are committed, their derived tables and the card are completed first;
+    a local output also gets a sheet of its first pictures."""
+    store, notes = folder.store, [*ending.notes]
+    if len(tally.finished) == work.num_shards:
+        folder.repair_derived()
+        other = folder.unfinished_retry()
+        if other is not None:
+            notes.append(f"retry {other.number} lacks parts: the same command again goes on with it")
+        try:
+            write_card(store, spec, job_plan)
+        except (StoreError, VerifyError) as error:
+            notes.append(f"{CARD} is not written, `overtone card` tries again: {error}")
+    summary = summary_of(spec, work, store, began, done=len(tally.finished))
+    sheet = summary.sheet
+    if ending.error is None and not store.url.startswith("s3://"):
+        pictures = list(first_pictures(store, SHEET_PICTURES))
+        if pictures:
+            store.put(SHEET, contact_sheet(pictures), content_type="image/png")
+            sheet = short(store.where(SHEET))
+    return replace(
+        summary,
+        rows=tally.rows,
+        rejects=tally.rejects,
+        reasons=tuple(sorted(tally.reasons.items())),
+        workers_lost=tally.lost,
+        notes=tuple(notes),
+        error=ending.error,
+        traceback=ending.traceback,
+        sheet=sheet,
+    )
+
+
+def summary_of(spec: JobSpec, work: Work, store: Store, began: float, *, done: int) -> Summary:
+    """The summary of a run that made nothing: what holds for any end."""
+    return Summary(
+        name=f"{spec.name}, retry {work.number}" if work.number else spec.name,
+        output=short(store.url),
+        shards_total=work.num_shards,
+        shards_done=done,
+        rows=0,
+        rejects=0,
+        seconds=time.monotonic() - began,
+        sheet=short(store.where(SHEET)) if store.head(SHEET) is not None else None,
+        timings_query=timings_query(store.config),
+    )
+
+
 def timings_query(store: StoreConfig) -> str:
     """A command that adds up the job's timings, with what is installed wherever the job runs."""
     place = store.url
@@ -116,22 +189,3 @@ def short(path: str) -> str:
     """Relative to the current folder where it lies in it; anything else as it is."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
-
-
-SHEET = "contact-sheet.png"
-SHEET_PICTURES = 48
-
-
-def summary_of(spec: JobSpec, work: JobPlan | RetryPlan, store: Store, began: float, *, done: int) -> Summary:
-    """What holds for any end."""
-    return Summary(
-        name=spec.name if isinstance(work, JobPlan) else f"{spec.name}, retry {work.number}",
-        output=short(store.url),
-        shards_total=work.num_shards,
-        shards_done=done,
-        rows=0,
-        rejects=0,
-        seconds=time.monotonic() - began,
-        sheet=short(store.where(SHEET)) if store.head(SHEET) is not None else None,
-        timings_query=timings_query(store.config),
-    )

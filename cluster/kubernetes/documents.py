@@ -33,6 +33,7 @@ from overtone.cluster.kubernetes.yaml_notes import Note, dump
 from overtone.cluster.submit import packed_spec
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, is_url
+from overtone.progressive.checkpoints import is_local_model
 
 
 def manifest(spec: JobSpec, **options: Any) -> str:
@@ -59,7 +60,7 @@ def _check_paths(spec: JobSpec, options: Options) -> None:
     seen = [PurePosixPath(volume.mount_path) for volume in options.volumes]
     places = [("prompts.path", path, True) for path in spec.prompts.path]
     places.append(("output.path", spec.output.path, False))
-    if spec.model.id.startswith(("/", "./", "../", "~")):
+    if is_local_model(spec.model.id):
         places.append(("model.id", spec.model.id, True))
     for key, path, readable in places:
         roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if readable else seen

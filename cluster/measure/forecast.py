@@ -4,9 +4,9 @@
     profile.save("h100.json")
     estimate(spec, profile=profile, price=2.5)      # or estimate(spec, engine): both in one
 
-A worker's main thread encodes prompts, denoises and decodes, one batch after the other, and everything else
-goes on beside it: so a job's time is that of its batches. (On a CPU, encoding pictures takes the same cores
-and counts too.) Sizes that were not timed are taken to cost as much as their token-steps.
+A worker's main thread encodes prompts, denoises and decodes, one batch after the other, while everything else
+runs beside it: so a job's time is that of its batches. (On a CPU, encoding pictures takes the same cores and
+counts too.) A size that was not timed is assumed to cost in proportion to its pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from overtone.cluster.measure.timing import CHOSEN, FULLRES, Profile, Sizes, Timed, job_sizes, time_rows
+from overtone.cluster.measure.prompts import Sizes, job_sizes
+from overtone.cluster.measure.timing import CHOSEN, FULLRES, Profile, Timed, time_rows
 from overtone.cluster.worker import Engine
 from overtone.jobs.errors import UserError
 from overtone.jobs.plan import JobPlan, make_plan
@@ -29,24 +30,137 @@ _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 97.5
 _DRIFT = 0.02  # what a few minutes cannot show of a machine over days, as a share of the time
 
 
-@dataclass(frozen=True)
-class Line:
-    """What the whole job takes at one setting."""
+def estimate(
+    spec: JobSpec,
+    engine: Engine | None = None,
+    rows: int = 8,
+    *,
+    profile: Profile | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    price: float | None = None,
+    start_s: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Estimate:
+    """Time and cost of a whole job.
 
-    setting: str
-    split: str
-    """Steps @ latent grid of each stage, of the most frequent size."""
-    seconds_per_row: float
-    """Of one worker, on average over the job's sizes."""
-    uncertainty: float
-    """Half the 95 % interval of all times, as a share of them."""
-    rows_per_hour: float
-    """Of all workers."""
-    worker_hours: float
-    gpu_hours: float
-    eta_s: float
-    cost: float | None
-    """GPU-hours times the price; None where no price was given."""
+    Args:
+        engine: makes the rows that are timed; not needed where a `profile` is given.
+        rows: rows to time, at each of the two settings.
+        batch_size: rows denoised together; None: the spec's, and for `auto` what a CPU worker takes.
+        workers: None: the spec's `max`, or else its `min`. Each is taken to be as fast as this one.
+        price: of a GPU-hour, in any currency. A worker that reserves no GPU counts as one.
+        start_s: what it takes to load the model.
+        clock: seconds.
+
+    UserError for a profile of another model or setting, and for prompts that cannot be used.
+    """
+    job_plan = make_plan(spec)
+    sizes = job_sizes(spec, job_plan)
+    if profile is None:
+        if engine is None:
+            raise ValueError("give an engine to time rows with, or a profile")
+        profile = time_rows(
+            spec, engine, rows, sizes=sizes, batch_size=batch_size, start_s=start_s, clock=clock
+        )
+    _check(profile, spec)
+    workers = workers or spec.workers.max or spec.workers.min
+    full, chosen = (
+        _line(spec, job_plan, profile, sizes, setting, workers, price) for setting in (FULLRES, CHOSEN)
+    )
+    common = sizes.shares.most_common(1)[0][0]
+    ideal = _timed(profile, FULLRES, common).token_steps / _timed(profile, CHOSEN, common).token_steps
+    return Estimate(
+        name=spec.name,
+        model=spec.model.id,
+        device=profile.device,
+        rows=sizes.num_samples,
+        shards=job_plan.num_shards,
+        workers=workers,
+        timed_rows=sum(sum(timed.rows) for timed in profile.timed if timed.setting == CHOSEN),
+        batch_size=profile.batch_size,
+        start_s=profile.start_s,
+        price=price,
+        predicted_saving=ideal,
+        fullres=full,
+        chosen=chosen,
+    )
+
+
+def _check(profile: Profile, spec: JobSpec) -> None:
+    """UserError for a profile of another model, dtype or sampling."""
+    wanted = {
+        "model": spec.model.id,
+        "dtype": spec.model.dtype,
+        "sampling": spec.sampling.model_dump(mode="json"),
+    }
+    for key, value in wanted.items():
+        if getattr(profile, key) != value:
+            raise UserError(f"the profile was made with another {key} than the spec's; make a new one")
+
+
+def _timed(profile: Profile, setting: str, size: tuple[int | None, int | None]) -> Timed:
+    """The timing of a size, or of the one timed first (the most frequent)."""
+    of_setting = [timed for timed in profile.timed if timed.setting == setting]
+    height, width = size
+    exact = (t for t in of_setting if height in (None, t.height_px) and width in (None, t.width_px))
+    return next(exact, of_setting[0])
+
+
+def _line(
+    spec: JobSpec,
+    job_plan: JobPlan,
+    profile: Profile,
+    sizes: Sizes,
+    setting: str,
+    workers: int,
+    price: float | None,
+) -> Line:
+    seconds = {size: _seconds_per_row(profile, setting, size) for size in sizes.shares}
+    total = sum(sizes.shares.values())
+    mean = sum(seconds[size] * count for size, count in sizes.shares.items()) / total
+    variance = sum(count * (seconds[size] - mean) ** 2 for size, count in sizes.shares.items()) / total
+    of_sizes = 0.0 if sizes.exact else 1.96 * math.sqrt(variance / total) / mean
+    uncertainty = math.hypot(_spread(profile, setting), of_sizes, _DRIFT)
+    made_s = mean * sizes.num_samples
+    # The last round of shards leaves workers idle, and a job of fewer shards than workers some all along.
+    rounds = math.ceil(job_plan.num_shards / workers)
+    eta_s = profile.start_s + made_s * rounds / job_plan.num_shards
+    busy = min(workers, job_plan.num_shards)
+    worker_hours = (made_s + busy * profile.start_s) / 3600
+    gpu_hours = worker_hours * (spec.workers.num_gpus or 1)
+    return Line(
+        setting=setting,
+        split=_timed(profile, setting, sizes.shares.most_common(1)[0][0]).split,
+        seconds_per_row=mean,
+        uncertainty=uncertainty,
+        rows_per_hour=3600 * busy / mean,
+        worker_hours=worker_hours,
+        gpu_hours=gpu_hours,
+        eta_s=eta_s,
+        cost=None if price is None else gpu_hours * price,
+    )
+
+
+def _seconds_per_row(profile: Profile, setting: str, size: tuple[int | None, int | None]) -> float:
+    timed = _timed(profile, setting, size)
+    height, width = size[0] or timed.height_px, size[1] or timed.width_px
+    # The same where the size was timed, otherwise in proportion to the pixels.
+    return timed.seconds_per_row * (height * width) / (timed.height_px * timed.width_px)
+
+
+def _spread(profile: Profile, setting: str) -> float:
+    """Half the 95 % interval of the mean time of a row (Student's t), as a share of it."""
+    relative = [
+        seconds / rows / timed.seconds_per_row
+        for timed in profile.timed
+        if timed.setting == setting
+        for seconds, rows in zip(timed.seconds, timed.rows, strict=True)
+    ]
+    if len(relative) < 2:
+        return 1.0
+    error = statistics.stdev(relative) / math.sqrt(len(relative))
+    return _STUDENT[min(len(relative) - 2, len(_STUDENT) - 1)] * error
 
 
 @dataclass(frozen=True)
@@ -108,141 +222,26 @@ class Estimate:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Line:
+    """The time and cost of the whole job at one setting."""
+
+    setting: str
+    split: str
+    """Steps @ latent grid of each stage, of the most frequent size."""
+    seconds_per_row: float
+    """Of one worker, on average over the job's sizes."""
+    uncertainty: float
+    """Half the 95 % interval of all times, as a share of them."""
+    rows_per_hour: float
+    """Of all workers."""
+    worker_hours: float
+    gpu_hours: float
+    eta_s: float
+    cost: float | None
+    """GPU-hours times the price; None where no price was given."""
+
+
 def _span(line: Line) -> str:
     low, high = (line.eta_s * (1 + sign * line.uncertainty) for sign in (-1, 1))
     return f"{duration(line.eta_s)} ({duration(low)} to {duration(high)})"
-
-
-# ---------------------------------------------------------------------------------------------- estimating
-
-
-def estimate(
-    spec: JobSpec,
-    engine: Engine | None = None,
-    rows: int = 8,
-    *,
-    profile: Profile | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    price: float | None = None,
-    start_s: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Estimate:
-    """Time and cost of a whole job.
-
-    Args:
-        engine: what times the rows; not needed where a `profile` is given.
-        rows: rows to time, at each of the two settings.
-        batch_size: rows denoised together; None: the spec's, and for `auto` what a CPU worker takes.
-        workers: None: the spec's `max`, or else its `min`. Each is taken to be as fast as this one.
-        price: of a GPU-hour, in any currency. A worker that reserves no GPU counts as one.
-        start_s: what it takes to load the model.
-        clock: seconds.
-
-    UserError for a profile of another model or setting, and for prompts that cannot be used.
-    """
-    plan = make_plan(spec)
-    sizes = job_sizes(spec, plan)
-    if profile is None:
-        if engine is None:
-            raise ValueError("give an engine to time rows with, or a profile")
-        profile = time_rows(
-            spec, engine, rows, sizes=sizes, batch_size=batch_size, start_s=start_s, clock=clock
-        )
-    _check(profile, spec)
-    workers = workers or spec.workers.max or spec.workers.min
-    full, chosen = (
-        _line(spec, plan, profile, sizes, setting, workers, price) for setting in (FULLRES, CHOSEN)
-    )
-    common = sizes.shares.most_common(1)[0][0]
-    ideal = _timed(profile, FULLRES, common).token_steps / _timed(profile, CHOSEN, common).token_steps
-    return Estimate(
-        name=spec.name,
-        model=spec.model.id,
-        device=profile.device,
-        rows=sizes.num_samples,
-        shards=plan.num_shards,
-        workers=workers,
-        timed_rows=sum(sum(one.rows) for one in profile.timed if one.setting == CHOSEN),
-        batch_size=profile.batch_size,
-        start_s=profile.start_s,
-        price=price,
-        predicted_saving=ideal,
-        fullres=full,
-        chosen=chosen,
-    )
-
-
-def _check(profile: Profile, spec: JobSpec) -> None:
-    wanted = {
-        "model": spec.model.id,
-        "dtype": spec.model.dtype,
-        "sampling": spec.sampling.model_dump(mode="json"),
-    }
-    for key, value in wanted.items():
-        if getattr(profile, key) != value:
-            raise UserError(f"the profile was made with another {key} than the spec's; make a new one")
-
-
-def _timed(profile: Profile, setting: str, size: tuple[int | None, int | None]) -> Timed:
-    """The timing of a size, or of the one timed first (the most frequent)."""
-    own = [one for one in profile.timed if one.setting == setting]
-    height, width = size
-    exact = (o for o in own if height in (None, o.height_px) and width in (None, o.width_px))
-    return next(exact, own[0])
-
-
-def _line(
-    spec: JobSpec,
-    plan: JobPlan,
-    profile: Profile,
-    sizes: Sizes,
-    setting: str,
-    workers: int,
-    price: float | None,
-) -> Line:
-    seconds = {size: _seconds_per_row(profile, setting, size) for size in sizes.shares}
-    total = sum(sizes.shares.values())
-    mean = sum(seconds[size] * count for size, count in sizes.shares.items()) / total
-    variance = sum(count * (seconds[size] - mean) ** 2 for size, count in sizes.shares.items()) / total
-    of_sizes = 0.0 if sizes.exact else 1.96 * math.sqrt(variance / total) / mean
-    uncertainty = math.hypot(_spread(profile, setting), of_sizes, _DRIFT)
-    made_s = mean * sizes.num_samples
-    # The last round of shards leaves workers idle, and a job of fewer shards than workers some all along.
-    rounds = math.ceil(plan.num_shards / workers)
-    eta_s = profile.start_s + made_s * rounds / plan.num_shards
-    busy = min(workers, plan.num_shards)
-    worker_hours = (made_s + busy * profile.start_s) / 3600
-    gpu_hours = worker_hours * (spec.workers.num_gpus or 1)
-    return Line(
-        setting=setting,
-        split=_timed(profile, setting, sizes.shares.most_common(1)[0][0]).split,
-        seconds_per_row=mean,
-        uncertainty=uncertainty,
-        rows_per_hour=3600 * busy / mean,
-        worker_hours=worker_hours,
-        gpu_hours=gpu_hours,
-        eta_s=eta_s,
-        cost=None if price is None else gpu_hours * price,
-    )
-
-
-def _seconds_per_row(profile: Profile, setting: str, size: tuple[int | None, int | None]) -> float:
-    one = _timed(profile, setting, size)
-    height, width = size[0] or one.height_px, size[1] or one.width_px
-    # The same when the size was timed; else as many more as there are more pixels.
-    return one.seconds_per_row * (height * width) / (one.height_px * one.width_px)
-
-
-def _spread(profile: Profile, setting: str) -> float:
-    """Half the 95 % interval of the mean time of a row (Student's t), as a share of it."""
-    relative = [
-        seconds / rows / one.seconds_per_row
-        for one in profile.timed
-        if one.setting == setting
-        for seconds, rows in zip(one.seconds, one.rows, strict=True)
-    ]
-    if len(relative) < 2:
-        return 1.0
-    error = statistics.stdev(relative) / math.sqrt(len(relative))
-    return _STUDENT[min(len(relative) - 2, len(_STUDENT) - 1)] * error

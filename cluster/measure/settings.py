@@ -1,32 +1,26 @@
-"""TODO: cluster/measure/settings.py."""
+"""The settings that `overtone tune` compares: one sweep, or the part of it that a user names. Knows no rows,
+and runs nothing."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from overtone.cluster.worker import Engine
-from overtone.jobs.errors import PromptsError, UserError
-from overtone.jobs.plan import make_plan
-from overtone.jobs.prompts import read_shard
-from overtone.jobs.rows import Row
-from overtone.jobs.spec import JobSpec
+from overtone.jobs.errors import UserError
 from overtone.progressive.settings import NO_CACHE, Sampling
 
 DELTAS = (0.01, 0.05, 0.10, 0.20)
-
+"""The deltas that are tried where the user names none."""
 CACHES: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("first_block", "cache_threshold", (0.05, 0.1)),
     ("taylorseer", "cache_interval", (3, 2)),
 )
 """Step caches, with the field that says how much they leave out."""
 FULLRES = "fullres"
-Judge = Callable[[Image.Image, str], tuple[int, int]]
-"""(objects drawn right, objects asked for) of a picture and its prompt."""
+"""The setting that all others are compared to."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +50,19 @@ def sweep(base: Sampling, *, deltas: Sequence[float] = DELTAS) -> list[Setting]:
         plain = base.model_dump() | {"transition_sigmas": None} | NO_CACHE | changes
         return Setting(name, group, Sampling.model_validate(plain))
 
-    found = [setting(FULLRES, FULLRES, mode="fullres", levels=None, scales=None)]
+    settings = [setting(FULLRES, FULLRES, mode="fullres", levels=None, scales=None)]
     for kind, how in kinds.items():
         for ladder, grids in ladders.items():
             group = f"{ladder}, {kind}" if kind else ladder
             for delta in deltas:
                 name = ", ".join(part for part in (ladder, f"delta {delta:g}", kind) if part)
-                found.append(setting(name, group, delta=delta, **how, **grids))
+                settings.append(setting(name, group, delta=delta, **how, **grids))
     for cache, key, values in CACHES:
         for value in values:
             name = f"auto ladder, {cache} {value:g}"
             how = kinds[""] | ladders["auto ladder"] | {"cache": cache, key: value}
-            found.append(setting(name, f"auto ladder, {cache}", **how))
-    return found
+            settings.append(setting(name, f"auto ladder, {cache}", **how))
+    return settings
 
 
 def named_like(settings: Sequence[Setting], patterns: Sequence[str]) -> list[Setting]:
@@ -77,14 +71,15 @@ def named_like(settings: Sequence[Setting], patterns: Sequence[str]) -> list[Set
     names = [setting.name for setting in settings]
     kept = {FULLRES} if patterns else {*names}
     for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
             raise UserError(f"no setting is named like {pattern!r}; there are: {'; '.join(names)}")
-        kept.update(found)
+        kept.update(matching)
     return [setting for setting in settings if setting.name in kept]
 
 
 def possible(engine: Engine, setting: Setting) -> bool:
+    """Whether the engine's pipeline can have the setting's step cache; every other setting is possible."""
     if setting.sampling.cache == "none":
         return True
     try:
@@ -92,35 +87,3 @@ def possible(engine: Engine, setting: Setting) -> bool:
     except ValueError:
         return False
     return True
-
-
-def sample_rows(spec: JobSpec, count: int) -> list[Row]:
-    """Up to `count` good rows, spread evenly over the prompt table. PromptsError where there is none."""
-    plan = make_plan(spec)
-    step = max(1, plan.num_shards // count)
-    per_shard = -(-count // -(-plan.num_shards // step))  # rows over the shards that are looked at
-    rows: list[Row] = []
-    for index in range(0, plan.num_shards, step):
-        shard = plan.shard(index)
-        rows += read_shard(spec, plan.files[shard.file], shard.first_row, shard.num_rows).rows[:per_shard]
-        if len(rows) >= count:
-            break
-    if not rows:
-        raise PromptsError("none of the prompt table's rows that were looked at can be made")
-    return rows[:count]
-
-
-def tiny_judge(spec: JobSpec, rows: Sequence[Row]) -> Judge | None:
-    """The picture world's own judge, where the job's model is the embedded one and draws captions of that
-    world at its size; None elsewhere."""
-    sizes = {(row.height or spec.sampling.height, row.width or spec.sampling.width) for row in rows}
-    if spec.model.id != "tiny" or not sizes <= {(None, None), (256, 256), (256, None), (None, 256)}:
-        return None
-    from overtone.progressive.tiny import judge, world
-
-    try:
-        for row in rows:
-            world.parse(row.prompt)
-    except ValueError:
-        return None
-    return judge.judge

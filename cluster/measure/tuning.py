@@ -1,4 +1,5 @@
-"""TODO: cluster/measure/tuning.py."""
+"""What a sweep of settings found, as data, Markdown, HTML and a sheet of pictures. Knows figures and
+pictures, no engine."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from overtone.jobs.report import data_uri, page, style, svg
+from overtone.jobs.words import markdown_table
 
 _PICTURE_PX = 192
 
@@ -80,7 +82,7 @@ class Tuning:
         judged = self.outcomes[0].judge_percent is not None
         head = ["setting", "steps @ grid", *(["objects right"] if judged else [])]
         head += ["PSNR to fullres", "SSIM", "perceptual distance", "fine detail", "saving", "predicted"]
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        rows = []
         for outcome in self.outcomes:
             cells = [outcome.name, outcome.split]
             if judged:
@@ -94,8 +96,8 @@ class Tuning:
                 f"{outcome.saving:.2f}x",
                 f"{outcome.predicted_saving:.2f}x",
             ]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+            rows.append(cells)
+        return markdown_table(head, rows)
 
     def text(self) -> str:
         """The table for a terminal, and what was chosen."""

@@ -1,4 +1,5 @@
-"""TODO: cluster/submit/client.py."""
+"""Reaching a cluster's job server: which token opens it, what answers at an address, which jobs it has. Knows
+nothing of specs, and imports ray only after the token is in place."""
 
 from __future__ import annotations
 
@@ -69,9 +70,6 @@ def use_token(environ: MutableMapping[str, str] | None = None, home: Path | None
     return token
 
 
-# The cluster.
-
-
 def connect(address: str) -> JobSubmissionClient:
     """A client of the job server at `address` (`http://host:8265`; `host:8265` is completed).
 
@@ -131,10 +129,13 @@ def _without(*names: str) -> Iterator[None]:
 
 
 def statuses(client: JobSubmissionClient) -> dict[str, str]:
+    """The state of every job that was submitted to the cluster, by submission id."""
     return {job.submission_id: str(job.status.value) for job in client.list_jobs() if job.submission_id}
 
 
 def find_submission(client: JobSubmissionClient, job: str) -> str:
+    """The submission id that `job` means: an id, or the start of one that only one job has; of a job's epochs
+    the newest. UserError, which lists the ids, where it means none or several."""
     known = [key for key in statuses(client) if key.startswith("overtone-")]
     if job in known:
         return job
@@ -152,4 +153,5 @@ def find_submission(client: JobSubmissionClient, job: str) -> str:
 
 
 def state_of(client: JobSubmissionClient, key: str) -> str:
+    """A job's state in Ray's words: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     return str(client.get_job_status(key).value)

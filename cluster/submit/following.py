@@ -1,4 +1,5 @@
-"""TODO: cluster/submit/follow.py."""
+"""A submitted job's log, line by line until the job ends. Knows Ray's log streams, which may be cut, and no
+specs."""
 
 from __future__ import annotations
 

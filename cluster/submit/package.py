@@ -1,4 +1,5 @@
-"""TODO: cluster/submit/package.py."""
+"""What goes to the cluster with a submitted job: the spec and, on request, a tree without its credentials.
+Knows no cluster."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import yaml
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec
+from overtone.progressive.checkpoints import is_local_model
 
 SPEC_NAME = "overtone-spec.yaml"
 WORKING_DIR_LIMIT_BYTES = 512 * 2**20
@@ -55,24 +57,62 @@ SECRETS = (
 )
 """Names that never leave this machine, wherever in the tree, in any case: files, or whole folders."""
 CLUTTER = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
-"""Names that no job needs; left out where the tree is not a git checkout that says so itself."""
+"""Names that no job needs; left out where no git checkout decides that itself."""
+FOLDERS = ("cluster", "jobs", "progressive")
+"""The folders of an Overtone checkout, which is installed as `overtone.cluster` and so on."""
+CHECKOUT = {"cluster/cli/__main__.py", "jobs/__init__.py", "progressive/__init__.py"}
+"""Files by which such a checkout is known."""
 
 
-# What is packed.
+def package(spec: JobSpec, tree: Path | None = None) -> bytes:
+    """A zip of the spec and, where a tree is given, of its files. The same content gives the same bytes, so
+    that Ray uploads it once.
+
+    Ray puts the unpacked zip first on the path of the job's processes. The packages of an Overtone checkout
+    are therefore packed below `overtone/`, so that its code runs instead of the installed one.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        if tree is not None:
+            names = [name for name in tree_files(tree) if name != SPEC_NAME]
+            checkout = CHECKOUT.issubset(names)
+            for name in names:
+                _add(archive, packed_name(name) if checkout else name, (tree / name).read_bytes())
+        _add(archive, SPEC_NAME, packed_spec(spec).encode())
+    data = packed.getvalue()
+    if len(data) > WORKING_DIR_LIMIT_BYTES:
+        raise UserError(
+            f"the working tree {tree} packs to {len(data) / 2**20:,.0f} MiB and Ray takes "
+            f"{WORKING_DIR_LIMIT_BYTES // 2**20} MiB; name large files in .gitignore"
+        )
+    return data
 
 
-def anchored(spec: JobSpec) -> JobSpec:
-    """The spec with a local output folder made absolute: on the cluster the current folder is another."""
-    path = spec.output.path
-    if "://" in path:
-        return spec
-    output = spec.output.model_copy(update={"path": str(Path(path).expanduser().resolve())})
-    return spec.model_copy(update={"output": output})
+def tree_files(root: Path) -> Iterator[str]:
+    """The paths below `root` to pack, relative to it and sorted: in a git checkout those that git tracks or
+    would track, elsewhere all but clutter; never a secret, never a link."""
+    names = _git_files(root)
+    if names is None:
+        names = {str(path.relative_to(root)) for path in root.rglob("*")}
+        names = {name for name in names if not _matches(name, CLUTTER)}
+    for name in sorted(names):
+        path = root / name
+        if path.is_file() and not path.is_symlink() and not is_secret(name):
+            yield name
 
 
-def packed_spec(spec: JobSpec) -> str:
-    """The spec as YAML that `load_spec` reads back to the same spec, wherever it lies."""
-    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+def _git_files(root: Path) -> set[str] | None:
+    """The paths below `root` that git tracks or would track; None without git, or outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        return None
+    return set(filter(None, os.fsdecode(listed.stdout).split("\0")))
 
 
 def is_secret(path: str) -> bool:
@@ -86,50 +126,14 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     )
 
 
-def tree_files(root: Path) -> Iterator[str]:
-    """Paths below `root` to pack, relative to it and sorted: in a git checkout what git tracks or would
-    track, elsewhere everything but clutter; never a secret, never a link."""
-    names = _git_files(root)
-    if names is None:
-        names = {str(path.relative_to(root)) for path in root.rglob("*")}
-        names = {name for name in names if not _matches(name, CLUTTER)}
-    for name in sorted(names):
-        path = root / name
-        if path.is_file() and not path.is_symlink() and not is_secret(name):
-            yield name
+def packed_name(name: str) -> str:
+    """Where a file of an Overtone checkout lies in the zip: `jobs/plan.py` as `overtone/jobs/plan.py`."""
+    return f"overtone/{name}" if name.partition("/")[0] in FOLDERS else name
 
 
-def _git_files(root: Path) -> set[str] | None:
-    """What git tracks or would track below `root`; None without git, or outside a checkout."""
-    if shutil.which("git") is None:
-        return None
-    listed = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode != 0:
-        return None
-    return set(filter(None, os.fsdecode(listed.stdout).split("\0")))
-
-
-def package(spec: JobSpec, tree: Path | None = None) -> bytes:
-    """A zip of the spec and, where a tree is given, of its files. The same content gives the same bytes, so
-    that Ray uploads it once."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        if tree is not None:
-            for name in tree_files(tree):
-                if name != SPEC_NAME:
-                    _add(archive, name, (tree / name).read_bytes())
-        _add(archive, SPEC_NAME, packed_spec(spec).encode())
-    data = packed.getvalue()
-    if len(data) > WORKING_DIR_LIMIT_BYTES:
-        raise UserError(
-            f"the working tree {tree} packs to {len(data) / 2**20:,.0f} MiB and Ray takes "
-            f"{WORKING_DIR_LIMIT_BYTES // 2**20} MiB; name large files in .gitignore"
-        )
-    return data
+def packed_spec(spec: JobSpec) -> str:
+    """The spec as YAML that `load_spec` reads back to the same spec, wherever it lies."""
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -139,11 +143,20 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
+def anchored(spec: JobSpec) -> JobSpec:
+    """The spec with a local output folder made absolute: on the cluster the current folder is another."""
+    path = spec.output.path
+    if "://" in path:
+        return spec
+    output = spec.output.model_copy(update={"path": str(Path(path).expanduser().resolve())})
+    return spec.model_copy(update={"output": output})
+
+
 def notes_on_paths(spec: JobSpec) -> tuple[str, ...]:
     """A sentence for each path in the spec that the cluster must see as this machine does."""
     paths = [("prompts", path) for path in spec.prompts.path]
     paths.append(("output", spec.output.path))
-    if spec.model.id.startswith(("/", "./", "../", "~")):
+    if is_local_model(spec.model.id):
         paths.append(("model", spec.model.id))
     return tuple(
         f"{what}: {path} is a path on the cluster's machines, not packed with the job; all must "

@@ -30,32 +30,40 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 
-# What a job is called.
+def submit(spec: JobSpec, *, address: str = DEFAULT_ADDRESS, working_dir: Path | None = None) -> Submission:
+    """Run `spec` on the cluster at `address`, detached. Submitting a job that is running there attaches to
+    it; submitting one that ended runs it again under the next epoch number, which resumes it.
+
+    Only the spec is packed; `working_dir` adds that tree, without credentials, for code that the cluster's
+    image does not hold. Raises UserError for an unreachable cluster or a refused token.
+    """
+    spec = anchored(spec)
+    if working_dir is not None and not working_dir.is_dir():
+        raise UserError(f"--working-dir {working_dir} is not a folder")
+    data = package(spec, working_dir)
+    client = connect(address)
+    with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
+        archive = Path(folder) / "job.zip"
+        archive.write_bytes(data)
+        return _submit(client, spec, archive, entrypoint(working_dir is not None))
 
 
-def job_identity(spec: JobSpec) -> str:
-    """Ten hex digits of what makes two submissions the same job: its samples, shards and output. Unlike the
-    plan's fingerprint it reads no prompt file, which may be out of reach from here."""
-    facts = {
-        "samples": spec.samples(),
-        "prompts": spec.prompts.model_dump(mode="json", include={"path", "format", "limit"}),
-        "shards": spec.shards.model_dump(mode="json"),
-        "output": anchored(spec).output.model_dump(mode="json", include={"path", "endpoint_url"}),
-    }
-    text = json.dumps(facts, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+def stop(job: str, *, address: str = DEFAULT_ADDRESS, wait_s: float = 60.0) -> str:
+    """Ask a job to end; what it committed stays, and submitting it again resumes it. Returns the state it is
+    in at the end of the wait: STOPPED, or what it had ended as before, or RUNNING if it takes longer."""
+    client = connect(address)
+    key = find_submission(client, job)
+    client.stop_job(key)
+    deadline = time.monotonic() + wait_s
+    while (state := state_of(client, key)) in ACTIVE and time.monotonic() < deadline:
+        time.sleep(0.25)
+    return state
 
 
-def submission_prefix(spec: JobSpec) -> str:
-    """`overtone-<name>-<identity>-e`; the epoch number follows."""
-    name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:32].rstrip("-") or "job"
-    return f"overtone-{name}-{job_identity(spec)}-e"
-
-
-def latest_epoch(prefix: str, submissions: Mapping[str, str]) -> int:
-    """The highest epoch among submission ids that begin with `prefix`; 0 if there is none."""
-    ends = (key[len(prefix) :] for key in submissions if key.startswith(prefix))
-    return max((int(end) for end in ends if end.isdigit()), default=0)
+def logs(job: str, *, address: str = DEFAULT_ADDRESS) -> str:
+    """All that a job has printed so far."""
+    client = connect(address)
+    return client.get_job_logs(find_submission(client, job))
 
 
 @dataclass(frozen=True)
@@ -81,30 +89,6 @@ class Submission:
             f"end it:   overtone stop {self.id}{at}",
         ]
         return "\n".join(lines)
-
-
-def entrypoint(tree: bool) -> str:
-    """The shell command that the job server runs: the installed `overtone`, or the packed tree's."""
-    program = ["python", "-m", "overtone.cluster.cli"] if tree else ["overtone"]
-    return shlex.join([*program, "run", SPEC_NAME, "--address", "auto"])
-
-
-def submit(spec: JobSpec, *, address: str = DEFAULT_ADDRESS, working_dir: Path | None = None) -> Submission:
-    """Run `spec` on the cluster at `address`, detached. Submitting a job that is running there attaches to
-    it; submitting one that ended runs it again under the next epoch number, which resumes it.
-
-    Only the spec is packed; `working_dir` adds that tree, without credentials, for code that the cluster's
-    image does not hold. Raises UserError for an unreachable cluster or a refused token.
-    """
-    spec = anchored(spec)
-    if working_dir is not None and not working_dir.is_dir():
-        raise UserError(f"--working-dir {working_dir} is not a folder")
-    data = package(spec, working_dir)
-    client = connect(address)
-    with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
-        archive = Path(folder) / "job.zip"
-        archive.write_bytes(data)
-        return _submit(client, spec, archive, entrypoint(working_dir is not None))
 
 
 def _submit(client: JobSubmissionClient, spec: JobSpec, archive: Path, command: str) -> Submission:
@@ -139,25 +123,32 @@ def _submit(client: JobSubmissionClient, spec: JobSpec, archive: Path, command: 
     raise UserError(f"{client.get_address()} refused the job: {refusal}") from refusal
 
 
-def find_job(job: str, *, address: str = DEFAULT_ADDRESS) -> str:
-    """The submission id that `job` means: an id, or the start of one that only one job has; of a job's epochs
-    the newest. Raises UserError with the ids there are when it means none or several."""
-    return find_submission(connect(address), job)
+def job_identity(spec: JobSpec) -> str:
+    """Ten hex digits of what makes two submissions the same job: its samples, shards and output. Unlike the
+    plan's fingerprint it reads no prompt file, which may be out of reach from here."""
+    facts = {
+        "samples": spec.samples(),
+        "prompts": spec.prompts.model_dump(mode="json", include={"path", "format", "limit"}),
+        "shards": spec.shards.model_dump(mode="json"),
+        "output": anchored(spec).output.model_dump(mode="json", include={"path", "endpoint_url"}),
+    }
+    text = json.dumps(facts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
-def stop(job: str, *, address: str = DEFAULT_ADDRESS, wait_s: float = 60.0) -> str:
-    """Ask a job to end; what it committed stays, and submitting it again resumes it. Returns the state it is
-    in at the end of the wait: STOPPED, or what it had ended as before, or RUNNING if it takes longer."""
-    client = connect(address)
-    key = find_submission(client, job)
-    client.stop_job(key)
-    deadline = time.monotonic() + wait_s
-    while (state := state_of(client, key)) in ACTIVE and time.monotonic() < deadline:
-        time.sleep(0.25)
-    return state
+def submission_prefix(spec: JobSpec) -> str:
+    """`overtone-<name>-<identity>-e`; the epoch number follows."""
+    name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:32].rstrip("-") or "job"
+    return f"overtone-{name}-{job_identity(spec)}-e"
 
 
-def logs(job: str, *, address: str = DEFAULT_ADDRESS) -> str:
-    """All that a job has printed so far."""
-    client = connect(address)
-    return client.get_job_logs(find_submission(client, job))
+def latest_epoch(prefix: str, submissions: Mapping[str, str]) -> int:
+    """The highest epoch among submission ids that begin with `prefix`; 0 if there is none."""
+    ends = (key[len(prefix) :] for key in submissions if key.startswith(prefix))
+    return max((int(end) for end in ends if end.isdigit()), default=0)
+
+
+def entrypoint(tree: bool) -> str:
+    """The shell command that the job server runs: the installed `overtone`, or the packed tree's."""
+    program = ["python", "-m", "overtone.cluster.cli"] if tree else ["overtone"]
+    return shlex.join([*program, "run", SPEC_NAME, "--address", "auto"])

@@ -20,7 +20,7 @@ from overtone.jobs.spec.fields import is_url
 from overtone.jobs.spec.job import JobSpec
 from overtone.jobs.spec.messages import validation_messages
 from overtone.jobs.spec.yaml_lines import Document, parse
-from overtone.progressive.checkpoints import spectrum_profile
+from overtone.progressive.checkpoints import is_local_model, spectrum_profile
 
 _SHORT = {"model": "id", "prompts": "path", "workers": "count", "output": "path", "shards": "rows"}
 _MAX_SPEC_BYTES = 4 * 1024**2
@@ -107,8 +107,7 @@ def _placed(spec: JobSpec, document: Document, folder: Path) -> JobSpec:
         return here if document.where(key).startswith("--set") else folder
 
     def model_path(text: str, base: Path) -> str:
-        local = text.startswith(("/", "./", "../", "~")) or text in (".", "..")
-        return _absolute(text, base) if local else text
+        return _absolute(text, base) if is_local_model(text) else text
 
     model, base_model = spec.model, base("model", "id")
     changed: dict[str, Any] = {

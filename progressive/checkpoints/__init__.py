@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from overtone.progressive.checkpoints.checkpoint import Checkpoint
-from overtone.progressive.checkpoints.known import describe, license_of, spectrum_profile
+from overtone.progressive.checkpoints.known import describe, is_local_model, license_of, spectrum_profile
 from overtone.progressive.checkpoints.published import PUBLISHED
 from overtone.progressive.checkpoints.sigmas import flow_shift_change
 
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "describe",
     "flow_shift_change",
+    "is_local_model",
     "license_of",
     "spectrum_profile",
 ]

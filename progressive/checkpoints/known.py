@@ -21,12 +21,18 @@ def describe(model_id: str) -> Checkpoint:
     if model_id in PUBLISHED:
         return PUBLISHED[model_id]
     folder = Path(model_id).expanduser()
-    if folder.is_dir() or model_id.startswith(("/", "./", "../", "~")):
+    if folder.is_dir() or is_local_model(model_id):
         return read_folder(folder)
     raise ValueError(
         f"{model_id!r} is no checkpoint known offline; give `tiny`, a folder in diffusers format, or one of "
         + ", ".join(sorted(PUBLISHED))
     )
+
+
+def is_local_model(model_id: str) -> bool:
+    """Whether a model, or a LoRA, is written as a path of this machine rather than as a name. Looks at
+    no disk."""
+    return model_id.startswith(("/", "./", "../", "~")) or model_id in (".", "..")
 
 
 def spectrum_profile(path: str | Path) -> Spectrum:
