@@ -6,7 +6,7 @@ from overtone.jobs.errors import SizeError, SpecError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint, describe, flow_shift_change
 from overtone.progressive.families import FAMILIES
-from overtone.progressive.schedule import SamplingPlan, plan_sampling
+from overtone.progressive.schedule import SamplingPlan, plan_sampling, size_of, steps_of
 
 
 def checkpoint_of(spec: JobSpec) -> Checkpoint:
@@ -24,15 +24,11 @@ def sampling_plan(
     make that size, or not with these settings."""
     family = FAMILIES[checkpoint.family]
     sampling = spec.sampling
-    height_px = height_px or sampling.height or family.default_height
-    width_px = width_px or sampling.width or family.default_width
+    height_px, width_px, num_frames = size_of(sampling, family, height_px, width_px)
     try:
         change = flow_shift_change(checkpoint.scheduler, sampling.flow_shift)
         sigmas = checkpoint.with_scheduler(**change).sigmas(
-            sampling.num_steps or checkpoint.default_steps or family.default_steps,
-            height_px,
-            width_px,
-            sampling.num_frames or family.default_frames,
+            steps_of(sampling, family, checkpoint.default_steps), height_px, width_px, num_frames
         )
         return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px)
     except ValueError as error:

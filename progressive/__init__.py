@@ -19,6 +19,7 @@ _PUBLIC = {
     "Result": "overtone.progressive.engine",
     "NonFiniteLatents": "overtone.progressive.errors",
     "calibrate": "overtone.progressive.calibration",
+    "load": "overtone.progressive.pipelines",
 }
 
 __all__ = sorted(_PUBLIC)

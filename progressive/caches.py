@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.cache_utils import CacheMixin
 
+from overtone.progressive import library
 from overtone.progressive.settings import Sampling
 from overtone.progressive.staged import StageScheduler
 
@@ -38,7 +38,7 @@ def transformers(pipe: Any) -> list[Any]:
 def repeated_blocks(transformer: Any) -> dict[str, Any]:
     """The modules that a transformer is stacked from, by path: as the library lists them, else all in its
     lists of modules."""
-    names = getattr(transformer, "_repeated_blocks", None)
+    names = library.block_classes(transformer)
     lists = {name for name, child in transformer.named_children() if isinstance(child, torch.nn.ModuleList)}
     found = {}
     for path, module in transformer.named_modules():
@@ -78,7 +78,7 @@ def _why_not(pipe: Any, transformer: Any, cache: str) -> str | None:
     if cache == "taylorseer":
         return None if _ends(transformer) else f"its {name} has no final layer known here"
     try:
-        known = [TransformerBlockRegistry.get(type(block)) for block in blocks.values()]
+        known = [library.block_facts(type(block)) for block in blocks.values()]
     except ValueError:
         return f"the installed diffusers does not know the blocks of its {name}"
     if any("hidden_states" not in inspect.signature(type(b).forward).parameters for b in blocks.values()):

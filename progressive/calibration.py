@@ -26,7 +26,7 @@ from torch import Tensor
 
 from overtone.progressive.formulas import Spectrum
 from overtone.progressive.spectral import dct_basis, frequencies
-from overtone.progressive.vae import Coder, batches, is_usable
+from overtone.progressive.vae import Coder, batches, usable_pictures
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def calibrate(
     except StopIteration:
         raise ValueError("images is empty; calibration needs at least one picture") from None
     size = coder.size(height_px, width_px, first)
-    usable = is_usable(chain([first], stream), size)
+    usable = usable_pictures(chain([first], stream), size)
     total: Tensor | None = None
     count = 0
     for batch in batches(islice(usable, limit), batch_size):

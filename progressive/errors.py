@@ -1,4 +1,4 @@
-"""TODO: progressive/errors.py."""
+"""What goes wrong while samples are made. Loads no torch, so that any process can name and unpickle it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO: progressive/formulas.py."""
+"""The equations of the method: pure functions of numbers. Knows no plan, no tensor and no settings."""
 
 from __future__ import annotations
 
@@ -27,9 +27,6 @@ class Spectrum:
     def power(self, w: float) -> float:
         """P(w) for w > 0."""
         return self.amplitude * w**-self.beta
-
-
-# ---------------------------------------------------------------------------------------- the formulas
 
 
 def t_w(w: float, spectrum: Spectrum, delta: float) -> float:

@@ -13,11 +13,14 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 
+from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
 from overtone.progressive.families import FAMILIES, Family, family_name
 from overtone.progressive.tiny import FOLDER
 
 Quantize = Literal["none", "int8", "fp8"]
+_FAMILY = "_overtone_family"
+"""Attribute of a pipeline that keeps the family which `load` was called with, for `resolve` to find."""
 
 
 def load(
@@ -67,7 +70,7 @@ def load(
     if scales:
         pipe.set_adapters(list(scales), list(scales.values()))
     if family not in (None, "auto"):
-        pipe._overtone_family = family
+        setattr(pipe, _FAMILY, family)
     pipe.set_progress_bar_config(disable=True)
     if offload == "model" and device.type != "cpu":
         quantize_blocks(pipe, quantize)
@@ -131,7 +134,7 @@ def resolve(pipe: Any, family: Family | str | None) -> Family:
     if isinstance(family, Family):
         return family
     if family in (None, "auto"):
-        family = getattr(pipe, "_overtone_family", None) or _recognise(pipe)
+        family = getattr(pipe, _FAMILY, None) or _recognise(pipe)
         if family == "generic":
             warnings.warn(
                 f"{type(pipe).__name__} is not a family known here; it runs on the generic entry, with "
@@ -147,10 +150,10 @@ def _recognise(pipe: Any) -> str:
     # A pipeline of its own that derives from a known one is called like it.
     names = (family_name(c.__name__, pipe.config) for c in type(pipe).__mro__)
     name = next((n for n in names if n != "generic"), "generic")
-    source = pipe.config.get("_name_or_path")
+    source = library.source_of(pipe)
     if name == "flux1" and source:
         # The embedded model, or one that its training script has written elsewhere.
-        folder = Path(str(source))
+        folder = Path(source)
         if folder.resolve() == FOLDER.resolve() or (folder / "spectrum.json").is_file():
             return "tiny"
     return name
@@ -164,7 +167,7 @@ def _generic(pipe: Any) -> Family:
         raise ValueError(
             f"{type(pipe).__name__} cannot run in stages: it needs a transformer and takes no latents"
         )
-    packed = hasattr(pipe, "_pack_latents")
+    packed = library.packs_latents(pipe)
     size = getattr(transformer.config, "patch_size", None) or 2
     patch = 2 if packed else int(size if isinstance(size, int) else size[-1])
     cell_px = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8

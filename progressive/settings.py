@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -116,13 +117,11 @@ class Sampling(BaseModel):
         if isinstance(self.scales, tuple):
             if not self.scales:
                 raise ValueError("scales is empty; it must end at full size (1.0)")
-            if any(b <= a for a, b in zip(self.scales, self.scales[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(self.scales)):
                 raise ValueError(f"scales must increase; got {list(self.scales)}")
             if any(s <= 0 for s in self.scales):
                 raise ValueError(f"scales must be above 0; got {list(self.scales)}")
-        if self.transition_sigmas is not None and any(
-            b >= a for a, b in zip(self.transition_sigmas, self.transition_sigmas[1:], strict=False)
-        ):
+        if self.transition_sigmas is not None and any(b >= a for a, b in pairwise(self.transition_sigmas)):
             raise ValueError(f"transition_sigmas must decrease; got {list(self.transition_sigmas)}")
         for key, cache in (
             ("cache_threshold", "first_block"),

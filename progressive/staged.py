@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overtone.progressive import library
 from overtone.progressive.schedule import SamplingPlan
 
 
@@ -87,16 +88,13 @@ class swapped:  # noqa: N801  (reads as a verb: with swapped(...))
 
     def __enter__(self) -> None:
         self.own = self.pipe.scheduler
-        self.bar = getattr(self.pipe, "_progress_bar_config", None)
+        self.bar = library.progress_bar(self.pipe)
         self.pipe.__dict__["scheduler"] = self.scheduler  # past the pipeline's own bookkeeping of components
         self.pipe.set_progress_bar_config(disable=True)
 
     def __exit__(self, *_: Any) -> None:
         self.pipe.__dict__["scheduler"] = self.own
-        if self.bar is None:
-            del self.pipe._progress_bar_config
-        else:
-            self.pipe.set_progress_bar_config(**self.bar)
+        library.restore_progress_bar(self.pipe, self.bar)
 
 
 class StageScheduler:

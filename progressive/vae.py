@@ -1,4 +1,4 @@
-"""TODO: progressive/vae.py."""
+"""Pictures as a VAE takes them, and its latents as the transformer sees them. Knows no spectrum."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from overtone.progressive.spectral import patchify, unpatchify
 logger = logging.getLogger(__name__)
 
 
-# ------------------------------------------------------------------------------------------------- pictures
-
-
-def is_usable(images: Iterable[Any], size: tuple[int, int]) -> Iterator[Tensor]:
+def usable_pictures(images: Iterable[Any], size: tuple[int, int]) -> Iterator[Tensor]:
     """Pictures as the VAE takes them, all of one size; those much too small are left out."""
     left_out = 0
     for image in images:
@@ -80,9 +77,6 @@ def batches(pictures: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
         batch.append(picture)
     if batch:
         yield torch.stack(batch)
-
-
-# ------------------------------------------------------------------------------------------------------ VAEs
 
 
 class Coder:

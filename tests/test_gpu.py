@@ -28,6 +28,7 @@ from overtone.jobs.store import open_store
 from overtone.progressive import quality, spectral
 from overtone.progressive.compile import CompiledEngine
 from overtone.progressive.engine import Engine
+from overtone.progressive.engine.trajectories import expand
 from overtone.progressive.pipelines import load
 from overtone.progressive.settings import Sampling
 
@@ -107,7 +108,7 @@ def test_expansions_are_exact_where_matrix_products_are_not():
         base = torch.randn(2, 4, *plan.stages[1].grid, generator=generator)
         coarse = noisy[:, :4, :height, :width].contiguous()
         grid = plan.stages[1].grid
-        found = engine._expand(plan, 1, coarse.cuda(), base.cuda(), [0, 1])
+        found = expand(engine.call, plan, 1, coarse.cuda(), base.cuda(), [0, 1])
         wanted = spectral.expand(
             coarse.double(),
             base.double(),

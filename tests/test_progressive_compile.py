@@ -85,7 +85,7 @@ def test_a_plan_that_is_not_warm_is_an_error_and_compiles_nothing():
     with pytest.raises(Recompiled, match=r"96 x 64 px\); call `warm`"):
         engine.denoise(engine.plan(other), words(engine, other, 1), [0], other)
     # And past the engine's own books: what is not compiled is not compiled on the way.
-    engine._warm[engine._key(engine.plan(other).stages[-1], other)] = {1}
+    engine.runner.add(engine.plan(other).stages[-1], other, 1)
     with pytest.raises(Recompiled, match="no warm-up had seen"):
         engine.denoise(engine.plan(other), words(engine, other, 1), [0], other)
     assert graphs() == before

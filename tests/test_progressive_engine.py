@@ -337,7 +337,7 @@ def test_a_stage_steps_from_its_own_noise_levels(scheduler, mode):
     family = "wan2.1" if scheduler.startswith("UniPC") else "flux1"
     engine, sampling = engine_of(family), settings(family, mode=mode)
     plan = engine.plan(sampling)
-    schedule = engine._schedule(STEPS, plan.height_px, plan.width_px, plan.num_frames, sampling)
+    schedule = engine.call.schedule(STEPS, plan.height_px, plan.width_px, plan.num_frames, sampling)
     assert type(schedule.scheduler).__name__ == scheduler
     trajectory = Trajectory(schedule, plan)
     for index, stage in enumerate(plan.stages):

@@ -1,4 +1,4 @@
-"""TODO: progressive/bench/cases.py."""
+"""The models and settings that the benchmark knows. Knows no torch and measures nothing."""
 
 from __future__ import annotations
 
@@ -112,6 +112,7 @@ def chosen_settings(case: Case, patterns: Sequence[str] | None = None) -> list[d
 
 
 def label(setting: dict[str, Any]) -> str:
+    """A setting's name in tables and for `--only`: `levels 1, delta 0.05`."""
     if setting == FULLRES:
         return "fullres"
     return ", ".join(f"{key} {value}" for key, value in setting.items())

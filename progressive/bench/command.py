@@ -1,4 +1,14 @@
-"""TODO: progressive/bench/command.py."""
+"""How fast the denoising loop is: `python -m overtone.progressive.bench`.
+
+Needs no Ray, no checkpoint, no network.
+
+Builds the transformer of a published checkpoint at its real size from its configuration, with random
+weights (time does not depend on their values) and random text embeddings of the right shape, and times
+whole denoising loops, expansions included, through the same engine that the jobs use. Per setting:
+seconds, saving over `fullres` in the same process, the token-step ideal (what the saving would be if a
+step cost the same per token on every grid; attention makes coarse steps cheaper than that), the share of
+that ideal reached, and memory. `tiny` runs the embedded model, which also fits a CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO: progressive/bench/models.py."""
+"""Published models built at their real size, with random weights. Reads no checkpoint and no network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import diffusers
 import torch
 from accelerate import init_empty_weights
 
+from overtone.progressive import library
 from overtone.progressive.bench.cases import Case
 from overtone.progressive.checkpoints import Checkpoint, describe
 from overtone.progressive.engine import Encoded, Engine
 from overtone.progressive.pipelines import load
-
-# ---------------------------------------------------------------------------------------------- building
 
 
 def build(
@@ -51,7 +50,7 @@ def random_transformer(
     """The checkpoint's transformer from its configuration, its weights small random numbers."""
     model = empty_transformer(checkpoint)
     generator = torch.Generator(device).manual_seed(seed)
-    in_float32 = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    in_float32 = library.kept_in_float32(model)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             # As when such a checkpoint is loaded in `dtype`: some parts stay in float32.

@@ -1,4 +1,4 @@
-"""TODO: progressive/bench/tables.py."""
+"""A measurement, and what is shown of many: tables in Markdown, data for JSON. Measures nothing."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ class Measurement:
     memory_gib: float
     """Most that the device held during the loop; on a CPU, the most that the process held so far."""
 
-
-# ----------------------------------------------------------------------------------------------- showing
 
 _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "case": lambda m: m.case,

@@ -1,10 +1,10 @@
-"""Published checkpoints by hub name, and local diffusers folders, read without torch: classes, configurations
-and the noise schedule that the pipeline will run. Knows no weights; never asks the network.
+"""One checkpoint as its configuration files describe it, read without torch: classes, configurations and the
+noise schedule that the pipeline will run. Knows no weights and no other checkpoint.
 
     describe("black-forest-labs/FLUX.1-dev").sigmas(50, 1024, 1024)     # 51 noise levels, the last 0
 
-The table states facts as the checkpoints' own configuration files give them. Values that could not be
-compared with such a file are named in `Checkpoint.unverified`.
+A published one (published.py) states facts as the checkpoint's own configuration files give them. Values that
+could not be compared with such a file are named in `Checkpoint.unverified`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Checkpoint:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """ValueError for a folder that is not in diffusers format or whose scheduler is not flow-matching."""
+    """The checkpoint in a folder in diffusers format. ValueError for any other folder, and for one whose
+    scheduler is not flow-matching."""
     index = read_json(folder / "model_index.json")
     parts = {name: value for name, value in index.items() if isinstance(value, list)}
     classes = {}
@@ -102,6 +103,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def read_json(path: Path) -> Config:
+    """The object in a JSON file. ValueError that names the file."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:

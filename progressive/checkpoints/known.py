@@ -1,4 +1,4 @@
-"""TODO: progressive/checkpoints/known.py."""
+"""What is known of a model by its name or folder alone. Never asks the network."""
 
 from __future__ import annotations
 

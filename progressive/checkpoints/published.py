@@ -1,11 +1,9 @@
-"""TODO: progressive/checkpoints/published.py."""
+"""Published checkpoints as their own configuration files describe them: a table of facts. No rules."""
 
 from __future__ import annotations
 
 from overtone.progressive.checkpoints.checkpoint import Checkpoint
 from overtone.progressive.checkpoints.sigmas import Config
-
-# --------------------------------------------------------------------------------- published checkpoints
 
 
 def _hub(model_id: str) -> str:

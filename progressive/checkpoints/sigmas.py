@@ -1,4 +1,7 @@
-"""TODO: progressive/checkpoints/sigmas.py."""
+"""The noise schedule that a pipeline will run, from configurations alone. Knows no torch and no checkpoint.
+
+`CALLS` is what each pipeline asks its scheduler for, `SCHEDULES` what each scheduler makes of that.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,6 @@ def flow_shift_change(scheduler: Mapping[str, Any], flow_shift: float | None) ->
     raise ValueError(f"flow_shift is {flow_shift}; this checkpoint's scheduler has no shift, leave it unset")
 
 
-# ---------------------------------------------------------------------- how pipelines ask for a schedule
-
-
 @dataclass(frozen=True)
 class Asked:
     """One call of a pipeline, as far as its schedule depends on it."""
@@ -58,6 +58,7 @@ _Call = Callable[[Asked], tuple[Sigmas | None, float | None]]
 
 
 def image_tokens(family: Family, height_px: int, width_px: int) -> int:
+    """Image tokens of one frame, as the pipelines count them for their resolution shift."""
     side = family.cell_px * family.patch
     return (height_px // side) * (width_px // side)
 
@@ -85,6 +86,7 @@ def empirical_mu(tokens: int, num_steps: int) -> float:
 
 
 def like_flux(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    """Evenly spaced levels and FLUX.1's resolution shift, as FLUX.1's pipeline and its many followers ask."""
     config = asked.scheduler
     sigmas = None if config.get("use_flow_sigmas") else _uniform(asked.num_steps)
     return sigmas, linear_mu(config, asked.tokens)
@@ -133,9 +135,6 @@ CALLS: dict[str, _Call] = {
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "Ideogram4Pipeline": _ideogram_4,
 }
-
-
-# --------------------------------------------------------------------------------- what schedulers make of it
 
 
 def _flow_match_euler(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | None) -> Sigmas:

@@ -1,17 +1,15 @@
-"""TODO: progressive/compile/blocks.py."""
+"""A pipeline's transformer blocks compiled, each by itself. Knows no plan, no batch and no warm-up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch.utils import _pytree as pytree
 
+from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
 from overtone.progressive.engine import Engine
-from overtone.progressive.errors import Recompiled
 
 Compile = Literal["off", "blocks", "max"]
 """`blocks`: inductor's defaults. `max`: with autotuning. Without CUDA graphs: they would hand one block's
@@ -62,25 +60,21 @@ class Blocks:
 
     def expect(self, shapes: int) -> None:
         """Let torch keep graphs for this many combinations of grid and batch size. Whole graphs make meeting
-        the limit an error (`FailOnRecompileLimitHit`)."""
-        config: Any = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, _GRAPHS_A_SHAPE * shapes)
-        config.accumulated_recompile_limit = max(
-            config.accumulated_recompile_limit, 4 * _GRAPHS_A_SHAPE * shapes
-        )
+        the limit an error (`library.RecompileLimit`)."""
+        library.let_torch_keep(_GRAPHS_A_SHAPE * shapes, altogether=4 * _GRAPHS_A_SHAPE * shapes)
 
     def _forward(
         self, name: str, plain: Callable[..., Any], compiled: Callable[..., Any]
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._shapes is not None:
-                for key, tensor in _tensors(name, args, kwargs):
-                    self._shapes.setdefault(key, [[]])[-1].append(tuple(tensor.shape))
+                for path, tensor in library.named_tensors(args, kwargs):
+                    self._shapes.setdefault(name + path, [[]])[-1].append(tuple(tensor.shape))
                 return plain(*args, **kwargs)
             if self._axes:
-                for key, tensor in _tensors(name, args, kwargs):
-                    for axis in self._axes.get(key, ()):
-                        torch._dynamo.maybe_mark_dynamic(tensor, axis)
+                for path, tensor in library.named_tensors(args, kwargs):
+                    for axis in self._axes.get(name + path, ()):
+                        library.let_vary(tensor, axis)
             return compiled(*args, **kwargs)
 
         return forward
@@ -101,26 +95,3 @@ class Blocks:
             for same in zip(*of_calls, strict=False):  # the same use of the input in each call
                 axes = {axis for axis, sizes in enumerate(zip(*same, strict=False)) if len(set(sizes)) > 1}
                 self._axes.setdefault(key, set()).update(axes)
-
-
-def _tensors(name: str, args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    leaves, _ = pytree.tree_flatten_with_path((args, kwargs))
-    for path, leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            yield f"{name}{pytree.keystr(path)}", leaf
-
-
-def is_compiled() -> int:
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-@contextmanager
-def sealed() -> Iterator[None]:
-    """Within it nothing is compiled: whatever would be raises Recompiled."""
-    try:
-        with torch.compiler.set_stance("fail_on_recompile"):
-            yield
-    except RuntimeError as error:
-        if "fail_on_recompile" not in str(error):
-            raise
-        raise Recompiled(f"a shape was met that no warm-up had seen: {error}") from error

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from overtone.progressive import library
 from overtone.progressive.caches import row_by_row, transformers
-from overtone.progressive.compile.blocks import Blocks, Compile, is_compiled, sealed
+from overtone.progressive.compile.blocks import Blocks, Compile
+from overtone.progressive.compile.runner import CompiledRunner
 from overtone.progressive.engine import Encoded, Engine
 from overtone.progressive.errors import Recompiled
 from overtone.progressive.families import Family
@@ -79,16 +81,12 @@ class CompiledEngine(Engine):
             # Workers of a machine start together: one compiles a shape, the others then load it.
             self._lock = FileLock(folder / "warm-up.lock")
         self._blocks = Blocks(pipe, mode, backend)
-        self._warm: dict[tuple[Any, ...], set[int]] = {}
-        self._warming = self._learned = False
+        self.runner: CompiledRunner = CompiledRunner(self.call, self.runner)
+        self._learned = False
 
     def sizes(self, plan: SamplingPlan, index: int, sampling: Sampling) -> tuple[int, ...]:
         """The batch sizes that are warm for stage `index`, increasing."""
-        return tuple(sorted(self._warm.get(self._key(plan.stages[index], sampling), ())))
-
-    def _key(self, stage: Stage, sampling: Sampling) -> tuple[Any, ...]:
-        """What makes a shape, but for the number of rows."""
-        return stage.grid, stage.frames, self._guided(sampling)
+        return self.runner.sizes(plan.stages[index], sampling)
 
     def warm(
         self,
@@ -125,7 +123,7 @@ class CompiledEngine(Engine):
             for rows in ([1] if alone else sorted(set(sizes)))
             if stage.steps and rows not in self.sizes(plan, index, sampling)
         ]
-        self._blocks.expect(len(missing) + sum(map(len, self._warm.values())))
+        self._blocks.expect(len(missing) + self.runner.shapes)
         before: WarmUp | None = None
         full: set[Stage] = set()
         for stage, rows in missing:
@@ -141,7 +139,7 @@ class CompiledEngine(Engine):
                     raise
                 full.add(stage)
                 continue
-            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            except library.RecompileLimit as error:
                 raise Recompiled(f"more shapes than torch was told to expect: {error}") from error
             yield now
             if search and before is not None and now.rows_per_s < WORTH_IT * before.rows_per_s:
@@ -168,25 +166,25 @@ class CompiledEngine(Engine):
             last = texts(1, odd, sampling)
             return Encoded((*same.positive[:-1], *last.positive), same.negative)
 
-        begin, before = time.perf_counter(), is_compiled()
+        begin, before = time.perf_counter(), library.graphs_compiled()
         varies = self.family.ragged is not None or self.family.text is None
-        with self._open():
+        with self.runner.open():
             if varies and not self._learned:
                 one = replace(plan, stages=(_cut(stage, stage.first, stage.first + 1),))
                 self._learn(one, sampling, texts)
             for odd in (_WORDS[0], _WORDS[-1]) if varies else _WORDS[:1]:
                 run(text(_WORDS[0], odd))
-        seconds, graphs = time.perf_counter() - begin, is_compiled() - before
-        steps, again = 0, self._now()
-        self._warm.setdefault((key := self._key(stage, sampling)), set()).add(rows)
+        seconds, graphs = time.perf_counter() - begin, library.graphs_compiled() - before
+        steps, again = 0, self.call.now()
+        self.runner.add(stage, sampling, rows)
         try:
             for odd in (_WORDS[2], _WORDS[1]) if varies else _WORDS[:1]:  # lengths not compiled for
                 run(text(_WORDS[2] if varies else _WORDS[0], odd))
                 steps += sum(end.steps for end in ends)
         except BaseException:
-            self._warm[key].discard(rows)
+            self.runner.discard(stage, sampling, rows)
             raise
-        return WarmUp(stage, rows, graphs, seconds, rows * steps / max(self._now() - again, 1e-9))
+        return WarmUp(stage, rows, graphs, seconds, rows * steps / max(self.call.now() - again, 1e-9))
 
     def _learn(self, plan: SamplingPlan, sampling: Sampling, texts: TextsOf) -> None:
         def call(*words: int) -> Callable[[], Any]:
@@ -200,43 +198,6 @@ class CompiledEngine(Engine):
     def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
         one = self.encode([" ".join(["a"] * words)], [None], sampling)
         return one[[0] * rows]
-
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Within it graphs may be compiled, and rows go as they are given."""
-        self._warming = True
-        try:
-            yield
-        finally:
-            self._warming = False
-
-    # What `Engine` calls at every stage.
-
-    def _batches(
-        self, plan: SamplingPlan, index: int, rows: Sequence[int], sampling: Sampling
-    ) -> list[list[int]]:
-        batches = super()._batches(plan, index, rows, sampling)
-        if self._warming or not plan.stages[index].steps:
-            return batches
-        sizes = self.sizes(plan, index, sampling)
-        if not sizes:
-            height, width = plan.stages[index].grid
-            raise Recompiled(
-                f"no graph was compiled for a grid of {height} x {width} ({plan.height_px} x "
-                f"{plan.width_px} px); call `warm` with this plan before its first batch"
-            )
-        most = sizes[-1]
-        parts = [batch[k : k + most] for batch in batches for k in range(0, len(batch), most)]
-        return [
-            part + [part[-1]] * (next(size for size in sizes if size >= len(part)) - len(part))
-            for part in parts
-        ]
-
-    def _run(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self._warming:
-            return super()._run(*args, **kwargs)
-        with sealed():
-            return super()._run(*args, **kwargs)
 
 
 def _cut(stage: Stage, first: int, last: int) -> Stage:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from overtone.progressive.engine.call import OnStep, Text
+from overtone.progressive.engine.call import OnStep, PipelineCall, Text
 from overtone.progressive.engine.engine import Engine
 from overtone.progressive.engine.one_call import Result, generate
+from overtone.progressive.engine.stage_runner import PipelineRunner, StageInput, StageRunner
 from overtone.progressive.engine.text import Encoded
 from overtone.progressive.engine.trajectories import StageReport, Trajectories
+from overtone.progressive.pipelines import load
 
 __all__ = [
     "Encoded",
     "Engine",
     "OnStep",
+    "PipelineCall",
+    "PipelineRunner",
     "Result",
+    "StageInput",
     "StageReport",
+    "StageRunner",
     "Text",
     "Trajectories",
     "generate",
+    "load",
 ]

@@ -1,14 +1,27 @@
-"""TODO: progressive/engine/call.py."""
+"""One pipeline and what its own call takes: arguments, schedule, sizes. Knows no rows and no stages.
+
+All that the engine asks of a diffusers pipeline goes through `PipelineCall`. It keeps no settings of its own:
+a caller who swaps the pipeline's scheduler or switches on a cache finds that obeyed at the next call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from overtone.progressive.staged import StageScheduler
+from overtone.progressive import layouts, library
+from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
+from overtone.progressive.families import Family
+from overtone.progressive.schedule import grid_for, latent_frames, steps_of
+from overtone.progressive.settings import Sampling
+from overtone.progressive.staged import Schedule, check_flow_matching
 
 Text = dict[str, Any]
 """One prompt as the pipeline's call takes it, without the batch axis: {"prompt_embeds": [tokens, D], ...},
@@ -17,7 +30,7 @@ or {"prompt": str} for families whose text is not encoded ahead."""
 OnStep = Callable[[int, int], None]
 """Called after each transformer step with (steps done, steps in all)."""
 
-FROM_ENGINE = {
+_FROM_ENGINE = {
     "height",
     "width",
     "num_frames",
@@ -31,22 +44,187 @@ FROM_ENGINE = {
     "guidance_scale",
     "true_cfg_scale",
 }
+"""Arguments of a pipeline's call that `call_kwargs` may not name, for the engine sets them."""
 
 
-def padded(rows: Sequence[Tensor]) -> Tensor:
+class PipelineCall:
+    """A pipeline as its family's entry says to call it."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self.pipe, self.family = pipe, family
+        self.defaults: dict[str, Any] = {
+            key: parameter.default for key, parameter in inspect.signature(pipe.__call__).parameters.items()
+        }
+        """The default of each argument that the pipeline's call takes."""
+        self._schedules: dict[tuple[Any, ...], Schedule] = {}
+        self._owner_of_schedules: Any = None
+        self._streams: dict[str, torch.cuda.Stream] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer runs."""
+        return library.execution_device(self.pipe)
+
+    @property
+    def transformer(self) -> Any:
+        """The denoiser; of two, the first that is loaded."""
+        return getattr(self.pipe, "transformer", None) or getattr(self.pipe, "transformer_2", None)
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a latent."""
+        return self.transformer.config.in_channels // self.family.channels_per_latent
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parts of the pipeline wait in main memory until they are called."""
+        return library.offloads(self.pipe)
+
+    def steps(self, sampling: Sampling) -> int:
+        """Steps of the full schedule: the settings' number, else the checkpoint's, else the family's."""
+        published = PUBLISHED.get(library.source_of(self.pipe))
+        return steps_of(sampling, self.family, published.default_steps if published else None)
+
+    def schedule(
+        self, num_steps: int, height_px: int, width_px: int, num_frames: int | None, sampling: Sampling
+    ) -> Schedule:
+        """The pipeline's full-resolution schedule, as the pipeline itself sets it up."""
+        scheduler = self.pipe.scheduler
+        if scheduler is not self._owner_of_schedules:
+            check_flow_matching(type(self.pipe).__name__, scheduler)
+            self._schedules, self._owner_of_schedules = {}, scheduler
+        call = self.arguments(sampling)
+        shift = sampling.flow_shift
+        key = (num_steps, height_px, width_px, num_frames, shift, self.device, repr(sorted(call.items())))
+        if key not in self._schedules:
+            grid = grid_for(self.family, height_px, width_px)
+            frames = latent_frames(self.family, num_frames)
+            latents = torch.zeros(1, *layouts.shape(self.family, self.channels, frames, *grid))
+            arguments = call | self.blank() | self.size(grid, num_frames, num_steps)
+            arguments["latents"] = layouts.pack(self.family, latents.to(self.device))
+            change = flow_shift_change(scheduler.config, shift)
+            if change:
+                scheduler = type(scheduler).from_config(scheduler.config, **change)
+            self._schedules[key] = Schedule.of(self.pipe, scheduler, **arguments)
+        return self._schedules[key]
+
+    def arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
+        fields = {
+            name: value
+            for name in ("guidance_scale", "true_cfg_scale")
+            if (value := getattr(sampling, name)) is not None
+        }
+        own = {name for name in sampling.call_kwargs if name in _FROM_ENGINE or "prompt" in name}
+        if own:
+            raise ValueError(
+                f"call_kwargs names {', '.join(sorted(own))}, which the engine sets itself; "
+                "use the fields of the sampling settings, or leave it out"
+            )
+        call = self.family.call | sampling.call_kwargs | fields
+        unknown = sorted(set(call) - set(self.defaults) - set(self.family.call))
+        if unknown:
+            known = sorted(n for n in self.defaults if n not in _FROM_ENGINE and "prompt" not in n)
+            raise ValueError(
+                f"{type(self.pipe).__name__} takes no argument {', '.join(unknown)}; it takes "
+                + ", ".join(known)
+            )
+        if "guidance_scale" in fields:  # one value takes the place of values by step
+            call |= dict.fromkeys(self.family.per_step)
+        return {name: value for name, value in call.items() if name in self.defaults}
+
+    def blank(self) -> dict[str, Any]:
+        """Text arguments of one row without text or guidance, for calls that never reach the transformer."""
+        if self.family.text is None:
+            blank: dict[str, Any] = {"prompt": [""]}
+        else:
+            like = torch.zeros(1, 1, device=self.device, dtype=self.transformer.dtype)
+            text = {name: like[0] if "pooled" in name else like for name in self.family.text if name}
+            text.pop("prompt_embeds_mask", None)
+            blank = self.collate([text])
+        if self.family.guidance and self.family.guidance[0] in self.defaults:
+            blank[self.family.guidance[0]] = self.family.guidance[1]
+        return blank
+
+    def collate(self, texts: Sequence[Text], prefix: str = "") -> dict[str, Any]:
+        """Rows of text as arguments of one call."""
+        arguments: dict[str, Any] = {}
+        for name in texts[0]:
+            values = [text[name] for text in texts]
+            if name == "prompt" or self.family.ragged == "list":
+                arguments[prefix + name] = values
+            elif self.family.ragged == "pad" and name == "prompt_embeds":
+                mask = [value.new_ones(len(value), dtype=torch.long) for value in values]
+                arguments[prefix + "prompt_embeds_mask"] = _padded(mask)
+                arguments[prefix + name] = _padded(values)
+            else:
+                arguments[prefix + name] = torch.stack(values)
+        return arguments
+
+    def size(self, grid: tuple[int, int], num_frames: int | None, num_steps: int) -> dict[str, Any]:
+        """The arguments for one call on this grid that returns latents."""
+        size: dict[str, Any] = {
+            "height": grid[0] * self.family.cell_px,
+            "width": grid[1] * self.family.cell_px,
+            "num_inference_steps": num_steps,
+            "output_type": "latent",
+            "return_dict": False,
+        }
+        if "num_frames" in self.defaults:
+            size["num_frames"] = num_frames
+        return size
+
+    def guided(self, sampling: Sampling) -> bool:
+        """Whether the pipeline runs a negative prompt beside each prompt: this depends on the settings alone,
+        so that a row never depends on its batch."""
+        takes_negative = {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults)
+        if not (self.family.guidance and takes_negative) or self.pipe.config.get("is_distilled"):
+            return False
+        name, threshold = self.family.guidance
+        scale = self.arguments(sampling).get(name, self.defaults.get(name))
+        return scale is not None and scale > threshold
+
+    def reset_caches(self, num_steps: int) -> None:
+        """Empty the caller's step caches: they remember activations of the stage before, which was on another
+        grid, or of a call that failed."""
+        for component in self.pipe.components.values():
+            library.reset_step_cache(component, num_steps)
+
+    def check_parallel(self) -> None:
+        """RuntimeError where the pipeline splits sequences over devices."""
+        for name, component in self.pipe.components.items():
+            if library.splits_sequences(component):
+                raise RuntimeError(
+                    f"{name} has context or sequence parallelism enabled, which cannot split a grid that "
+                    "changes size; use more workers instead, each with a whole model"
+                )
+
+    @contextmanager
+    def aside(self, purpose: str) -> Iterator[Any]:
+        """A copy of the pipeline on a stream of its own, for work that may run beside a denoising loop.
+
+        The copy has attributes of its own, for a pipeline's call sets some. The work waits for all that was
+        queued before it, and is finished when the context ends.
+        """
+        pipe = self.pipe if self.offloads else copy.copy(self.pipe)  # hooks know the pipeline that set them
+        if self.device.type != "cuda":
+            yield pipe
+            return
+        if purpose not in self._streams:  # kept: each stream has memory of its own
+            self._streams[purpose] = torch.cuda.Stream(self.device)
+        stream = self._streams[purpose]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            yield pipe
+        stream.synchronize()
+
+    def now(self) -> float:
+        """Seconds, with the device's queue empty."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
     """[B, longest, ...], zeros at the end."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def callback(
-    theirs: Any, on_step: OnStep | None, scheduler: StageScheduler, total: int
-) -> Callable[..., dict[str, Any]]:
-    def call(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if theirs is not None:
-            values = theirs(pipe, step, timestep, values)
-            scheduler.latents = values.get("latents", scheduler.latents)
-        if on_step is not None:
-            on_step(step + 1, total)
-        return values
-
-    return call

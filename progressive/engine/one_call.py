@@ -1,4 +1,4 @@
-"""TODO: progressive/engine/one_call.py."""
+"""Images or videos for prompts in one call of one function. Knows no jobs and no files."""
 
 from __future__ import annotations
 

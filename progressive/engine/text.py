@@ -1,13 +1,108 @@
-"""TODO: progressive/engine/text.py."""
+"""Prompts through a pipeline's text encoders, each distinct text once. Knows no seeds and no stages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from overtone.progressive.engine.call import Text
+from overtone.progressive.engine.call import PipelineCall, Text
+from overtone.progressive.settings import Sampling
 
-ENCODE_TOGETHER = 8  # prompts in one pass of the text encoders: bounds their memory, not the results
+logger = logging.getLogger(__name__)
+
+_ENCODE_TOGETHER = 8  # prompts in one pass of the text encoders: bounds their memory, not the results
+
+
+class TextEncoder:
+    """The text encoders of one pipeline."""
+
+    def __init__(self, call: PipelineCall) -> None:
+        self._call = call
+        self._warned: set[str] = set()
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        sampling: Sampling,
+        known: MutableMapping[str, Text] | None = None,
+    ) -> Encoded:
+        """See `Engine.encode`."""
+        if len(negatives) != len(prompts):
+            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one each")
+        if self._call.guided(sampling):
+            wanted = [negative or "" for negative in negatives]
+        else:
+            wanted = []
+            if any(negatives):
+                self._warn_once("negative prompts have no effect: these settings run no negative prompt")
+        known = {} if known is None else known
+        positive = self._texts(prompts, sampling, known)
+        # As the pipelines do, not in one batch with the prompts: that may change an embedding's last bits.
+        negative = self._texts(wanted, sampling, known)
+        return Encoded(tuple(positive), tuple(negative) or (None,) * len(prompts))
+
+    def _texts(
+        self, texts: Sequence[str], sampling: Sampling, known: MutableMapping[str, Text]
+    ) -> list[Text]:
+        """Each distinct text once, and none of those that are `known`."""
+        if self._call.family.text is None:
+            return [{"prompt": text} for text in texts]
+        here = {text: known[text] for text in dict.fromkeys(texts) if text in known}
+        new = [text for text in dict.fromkeys(texts) if text not in here]
+        if new:
+            added = dict(zip(new, self._through_encoders(new, sampling), strict=True))
+            here |= added
+            known.update(added)
+        return [here[text] for text in texts]
+
+    def _through_encoders(self, texts: list[str], sampling: Sampling) -> list[Text]:
+        names = self._call.family.text
+        assert names is not None
+        arguments = self._arguments(sampling)
+        rows: list[Text] = []
+        with self._call.aside("encode") as pipe:
+            for start in range(0, len(texts), _ENCODE_TOGETHER):
+                chunk = texts[start : start + _ENCODE_TOGETHER]
+                # A list of its own: some pipelines write their chat template into it.
+                values = pipe.encode_prompt(**(arguments | {"prompt": list(chunk)}))
+                values = values if isinstance(values, tuple) else (values,)
+                named = {n: v for n, v in zip(names, values, strict=False) if n and v is not None}
+                rows += [self._row(named, i) for i in range(len(chunk))]
+        return rows
+
+    def _arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of `encode_prompt`, prompts left out, as the pipeline's own call gives them."""
+        defaults, call = self._call.defaults, self._call.arguments(sampling)
+        parameters = inspect.signature(self._call.pipe.encode_prompt).parameters
+        arguments: dict[str, Any] = {
+            name: call.get(name, defaults[name])  # the call's default, not encode_prompt's own
+            for name in parameters
+            if name in defaults and "prompt" not in name
+        }
+        arguments |= {name: None for name, p in parameters.items() if p.default is p.empty}
+        arguments |= {"device": self._call.device}
+        if "do_classifier_free_guidance" in parameters:
+            arguments["do_classifier_free_guidance"] = False  # negatives are encoded like any other text
+        if "lora_scale" in parameters:
+            arguments["lora_scale"] = (call.get("joint_attention_kwargs") or {}).get("scale")
+        return arguments
+
+    def _row(self, named: Mapping[str, Any], index: int) -> Text:
+        row = {name: value[index] for name, value in named.items()}
+        if self._call.family.ragged == "pad":
+            mask = row.pop("prompt_embeds_mask", None)
+            if mask is not None:
+                row["prompt_embeds"] = row["prompt_embeds"][: int(mask.sum())]  # [tokens, D]
+        return row
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s: %s", self._call.family.name, message)
 
 
 @dataclass(frozen=True)
@@ -32,8 +127,19 @@ class Encoded:
 
     @classmethod
     def cat(cls, parts: Sequence[Encoded]) -> Encoded:
-        """One after the other."""
+        """The rows of all parts, in their order."""
         return cls(
             tuple(text for part in parts for text in part.positive),
             tuple(text for part in parts for text in part.negative),
         )
+
+
+def text_arguments(call: PipelineCall, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
+    """Encoded rows as arguments of one call of the pipeline, negative ones where it is guided by them."""
+    arguments = call.collate(encoded.positive)
+    if call.guided(sampling):
+        negative = [text for text in encoded.negative if text is not None]
+        if len(negative) != len(encoded):
+            raise ValueError("guidance needs negative prompts: encode with the same sampling settings")
+        arguments |= call.collate(negative, "negative_")
+    return arguments

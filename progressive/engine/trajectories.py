@@ -1,30 +1,126 @@
-"""TODO: progressive/engine/trajectories.py."""
+"""Rows on their way from noise to latents, stage by stage. Knows no pictures, no jobs and no compiling.
+
+`Trajectories.run` takes rows through one stage and splits them into chunks; `run_stage` is the story of one
+chunk: coarsen or expand, set the scheduler, run, check that all is finite, report. How the pipeline is called
+is the `StageRunner`'s (engine/stage_runner.py); the mathematics is in spectral.py, noise.py and staged.py.
+
+The tour goes on in cluster/worker/pictures.py, where a batch's latents become encoded pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from overtone.progressive import noise
-from overtone.progressive.engine.call import OnStep
+from overtone.progressive import layouts, noise, spectral
+from overtone.progressive.engine.call import OnStep, PipelineCall
+from overtone.progressive.engine.stage_runner import StageInput, StageRunner
 from overtone.progressive.engine.text import Encoded
 from overtone.progressive.errors import NonFiniteLatents
 from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
 from overtone.progressive.staged import Trajectory
 
-if TYPE_CHECKING:
-    from overtone.progressive.engine.engine import Engine
+
+class Trajectories:
+    """Rows on their way from noise to latents. Between stages they wait on the device, which is little: what
+    a transformer holds while it runs is far more.
+
+        rows = engine.begin(plan, encoded, seeds, sampling)
+        for stage in range(len(plan.stages)):
+            rows.run(stage, range(len(rows)))          # or a few at a time, in any order
+        images = engine.decode(plan, rows.latents(range(len(rows))))
+
+    A row comes out the same however it is batched, within what a batched matrix product rounds. Where a chunk
+    raises, its rows stay where they were, to be run again.
+    """
+
+    def __init__(
+        self,
+        call: PipelineCall,
+        plan: SamplingPlan,
+        encoded: Encoded,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        runner: StageRunner,
+    ) -> None:
+        self.plan = plan
+        self._call, self._encoded, self._seeds, self._sampling = call, encoded, list(seeds), sampling
+        self._runner = runner
+        self._schedule = call.schedule(
+            plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling
+        )
+        full = plan.stages[-1]
+        # On the full grid, for all stages: [C, H, W] each, float32.
+        self._base = list(stage_noise(call, self._seeds, noise.BASE, full))
+        self._latents = list(self._base)
+        # A scheduler's copy goes on from stage to stage, and these keep it, by the rows that walk together.
+        # It matters for plans made by hand alone, which may have consecutive stages on one grid; after an
+        # expansion every chunk takes a fresh copy, whatever is kept here.
+        self._walks: dict[tuple[int, ...], Trajectory] = {}
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def run(self, index: int, rows: Sequence[int], *, on_step: OnStep | None = None) -> list[StageReport]:
+        """Take rows that have stage `index` next through it, as one batch.
+
+        Consecutive stages on one grid, which only a plan made by hand has, must be run with the same rows.
+        Raises NonFiniteLatents where rows went wrong; an error of the pipeline goes through. `on_step` counts
+        the steps of this batch.
+        """
+        chunks = self._runner.chunks(self.plan, index, rows, self._sampling)
+        steps, reports = self.plan.stages[index].steps, []
+        for number, chunk in enumerate(chunks):
+            counted = on_step and counting(on_step, number * steps, len(chunks) * steps)
+            reports += self.run_stage(index, chunk, counted)
+        return reports
+
+    def run_stage(self, index: int, chunk: Sequence[int], on_step: OnStep | None = None) -> list[StageReport]:
+        """Take one chunk of rows through stage `index`, all in one call of the pipeline."""
+        plan, call, count = self.plan, self._call, len(set(chunk))
+        stage, before = plan.stages[index], plan.stages[index - 1] if index else None
+        reports: list[StageReport] = []
+        start = call.now()
+        latents = self.latents(chunk)
+        if before is None and stage.grid != plan.stages[-1].grid:
+            latents = corner(call, plan, stage, latents)
+        elif before is not None and stage.grid != before.grid:
+            base, seeds = torch.stack([self._base[row] for row in chunk]), [self._seeds[row] for row in chunk]
+            latents = expand(call, plan, index, latents, base, seeds)
+            sigmas = before.sigma_end, stage.sigma_start
+            reports.append(_report("expand", stage, 0, call.now() - start, sigmas, count))
+            start = call.now()
+        if stage.steps:
+            latents = self._runner.run(self._given(index, chunk, latents, on_step))
+        _check_finite(latents, chunk, index)
+        for row, latent in zip(chunk, latents, strict=True):
+            self._latents[row] = latent
+        sigmas = stage.sigma_start, stage.sigma_end
+        reports.append(_report("denoise", stage, stage.steps, call.now() - start, sigmas, count))
+        return reports
+
+    def latents(self, rows: Sequence[int]) -> Tensor:
+        """Where these rows, on one grid, are now: [B, C, H, W] or [B, C, T, H, W]."""
+        return torch.stack([self._latents[row] for row in rows])
+
+    def _given(self, index: int, chunk: Sequence[int], latents: Tensor, on_step: OnStep | None) -> StageInput:
+        """The stage's scheduler, and the rows' own generators and texts beside their latents."""
+        generators = [noise.row_generator(self._seeds[row], noise.sampler(index)) for row in chunk]
+        walk = self._walks.setdefault(tuple(chunk), Trajectory(self._schedule, self.plan))
+        scheduler, encoded = walk.stage(index, generators), self._encoded[list(chunk)]
+        return StageInput(self.plan, index, scheduler, latents, encoded, generators, self._sampling, on_step)
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one stage of one batch, or the expansion before it, took."""
+    """What one stage of one chunk, or the expansion before it, took."""
 
     kind: Literal["denoise", "expand"]
     height: int
@@ -37,113 +133,43 @@ class StageReport:
     steps: int
     """Transformer steps; 0 for an expansion."""
     seconds: float
-    """For the whole batch, with the device idle at both ends."""
+    """For the whole chunk, with the device idle at both ends."""
     sigma_start: float
     sigma_end: float
     rows: int
-    """In the batch."""
+    """In the chunk, without the copies that fill it up."""
 
 
-class Trajectories:
-    """Rows on their way from noise to latents. Between stages they wait on the device, which is little: what
-    a transformer holds while it runs is far more.
+def stage_noise(call: PipelineCall, seeds: Sequence[int], purpose: str, stage: Stage) -> Tensor:
+    """The rows' noise for one purpose on the stage's grid, float32 on the pipeline's device."""
+    shape = layouts.shape(call.family, call.channels, stage.frames, *stage.grid)
+    return noise.batch_noise(seeds, purpose, shape).to(call.device)
 
-        rows = engine.begin(plan, encoded, seeds, sampling)
-        for stage in range(len(plan.stages)):
-            rows.run(stage, range(len(rows)))          # or a few at a time, in any order
-        images = engine.decode(plan, rows.latents(range(len(rows))))
 
-    A row comes out the same however it is batched, within what a batched matrix product rounds. What a batch
-    raises leaves its rows where they were, to be run again.
-    """
+def corner(call: PipelineCall, plan: SamplingPlan, stage: Stage, base: Tensor) -> Tensor:
+    """The noise that a coarse trajectory starts from, as white as the full grid's."""
+    with exact(call.device):
+        return spectral.corner(base, *stage.grid, transform=plan.transform, patch=call.family.subcells)
 
-    def __init__(
-        self,
-        engine: Engine,
-        plan: SamplingPlan,
-        encoded: Encoded,
-        seeds: Sequence[int],
-        sampling: Sampling,
-    ) -> None:
-        self.plan = plan
-        self._engine, self._encoded, self._seeds, self._sampling = engine, encoded, list(seeds), sampling
-        self._schedule = engine._schedule(
-            plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling
+
+def expand(
+    call: PipelineCall, plan: SamplingPlan, index: int, latents: Tensor, base: Tensor, seeds: Sequence[int]
+) -> Tensor:
+    """Latents after stage `index` - 1 on the grid of stage `index`, float32."""
+    stage = plan.stages[index]
+    if plan.noise == "fresh":
+        base = stage_noise(call, seeds, noise.expansion(index - 1), stage)
+    with exact(call.device):
+        return spectral.expand(
+            latents,
+            base,
+            plan.stages[index - 1].sigma_end,
+            *stage.grid,
+            kappa=plan.kappa(index - 1),
+            transform=plan.transform,
+            patch=call.family.subcells,
+            fill=plan.fill(index - 1),
         )
-        full = plan.stages[-1]
-        # On the full grid, for all stages: [C, H, W] each, float32.
-        self._base = list(engine._noise(self._seeds, noise.BASE, full.frames, full.grid))
-        self._latents = list(self._base)
-        self._walks: dict[tuple[int, ...], Trajectory] = {}
-
-    def __len__(self) -> int:
-        return len(self._seeds)
-
-    def latents(self, rows: Sequence[int]) -> Tensor:
-        """Where these rows, on one grid, are now: [B, C, H, W] or [B, C, T, H, W]."""
-        return torch.stack([self._latents[row] for row in rows])
-
-    def run(self, index: int, rows: Sequence[int], *, on_step: OnStep | None = None) -> list[StageReport]:
-        """Take rows that have stage `index` next through it, all at once.
-
-        Consecutive stages on one grid, which only a plan made by hand has, must be run with the same rows.
-        Raises NonFiniteLatents where rows went wrong; whatever the pipeline raises goes through. `on_step`
-        counts the steps of this batch.
-        """
-        batches = self._engine._batches(self.plan, index, rows, self._sampling)
-        steps, reports = self.plan.stages[index].steps, []
-        for number, batch in enumerate(batches):
-            told = on_step and counting(on_step, number * steps, len(batches) * steps)
-            reports += self._together(index, batch, told)
-        return reports
-
-    def _together(self, index: int, rows: Sequence[int], on_step: OnStep | None) -> list[StageReport]:
-        engine, plan, count = self._engine, self.plan, len(set(rows))
-        stage, before = plan.stages[index], plan.stages[index - 1] if index else None
-        seeds = [self._seeds[row] for row in rows]
-        reports: list[StageReport] = []
-        start = engine._now()
-        latents = self.latents(rows)
-        if before is None and stage.grid != plan.stages[-1].grid:
-            latents = engine._corner(plan, stage.grid, latents)
-        elif before is not None and stage.grid != before.grid:
-            base = torch.stack([self._base[row] for row in rows])
-            latents = engine._expand(plan, index, latents, base, seeds)
-            sigmas = before.sigma_end, stage.sigma_start
-            reports.append(_report("expand", stage, 0, engine._now() - start, sigmas, count))
-            start = engine._now()
-        if stage.steps:
-            generators = [noise.row_generator(seed, noise.sampler(index)) for seed in seeds]
-            walk = self._walks.setdefault(tuple(rows), Trajectory(self._schedule, plan))
-            scheduler, encoded = walk.stage(index, generators), self._encoded[list(rows)]
-            latents = engine._run(
-                plan, index, scheduler, latents, encoded, generators, self._sampling, on_step
-            )
-        finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()  # [B]
-        if not all(finite):
-            bad = {row for row, ok in zip(rows, finite, strict=True) if not ok}
-            raise NonFiniteLatents(sorted(bad), index)
-        for row, own in zip(rows, latents, strict=True):
-            self._latents[row] = own
-        sigmas = stage.sigma_start, stage.sigma_end
-        reports.append(_report("denoise", stage, stage.steps, engine._now() - start, sigmas, count))
-        return reports
-
-
-def _report(
-    kind: Literal["denoise", "expand"],
-    stage: Stage,
-    steps: int,
-    seconds: float,
-    sigmas: tuple[float, float],
-    rows: int,
-) -> StageReport:
-    return StageReport(kind, *stage.grid, stage.frames, stage.tokens, steps, seconds, *sigmas, rows)
-
-
-def counting(on_step: OnStep, before: int, total: int) -> OnStep:
-    """Told the steps of one batch, tells those of all."""
-    return lambda done, _: on_step(before + done, total)
 
 
 @contextmanager
@@ -159,3 +185,27 @@ def exact(device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+def _check_finite(latents: Tensor, chunk: Sequence[int], index: int) -> None:
+    """NonFiniteLatents that names the rows whose latents are NaN or infinite."""
+    finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()  # [B]
+    if not all(finite):
+        bad = {row for row, ok in zip(chunk, finite, strict=True) if not ok}
+        raise NonFiniteLatents(sorted(bad), index)
+
+
+def _report(
+    kind: Literal["denoise", "expand"],
+    stage: Stage,
+    steps: int,
+    seconds: float,
+    sigmas: tuple[float, float],
+    rows: int,
+) -> StageReport:
+    return StageReport(kind, *stage.grid, stage.frames, stage.tokens, steps, seconds, *sigmas, rows)
+
+
+def counting(on_step: OnStep, before: int, total: int) -> OnStep:
+    """A callback for the steps of one chunk that counts on from `before` and reports `total` steps in all."""
+    return lambda done, _: on_step(before + done, total)

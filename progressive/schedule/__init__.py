@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overtone.progressive.schedule.ladders import grid_for, latent_frames
+from overtone.progressive.schedule.ladders import grid_for, latent_frames, size_of, steps_of
 from overtone.progressive.schedule.plan import SamplingPlan, Stage, plan_sampling
 
 __all__ = [
@@ -11,4 +11,6 @@ __all__ = [
     "grid_for",
     "latent_frames",
     "plan_sampling",
+    "size_of",
+    "steps_of",
 ]

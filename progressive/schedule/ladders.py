@@ -1,4 +1,5 @@
-"""TODO: progressive/schedule/ladders.py."""
+"""Sizes, the grids that a family can make of them, and the ladders that climb through those grids. Knows no
+stages and no noise levels but those at which a rung ends."""
 
 from __future__ import annotations
 
@@ -33,7 +34,26 @@ class Cost:
         return self.linear * total + self.attention * total**2
 
 
-# ---------------------------------------------------------------------------------------------- grids
+def size_of(
+    sampling: Sampling,
+    family: Family,
+    height_px: int | None = None,
+    width_px: int | None = None,
+    num_frames: int | None = None,
+) -> tuple[int, int, int | None]:
+    """(height, width, frames) of a sample: a size given here comes before the settings', which come before
+    the family's."""
+    return (
+        height_px or sampling.height or family.default_height,
+        width_px or sampling.width or family.default_width,
+        num_frames or sampling.num_frames or family.default_frames,
+    )
+
+
+def steps_of(sampling: Sampling, family: Family, recommended: int | None = None) -> int:
+    """Steps of the full schedule: the settings' number comes before the one that the checkpoint's authors
+    recommend, which comes before the family's."""
+    return sampling.num_steps or recommended or family.default_steps
 
 
 def grid_for(family: Family, height_px: int, width_px: int) -> Grid:
@@ -86,11 +106,10 @@ def carried(full: Grid, scale: float, grid: Grid) -> int:
     return math.floor(share * min(full) / 2 + 1e-9)
 
 
-# -------------------------------------------------------------------------------------------- ladders
-
-
 @dataclass(frozen=True)
 class Rung:
+    """One grid of a ladder."""
+
     scale: float
     grid: Grid
     end: int
@@ -142,9 +161,7 @@ def rungs_of(
     """The ladder asked for, as rungs with their last steps, the full grid included."""
     scales = ladder_scales(sampling, full, multiple, height_px)
     grids = [coarse_grid(full, scale, multiple) for scale in scales[:-1]] + [full]
-    for (a, small), (b, large) in zip(
-        zip(scales, grids, strict=True), zip(scales[1:], grids[1:], strict=True), strict=False
-    ):
+    for (a, small), (b, large) in pairwise(zip(scales, grids, strict=True)):
         if small == large:
             raise ValueError(
                 f"scales {a:.4g} and {b:.4g} both give a latent grid of {small[0]}x{small[1]}; "

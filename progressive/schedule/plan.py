@@ -21,7 +21,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from overtone.progressive.formulas import Grid, Spectrum, matched, rewind, side_ratio
-from overtone.progressive.schedule.ladders import Cost, Ends, Rung, auto, grid_for, latent_frames, rungs_of
+from overtone.progressive.schedule.ladders import (
+    Cost,
+    Ends,
+    Rung,
+    auto,
+    grid_for,
+    latent_frames,
+    rungs_of,
+    size_of,
+)
 from overtone.progressive.settings import Mode, Noise, Sampling, Transform
 
 if TYPE_CHECKING:
@@ -149,9 +158,6 @@ class SamplingPlan:
         }
 
 
-# ----------------------------------------------------------------------------------------------- plan
-
-
 def plan_sampling(
     sampling: Sampling,
     family: Family,
@@ -174,9 +180,7 @@ def plan_sampling(
         raise ValueError(
             f"sigmas must fall to 0 over at least one step; got {list(sigmas[:3])}...{sigmas[-1:]}"
         )
-    height_px = height_px or sampling.height or family.default_height
-    width_px = width_px or sampling.width or family.default_width
-    num_frames = num_frames or sampling.num_frames or family.default_frames
+    height_px, width_px, num_frames = size_of(sampling, family, height_px, width_px, num_frames)
     full = grid_for(family, height_px, width_px)
     frames = latent_frames(family, num_frames)
     spectrum = Spectrum(*sampling.spectrum) if sampling.spectrum else family.spectrum

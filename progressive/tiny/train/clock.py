@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/clock.py."""
+"""A training stage in time and on disk: its clock, its checkpoint, its log. Knows no loss and no model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import torch
 from torch import nn
 
 from overtone.progressive.tiny.train.settings import Settings
-
-# ---------------------------------------------------------------------------------- clock, files, log
 
 
 class Clock:
@@ -34,10 +32,12 @@ class Clock:
         self._started = self._saved = time.monotonic()
 
     def resume(self, state: dict[str, Any]) -> None:
+        """Count on from where `state` was taken."""
         self.step, self.before_s = state["step"], state["elapsed_s"]
         self.began_step, self.began_s = state["began_step"], state["began_s"]
 
     def state(self) -> dict[str, Any]:
+        """As plain numbers, for `resume`."""
         return {
             "step": self.step,
             "elapsed_s": self.elapsed_s,
@@ -52,6 +52,7 @@ class Clock:
 
     @property
     def progress(self) -> float:
+        """The share of the minutes or steps that is spent, whichever is larger."""
         by_steps = (self.step - self.began_step) / self.steps if self.steps is not None else 0.0
         return max(by_steps, (self.elapsed_s - self.began_s) / self.budget_s)
 
@@ -64,6 +65,7 @@ class Clock:
             self.step += 1
 
     def checkpoint_due(self) -> bool:
+        """Whether `checkpoint_s` seconds have passed since this was last true."""
         due = time.monotonic() - self._saved >= self.checkpoint_s
         if due:
             self._saved = time.monotonic()
@@ -86,8 +88,10 @@ class Checkpoint:
         self._module, self._optimizers, self._clock = module, optimizers, clock
 
     def resume(self) -> dict[str, Any]:
-        """Go on from the file, and what it holds; of a stage that is done, the module alone is taken over,
-        and of a restored one no optimizer. Empty where there is no file."""
+        """Continue from the file, and return its contents; they are empty where no file exists.
+
+        Of a stage that is done, the module alone is taken over, and of a restored one no optimizer.
+        """
         if not self._file.exists():
             return {}
         state: dict[str, Any] = torch.load(self._file, map_location=self._device, weights_only=True)
@@ -118,20 +122,24 @@ def set_lr(optimizer: torch.optim.Optimizer, peak: float, progress: float, clock
 
 
 def smooth(shown: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Running means, of which the newest value is a twentieth; a name's first value is its first mean."""
     return shown | {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in new.items()}
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
+    """The state as a file that is whole or absent, however the process ends."""
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(file)
 
 
 def write_json(file: Path, values: Any) -> None:
+    """Indented, for people read these files too."""
     file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def log(work: Path, stage: str, clock: Clock, values: dict[str, float]) -> None:
+    """One line of JSON in the work folder's log and on the terminal, numbers to four digits."""
     line = {"stage": stage, "step": clock.step, "minutes": round(clock.elapsed_s / 60, 2)}
     line |= {k: float(f"{v:.4g}") for k, v in values.items()}
     with (work / "log.jsonl").open("a") as file:

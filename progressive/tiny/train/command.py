@@ -4,13 +4,13 @@
 
 Six stages: pictures -> VAE -> latents -> the VAE's decoder again, on whole pictures -> T5 encoder, by reading
 captions -> transformer and text encoders. All but the fifth, which takes two minutes, resume from their
-checkpoints in the work folder. Learning rates
-fall with the clock, so a stage ends when its minutes are spent however busy the machine is. `export` writes
-the averaged weights as a diffusers folder at any moment of the last stage; `all` ends with it. `restore` is
-its inverse: it makes the work folder of an exported model, from where `all` trains it on.
+checkpoints in the work folder. Learning rates fall with the clock, so a stage ends when its minutes are spent
+however busy the machine is. `export` writes the averaged weights as a diffusers folder at any moment of the
+last stage; `all` ends with it. `restore` is its inverse: it makes the work folder of an exported model, from
+where `all` trains it on.
 
 Coarse grids: x0 of grid m is the low-frequency corner of the full latent over the side ratio, which is what
-a coarse stage must make for its expansion to be right (progressive/spectral.py, progressive/schedule.py).
+a coarse stage must make for its expansion to be right (spectral.py, schedule/plan.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from overtone.progressive.tiny.train.denoiser import train_denoiser
 from overtone.progressive.tiny.train.settings import Settings
 from overtone.progressive.tiny.train.vae import make_latents, make_pictures, train_decoder, train_vae
 from overtone.progressive.tiny.train.weights import export, restore
-
-# ----------------------------------------------------------------------------------------------- main
 
 
 def train(settings: Settings, work: Path, device: torch.device, until: float | None = None) -> None:
@@ -47,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m overtone.progressive.tiny.train", description=__doc__.splitlines()[0]
-    )  # type: ignore[union-attr]
+    )
     parser.add_argument("command", nargs="?", choices=["all", "export", "restore"], default="all")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints; may be deleted after")
     parser.add_argument("--out", type=Path, default=tiny.FOLDER, help="diffusers folder")

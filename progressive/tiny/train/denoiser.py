@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/denoiser.py."""
+"""Stage 6: transformer and text encoders together, on all grids. Knows no pictures and no VAE."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from overtone.progressive import library
 from overtone.progressive.spectral import corner
 from overtone.progressive.tiny import world
 from overtone.progressive.tiny.train.clock import Checkpoint, Clock, log, set_lr, smooth
@@ -86,7 +87,7 @@ def train_denoiser(
             optimizer.step()
         decay = min(settings.ema, (1 + clock.step) / (10 + clock.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(parameters.values()), 1 - decay)
+            library.lerp_all(list(average.values()), list(parameters.values()), 1 - decay)
         seen += count
         # Numbers are read when logged: until then a GPU need not wait for this process, nor it for the GPU.
         shown = smooth(shown, {f"loss_{grid}": velocity.detach(), "reading": reading.detach()})
@@ -114,22 +115,21 @@ def velocity_loss(
 ) -> Tensor:
     """Weighted mean squared error of eps - x0 at logit-normal noise levels, shifted `farther` [B] times as
     far as the pipeline does. x0 [B, C, H, W], text [B, L, text_width], weights [B, H / 2, W / 2]."""
-    batch, channels, height, width = x0.shape
+    batch, _, height, width = x0.shape
     shift = farther * math.exp(calculate_shift(height * width // 4))
     u = torch.sigmoid(torch.randn(batch, device=x0.device))
     sigma = shift * u / (1 + (shift - 1) * u)
     noise = torch.randn_like(x0)
     level = sigma[:, None, None, None]
     x = (1 - level) * x0 + level * noise
-    pack = FluxPipeline._pack_latents
     predicted = denoiser["transformer"](
-        hidden_states=pack(x, batch, channels, height, width),
+        hidden_states=library.pack_flux(FluxPipeline, x),
         timestep=sigma,
         pooled_projections=denoiser["text_encoder"](pooled_words).pooler_output,
         encoder_hidden_states=text,
         txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
-        img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, x.device, x.dtype),
+        img_ids=library.flux_positions(FluxPipeline, height // 2, width // 2, x),
         return_dict=False,
     )[0]
-    error = (predicted - pack(noise - x0, batch, channels, height, width)).square().mean(-1)  # [B, tokens]
+    error = (predicted - library.pack_flux(FluxPipeline, noise - x0)).square().mean(-1)  # [B, tokens]
     return (error * weights.flatten(1)).sum() / weights.sum()

@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/models.py."""
+"""The embedded model's parts, untrained, in the library's own classes. Knows no training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from overtone.progressive.tiny import MAX_SEQUENCE_LENGTH, world
 from overtone.progressive.tiny.train.settings import Settings
-
-# ------------------------------------------------------------------------------------------- the model
-
 
 PLACES = sorted({place for relation in (None, *world.RELATIONS) for place in world.places(relation)})
 """Mean centres that a thing can have, pixels."""

@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/muon.py."""
+"""The optimizer of the hidden matrices, and AdamW beside it. Knows nothing of what is trained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from overtone.progressive import library
 
 
 class Muon(torch.optim.Optimizer):
@@ -33,7 +35,7 @@ class Muon(torch.optim.Optimizer):
                         self.state[p]["momentum"] = torch.zeros_like(p)
                 momenta = [self.state[p]["momentum"] for p in ps]
                 grads = [p.grad for p in ps if p.grad is not None]
-                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+                library.lerp_all(momenta, grads, 1 - group["momentum"])
                 nesterov = [
                     g.lerp(m, group["momentum"]).flatten(1) for g, m in zip(grads, momenta, strict=True)
                 ]

@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/settings.py."""
+"""The numbers that training depends on. Knows no torch and no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/text.py."""
+"""Stage 5: the T5 encoder learns to read captions. Knows no pictures, latents or transformer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from overtone.progressive.tiny import MAX_SEQUENCE_LENGTH, world
 from overtone.progressive.tiny.train.clock import Clock, log, set_lr
 from overtone.progressive.tiny.train.models import PLACES, READING_SIZES, build_tokenizer
 from overtone.progressive.tiny.train.settings import Settings
-
-# -------------------------------------------------------------------------------------------- stage 2
 
 
 def train_text(

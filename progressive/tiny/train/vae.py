@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/vae.py."""
+"""Stages 1 to 4: pictures, the VAE, latents, and its decoder again. Knows no captions and no transformer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from overtone.progressive.tiny.train.clock import Checkpoint, Clock, log, save, 
 from overtone.progressive.tiny.train.models import build_vae, decoder_of
 from overtone.progressive.tiny.train.muon import build_optimizers, is_hidden_kernel
 from overtone.progressive.tiny.train.settings import Settings
-
-# -------------------------------------------------------------------------------------------- pictures
 
 
 def _draw(job: tuple[int, int]) -> np.ndarray:
@@ -51,9 +49,6 @@ def _to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
     picture = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2)
     return (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-# -------------------------------------------------------------------------------------------- stage 1
 
 
 def train_vae(settings: Settings, work: Path, device: torch.device, pictures: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""TODO: progressive/tiny/train/export.py."""
+"""Trained weights as a diffusers folder, and back. Trains nothing but the heads that no pipeline has."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from overtone.progressive.tiny.train.models import (
 )
 from overtone.progressive.tiny.train.settings import Settings
 from overtone.progressive.tiny.train.text import reading_answers, tokenize, train_text
-
-# --------------------------------------------------------------------------------------------- export
 
 
 def export(work: Path, out: Path) -> None:

@@ -1,0 +1,127 @@
+"""Every private name of torch and diffusers that this package touches, and why. Knows no family and no plan.
+
+A release may change any of them without a word. This is the one file to compare with a new one, and
+tests/test_progressive_library.py keeps them out of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from torch import Tensor
+from torch.utils import _pytree
+
+RecompileLimit: type[Exception] = torch._dynamo.exc.FailOnRecompileLimitHit
+"""torch raises it where whole graphs meet `let_torch_keep`'s limit; it has no public name."""
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """`_execution_device`: where a pipeline computes, which `device` is not while it offloads."""
+    return pipe._execution_device
+
+
+def offloads(pipe: Any) -> bool:
+    """`_all_hooks`: a pipeline that offloads keeps its hooks there and says so nowhere else."""
+    return bool(getattr(pipe, "_all_hooks", None))
+
+
+def source_of(pipe: Any) -> str:
+    """`_name_or_path`: the hub name or folder that a pipeline was loaded from, "" where there is none."""
+    return str(pipe.config.get("_name_or_path") or "")
+
+
+def packs_latents(pipe: Any) -> bool:
+    """`_pack_latents`: pipelines that take 2 x 2 cells as a token have this method; no setting says so."""
+    return hasattr(pipe, "_pack_latents")
+
+
+def pack_flux(pipeline_class: Any, latents: Tensor) -> Tensor:
+    """`_pack_latents`: FLUX.1's own order of [B, C, H, W] as tokens, which training must share with it."""
+    return pipeline_class._pack_latents(latents, *latents.shape)
+
+
+def flux_positions(pipeline_class: Any, height: int, width: int, like: Tensor) -> Tensor:
+    """`_prepare_latent_image_ids`: the positions of those tokens as FLUX.1's pipeline counts them."""
+    return pipeline_class._prepare_latent_image_ids(1, height, width, like.device, like.dtype)
+
+
+def splits_sequences(component: Any) -> bool:
+    """`_parallel_config`: `enable_parallelism` leaves its setting there and has no public way to ask."""
+    config = getattr(component, "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None) is not None
+
+
+def progress_bar(pipe: Any) -> dict[str, Any] | None:
+    """`_progress_bar_config`: what `set_progress_bar_config` was called with; nothing reads it."""
+    return getattr(pipe, "_progress_bar_config", None)
+
+
+def restore_progress_bar(pipe: Any, config: dict[str, Any] | None) -> None:
+    """`_progress_bar_config`: a pipeline that had none, as `progress_bar` found, must have none again."""
+    if config is None:
+        del pipe._progress_bar_config
+    else:
+        pipe.set_progress_bar_config(**config)
+
+
+def reset_step_cache(component: Any, num_steps: int) -> None:
+    """Make a step cache that the caller has enabled on this component forget what it remembers.
+
+    `_reset_stateful_cache`: diffusers' own caches are emptied by nothing public. `_context_manager`: there
+    cache-dit keeps its state, which persists on a transformer alone; a pipeline's begins afresh every call.
+    """
+    if getattr(component, "is_cache_enabled", False):
+        component._reset_stateful_cache()
+    if getattr(getattr(component, "_context_manager", None), "persistent_context", False):
+        import cache_dit
+
+        cache_dit.refresh_context(component, num_inference_steps=num_steps, verbose=False)
+
+
+def block_classes(transformer: Any) -> list[str] | None:
+    """`_repeated_blocks`: the class names of the blocks that diffusers itself compiles one by one."""
+    return getattr(transformer, "_repeated_blocks", None)
+
+
+def block_facts(block_class: type) -> Any:
+    """`diffusers.hooks._helpers`: what its caches know of a block's results; ValueError for a new block."""
+    return TransformerBlockRegistry.get(block_class)
+
+
+def kept_in_float32(model: torch.nn.Module) -> tuple[str, ...]:
+    """`_keep_in_fp32_modules`: the parts that loading a checkpoint in a narrower dtype leaves in float32."""
+    kept: Any = getattr(model, "_keep_in_fp32_modules", None)
+    return tuple(kept or ())
+
+
+def named_tensors(*arguments: Any) -> Iterator[tuple[str, Tensor]]:
+    """`torch.utils._pytree`: the tensors of a call's arguments by path, however deep they lie."""
+    leaves, _ = _pytree.tree_flatten_with_path(arguments)
+    for path, leaf in leaves:
+        if isinstance(leaf, Tensor):
+            yield _pytree.keystr(path), leaf
+
+
+def let_torch_keep(graphs: int, altogether: int) -> None:
+    """`torch._dynamo.config`: raise the process's limits of graphs a function and of all graphs."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, graphs)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, altogether)
+
+
+def let_vary(tensor: Tensor, axis: int) -> None:
+    """`torch._dynamo`: compile for any length of this axis, unless the code asks for the one it has."""
+    torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def graphs_compiled() -> int:
+    """`torch._dynamo.utils.counters`: the number of graphs that this process has compiled so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def lerp_all(those: Sequence[Tensor], towards: Sequence[Tensor], weight: float) -> None:
+    """`torch._foreach_lerp_`: move many tensors in place by one launch, as torch's own optimizers do."""
+    torch._foreach_lerp_(list(those), list(towards), weight)
