@@ -75,7 +75,7 @@ class Options:
     ttl_s: int = 600
     """The cluster is removed this many seconds after the job's end."""
     backoff_limit: int = 3
-    """New tries, each on a fresh cluster, after the job failed; each goes on where the last one ended."""
+    """New tries, each on a fresh cluster, after the job failed; each continues where the last one ended."""
 
 
 def options_from_text(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ SPOT_LABELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 SPOT_TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 """Taints that they put on them."""
 
-
 POD_LABELS = {"app.kubernetes.io/part-of": "overtone"}  # KubeRay's services select by its own `name`
 
 _POD_SECURITY = {

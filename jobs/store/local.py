@@ -52,7 +52,7 @@ _ADVICE = {
 
 
 class LocalStore(Store):
-    """A folder, made on the first write. Attempts are kept in an extended attribute where there are any."""
+    """A folder, made on the first write. Attempts are kept in an extended attribute if the disk has them."""
 
     def __init__(self, config: StoreConfig) -> None:
         super().__init__(config)
