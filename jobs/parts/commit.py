@@ -1,5 +1,4 @@
-"""The commit of a part, which is one create-if-absent, and the tables that are derived from its footer. Knows
-no rows.
+"""The commit of a part, one create-if-absent, and the tables that its footer gives. Knows no rows.
 
 The tour ends here: when `create_part` returns a timing, the shard is done, whatever happens to its worker.
 """

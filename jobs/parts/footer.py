@@ -1,5 +1,4 @@
-"""What a part records about itself, as bytes for its footer: counts, digests, rejects, timings. Knows no
-format."""
+"""What a part records about itself, as bytes: counts, digests, rejects, timings. Knows no file format."""
 
 from __future__ import annotations
 

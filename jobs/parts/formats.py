@@ -1,5 +1,4 @@
-"""Parts as bytes: Parquet files and WebDataset tars, written whole and read a few rows at a time. Knows no
-jobs."""
+"""Parts as Parquet files and WebDataset tars, written whole and read a few rows at a time. Knows no jobs."""
 
 from __future__ import annotations
 

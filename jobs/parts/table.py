@@ -1,5 +1,4 @@
-"""Finished samples as the table of a part: its schema, its rows, its row groups. Knows no file format's
-bytes."""
+"""Finished samples as the table of a part: its schema, its rows, its row groups. Knows no file format."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Planning of the prompt table: from the paths of a spec to the list of input files. Knows no rows and no
-models."""
+"""Planning of the prompt table: from a spec's paths to a list of files. Knows no rows and no models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Prompt tables in Parquet: their rows are counted from the footer alone, and read by row groups. Knows no
-meanings.
+"""Prompt tables in Parquet: rows counted by the footer alone, read by row groups. Knows no meanings.
 
 A file whose footer has another hash than the planned one is refused.
 """

@@ -1,5 +1,4 @@
-"""What every reader of prompt tables shares: formats, the results of a scan and of a read, errors. Opens no
-file."""
+"""What all readers of prompt tables share: formats, results of scans and reads, errors. Opens no file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The rows of a shard, and the names of all rows of a job: what it owes. Knows no plan, only files and row
-numbers."""
+"""The rows of a shard, and the names of all rows that a job owes. Knows no plan, only files."""
 
 from __future__ import annotations
 

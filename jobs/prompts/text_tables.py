@@ -1,5 +1,4 @@
-"""Prompt tables in csv and JSON lines, which are read from one of every 1024 remembered rows on. Knows no
-meanings.
+"""Prompt tables in csv and JSON lines, read from one of every 1024 remembered rows on. Knows no meanings.
 
 Importing this module raises the csv module's limit of a field for the whole process.
 """

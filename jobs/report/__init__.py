@@ -1,5 +1,4 @@
-"""What people look at: the report, the data set card, the contact sheet; and the timings behind them. Knows
-no driver.
+"""What people look at: report, card and contact sheet; and the timings behind them. Knows no driver.
 
 Each name is imported when it is used first, because charts import matplotlib.
 """

@@ -1,5 +1,4 @@
-"""What the parts of a job hold in all, read from their footers: the counts that a card gives. Reads no
-rows."""
+"""What the parts of a job hold in all, read from their footers, for its card. Reads no rows."""
 
 from __future__ import annotations
 

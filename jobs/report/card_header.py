@@ -1,5 +1,4 @@
-"""The YAML header of a data set card: what the Hugging Face Hub and `datasets` read of a job. Knows no
-store."""
+"""The YAML header of a data set card, which the Hugging Face Hub and `datasets` read. Knows no store."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The charts of `overtone report`, drawn from what the timings say. Knows no store and no page around
-them."""
+"""The charts of `overtone report`, drawn from what the timings say. Knows no store and no page."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the timings of a job are summed up to: records of batches, workers, grids and savings; and the working
-time they are measured in. Knows no tables."""
+"""What timings are summed up to: batches, workers, grids, savings, and working time. Knows no tables."""
 
 from __future__ import annotations
 

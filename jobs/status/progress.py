@@ -1,5 +1,4 @@
-"""How far a job is, as its driver shows it: a bar on a terminal, a plain line now and then in a log. Knows no
-workers."""
+"""How far a job is, as its driver shows it: a bar on a terminal, plain lines in a log. Knows no workers."""
 
 from __future__ import annotations
 

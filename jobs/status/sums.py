@@ -72,7 +72,8 @@ class Pace:
             self._committed.remove((at, rows))
 
     def recent(self, *, since: float | None, now: float) -> tuple[float | None, float | None, bool]:
-        """(rows a second over the last minutes of work, seconds since the last part, whether it goes on).
+        """(rows a second over the last minutes of work, seconds since the last part, whether more parts are
+        to be expected).
 
         Only the parts of the newest driver's workers count, from its beginning at `since`. The time in which
         nobody worked does not count.

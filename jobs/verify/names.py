@@ -1,6 +1,4 @@
-"""What exists twice or should not exist: objects, by their names, and rows, by the names that they have.
-Opens parts only to name the rows that exist twice.
-"""
+"""Which objects of a job exist, and which rows exist twice. Opens parts only to name such rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The check of one shard: its parts, their rows and pictures, and what is derived from them. Knows no other
-shard."""
+"""The check of one shard: its parts, their rows and pictures, what is derived. Knows no other shard."""
 
 from __future__ import annotations
 
