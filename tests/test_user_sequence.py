@@ -1,4 +1,4 @@
-"""From an empty machine to a report, typed as a user of cluster/README.md types it: each command a process."""
+"""From an empty machine to a report, as a user of cluster/README.md types it: each command a process."""
 
 from __future__ import annotations
 
