@@ -1,4 +1,4 @@
-"""The commands of cluster/README.md from an empty machine to a report, on a small cluster of this machine."""
+"""From an empty machine to a report, as a user of cluster/README.md types it: each command a process."""
 
 from __future__ import annotations
 
