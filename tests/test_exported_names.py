@@ -1,4 +1,4 @@
-"""Every package says which names are for others: its `__all__` is what it has, and others take nothing else."""
+"""Every package lists in `__all__` which names are for others, and others take nothing else."""
 
 from __future__ import annotations
 
