@@ -1,8 +1,8 @@
 """What is done about an exception, by its type, in one table. Knows no Ray, no torch: it matches names.
 
 A type that is not listed inherits the verdict of its nearest listed ancestor, so `FileNotFoundError` is
-treated as listed here and `BlockingIOError` as an `OSError`. Names instead of classes, because neither
-torch nor botocore need be importable where a verdict is asked for.
+treated as listed here and `BlockingIOError` as an `OSError`. The table holds names instead of classes,
+because neither torch nor botocore need be importable where a verdict is asked for.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ class Verdict(enum.StrEnum):
     """What happens after a failure."""
 
     REJECT_ROW = "reject_row"
-    """The row cannot be made: it becomes a reject. In a batch, the batch is halved until it is alone."""
+    """The row cannot be made and becomes a reject. A batch is halved until the row is alone."""
 
     RETRY = "retry"
-    """It may pass: try again, elsewhere if possible, after a pause; attempts are counted."""
+    """The fault may pass: the shard is tried again after a pause, elsewhere if possible, a few times."""
 
     HALVE_BATCH = "halve_batch"
-    """Out of memory: run the rows in smaller batches and remember what fits; at one row, a reject."""
+    """Memory was too small: rows run in smaller batches from then on; one that fails alone is a reject."""
 
     FAIL_JOB = "fail_job"
-    """A mistake in the program or its settings that every row would meet: stop with the traceback."""
+    """The program or its settings have a mistake that every row would meet: the job stops with it."""
 
     REPLACE_WORKER = "replace_worker"
-    """The process cannot be trusted any more: kill it, treat its rows as if it had died."""
+    """The process cannot be trusted any more: it is killed, and its rows are treated as if it had died."""
 
 
 TABLE: dict[str, Verdict] = {
-    # Mistakes of the user or of ours: the same everywhere, however often it is tried.
+    # Mistakes of the user or of ours are the same everywhere, however often a shard is tried.
     "overtone.jobs.errors.UserError": Verdict.FAIL_JOB,
     "overtone.jobs.errors.JobError": Verdict.FAIL_JOB,
     "overtone.jobs.errors.VerifyError": Verdict.FAIL_JOB,
@@ -51,12 +51,12 @@ TABLE: dict[str, Verdict] = {
     "huggingface_hub.errors.RevisionNotFoundError": Verdict.FAIL_JOB,
     "torch._dynamo.exc.TorchDynamoException": Verdict.FAIL_JOB,
     "overtone.progressive.errors.Recompiled": Verdict.FAIL_JOB,
-    # A row's own fault.
+    # These are a row's own fault.
     "overtone.jobs.errors.RowError": Verdict.REJECT_ROW,
     "overtone.jobs.errors.SizeError": Verdict.REJECT_ROW,
     "overtone.progressive.errors.NonFiniteLatents": Verdict.REJECT_ROW,
     "builtins.Exception": Verdict.REJECT_ROW,
-    # The network, the store, the disk: passes, or will somewhere else.
+    # Faults of the network, the store or the disk pass, or are not met somewhere else.
     "overtone.jobs.errors.StoreError": Verdict.RETRY,
     "builtins.OSError": Verdict.RETRY,
     "builtins.EOFError": Verdict.RETRY,
@@ -64,15 +64,15 @@ TABLE: dict[str, Verdict] = {
     "botocore.exceptions.ClientError": Verdict.RETRY,
     "urllib3.exceptions.HTTPError": Verdict.RETRY,
     "httpx.TransportError": Verdict.RETRY,
-    # Memory.
+    # Memory was too small.
     "torch.OutOfMemoryError": Verdict.HALVE_BATCH,
     "builtins.MemoryError": Verdict.HALVE_BATCH,
-    # The device or the process is broken: nothing that runs on it afterwards means anything.
+    # The device or the process is broken, and nothing that runs there afterwards can be believed.
     "torch.AcceleratorError": Verdict.REPLACE_WORKER,
     "torch.cuda.CudaError": Verdict.REPLACE_WORKER,
     "torch.cuda.DeferredCudaCallError": Verdict.REPLACE_WORKER,
     "ray.exceptions.RayError": Verdict.REPLACE_WORKER,
-    # Ray's own task wrapper: nothing of ours raises through it (runners report failures as data).
+    # Ray wraps in this what a task raises; ours raise nothing, because runners report failures as data.
     "ray.exceptions.RayTaskError": Verdict.FAIL_JOB,
     "builtins.BaseException": Verdict.REPLACE_WORKER,
 }
@@ -88,7 +88,7 @@ STARTING: dict[str, Verdict] = {
     "torch.OutOfMemoryError": Verdict.REPLACE_WORKER,
     "builtins.MemoryError": Verdict.REPLACE_WORKER,
 }
-"""Comes before `TABLE` while a worker starts."""
+"""While a worker starts, these entries stand before those of `TABLE`."""
 
 
 def verdict_for(error: BaseException | type[BaseException], *, starting: bool = False) -> Verdict:
@@ -104,13 +104,13 @@ def verdict_for(error: BaseException | type[BaseException], *, starting: bool = 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception as data: what crosses from a worker to the driver, so that nothing need be unpickled."""
+    """An exception as data: it crosses from a worker to the driver, where nothing need be unpickled."""
 
     verdict: Verdict
     error_class: str
     message: str
     phase: str
-    """What it was at: `read`, `denoise`, `commit` or another."""
+    """The phase in which it failed: `read`, `denoise`, `commit` or another."""
     traceback: str = ""
 
     @classmethod

@@ -103,3 +103,11 @@ def test_the_command_prints_the_figures(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "200 on 16 workers" in shown
     assert "every shard has one part" in shown
+
+
+def test_the_help_of_the_command_says_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        simulate.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "A job of any size in simulated time" in shown
+    assert "--straggler-factor" in shown

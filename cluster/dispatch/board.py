@@ -179,7 +179,7 @@ class Board:
         return attempt
 
     def generated(self, worker: Worker, attempt: Attempt, now: float) -> None:
-        """A worker's running attempt goes on as a commit in the background, and the worker is free."""
+        """A worker's running attempt continues as a commit in the background, and the worker is free."""
         attempt.rows = ()
         worker.committing[attempt.shard] = attempt
         worker.flushing = False  # a flush before this does not cover it

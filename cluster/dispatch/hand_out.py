@@ -17,7 +17,7 @@ from overtone.cluster.dispatch.tally import Tally
 
 
 def fill(board: Board, tally: Tally, rules: Rules, now: float, *, copies: bool = False) -> list[Action]:
-    """Give idle workers something to do. `copies`: second attempts, too, where nothing else is left."""
+    """Give idle workers something to do. `copies`: also second attempts, where no other work is left."""
     actions: list[Action] = []
     if not board.idle:
         return actions
@@ -47,7 +47,7 @@ def next_shard(board: Board, worker: Worker, now: float) -> Shard | None:
 
 
 def suits(board: Board, shard: Shard, worker: Worker) -> bool:
-    """Not where it died before, while there is a worker elsewhere that will be free some time."""
+    """Whether a worker may take a shard: not where it died before, while a worker elsewhere could."""
     if not shard.deaths:
         return True
     nodes = {death.node for death in shard.deaths}

@@ -1,4 +1,7 @@
-"""TODO: cluster/dispatch/messages.py."""
+"""What goes into a dispatcher and what comes out: its rules, its events and its actions. Decides nothing.
+
+Rows are named by their row_id, workers and slots by the dispatcher's numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class Rules:
     row_deaths: int = 2
     """Deaths of a worker with a row alone in flight, after which the row is quarantined."""
     worker_failures: int = 3
-    """Failures of a worker's place without a row made in between, after which it is retired."""
+    """Failures of a slot without a row made in between, after which it is retired."""
     max_reject_fraction: float = 0.5
     """Rejects over rows, in [0, 1], above which the job stops early."""
     silence_s: float | None = None
@@ -40,7 +43,7 @@ class Rules:
     """Shards that failed in a row, with no commit in between, after which the job ends."""
 
 
-# What happens. Rows are named by row_id.
+# Events: what happens.
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """A worker's process is gone. `error_class` and `message` say how, for the reject that may come of it."""
+    """A worker's process is gone. `error_class` and `message` describe how, for a reject that may follow."""
 
     worker: int
     message: str
@@ -79,7 +82,7 @@ class WorkerDraining:
 
 @dataclass(frozen=True)
 class OfAttempt:
-    """What all events of one attempt say."""
+    """The attempt that an event belongs to."""
 
     worker: int
     shard: int
@@ -88,7 +91,7 @@ class OfAttempt:
 
 @dataclass(frozen=True)
 class ShardAlive(OfAttempt):
-    """A running shard shows that it goes on, between two batches."""
+    """A running shard gives a sign of life, between two batches."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,12 @@ class RowsDone(OfAttempt):
 
 @dataclass(frozen=True)
 class ShardGenerated(OfAttempt):
-    """All rows of a shard are made; its commit goes on in the background and the worker is free."""
+    """All rows of a shard are made; its commit continues in the background and the worker is free."""
 
 
 @dataclass(frozen=True)
 class ShardCommitted(OfAttempt):
-    """The shard's part exists under its final name, by this attempt or by another that was first."""
+    """The shard's part exists under its final name, from this attempt or from another that was first."""
 
     rows: int
     rejects: int
@@ -147,7 +150,7 @@ Event = (
 )
 
 
-# What to do.
+# Actions: what to do.
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,8 @@ class Assignment:
     read_ahead: int | None = None
     """The shard that this worker will most likely get next, whose reading may begin; None: none is known."""
     commit_first: bool = True
-    """Whether the shard's commit must have ended before the attempt does. Otherwise it may go on beside the
-    worker's next shard."""
+    """Whether the shard's commit must have ended before the attempt does. Otherwise it may continue beside
+    the worker's next shard."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class RetireSlot:
-    """For the record: a worker's place is given up; `node` is None if no process of it ever was ready."""
+    """For the record: a slot is given up; `node` is None if no process of it ever was ready."""
 
     slot: int
     node: str | None
@@ -254,7 +257,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Abort:
-    """Stop the job: going on makes no sense. `kind` is "failure", "no_workers", "rejects" or "shards"."""
+    """Stop the job early. `kind` is "failure", "no_workers", "rejects" or "shards"."""
 
     kind: str
     message: str

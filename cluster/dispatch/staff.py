@@ -26,7 +26,7 @@ def staff(board: Board, rules: Rules, now: float) -> list[Action]:
 
 
 def settle(board: Board, now: float) -> list[Action]:
-    """Workers without a shard: wait for their commits, and let those go whose machine goes."""
+    """Wait for the commits of workers without a shard, and let those go whose machine goes."""
     actions: list[Action] = []
     for worker in board.take_loose():
         if worker.attempt is not None:

@@ -35,7 +35,7 @@ class Tally:
     retirements: list[RetireSlot] = field(default_factory=list)
     """The slots given up."""
     quiet_since: float = -math.inf
-    """No worker that is still there was silent before that."""
+    """Every worker that is left gave a sign of life at that time or later."""
 
     def add_committed(self, event: ShardCommitted, usual_s: float | None) -> None:
         """A shard was committed for the first time. `usual_s`: how long it took, if that says something."""

@@ -1,4 +1,4 @@
-"""TODO: cluster/simulate/command.py."""
+"""`python -m overtone.cluster.simulate`: simulates a job and prints its figures. Knows nothing of how."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.table import Table
 
 from overtone.cluster.simulate.simulation import Simulation
 from overtone.cluster.simulate.world import Result, World
+
+DESCRIPTION = "A job of any size in simulated time: the driver's own dispatcher, no Ray."
 
 
 def table(world: World, result: Result) -> Table:
@@ -48,13 +50,11 @@ def table(world: World, result: Result) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 1 where the outcome is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m overtone.cluster.simulate", description=__doc__.splitlines()[0]
-    )
-    for one in fields(World):
-        kind = int if isinstance(one.default, int) else float
-        name = f"--{one.name.replace('_', '-')}"
-        parser.add_argument(name, type=kind, default=one.default, help=f"default: {one.default:g}")
+    parser = argparse.ArgumentParser(prog="python -m overtone.cluster.simulate", description=DESCRIPTION)
+    for setting in fields(World):
+        kind = int if isinstance(setting.default, int) else float
+        name = f"--{setting.name.replace('_', '-')}"
+        parser.add_argument(name, type=kind, default=setting.default, help=f"default: {setting.default:g}")
     parser.add_argument("--no-copies", action="store_true", help="without straggler copies")
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = vars(parser.parse_args(arguments))
@@ -73,11 +73,11 @@ class _Progress:
     """A line on stderr now and then."""
 
     def __init__(self) -> None:
-        self._told = time.monotonic()
+        self._printed = time.monotonic()
 
     def __call__(self, simulation: Simulation) -> None:
-        if time.monotonic() - self._told > 10:
-            self._told = time.monotonic()
+        if time.monotonic() - self._printed > 10:
+            self._printed = time.monotonic()
             print(
                 f"{simulation.now / 3600:.2f} h, {simulation.dispatcher.left:,} shards left", file=sys.stderr
             )

@@ -1,8 +1,13 @@
-"""TODO: cluster/simulate/world.py."""
+"""What is simulated, and the figures of how it went. Knows no dispatcher."""
 
 from __future__ import annotations
 
 import math
+import random
+import resource
+import statistics
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ROWS = 4
@@ -15,7 +20,7 @@ GRACE_S = 120.0
 
 @dataclass(frozen=True)
 class World:
-    """What is simulated. Chances are of one attempt."""
+    """The job, its machines, and what goes wrong. Chances are those of one attempt."""
 
     shards: int = 5000
     workers: int = 200
@@ -43,6 +48,11 @@ class World:
     tick_s: float = 1.0
     seed: int = 0
 
+    def attempt_s(self, draw: random.Random) -> float:
+        """The time of one attempt, at random."""
+        seconds = draw.lognormvariate(0.0, self.spread) * self.shard_s
+        return seconds * self.straggler_factor if draw.random() < self.straggler_chance else seconds
+
     @property
     def mean_s(self) -> float:
         """Mean time of an attempt."""
@@ -57,7 +67,7 @@ class World:
 
 @dataclass
 class Result:
-    """How it went. `_s` is in simulated seconds, `cpu_` in real ones of this process."""
+    """How the job went. `_s` is in simulated seconds, `cpu_` in real ones of this process."""
 
     makespan_s: float = 0.0
     ideal_s: float = 0.0
@@ -94,6 +104,13 @@ class Result:
     checks: list[str] = field(default_factory=list)
     """What is wrong with the outcome; empty: nothing."""
 
+    def check(self, *, missing: int) -> None:
+        """Note what is wrong with the outcome. `missing`: shards that have no part."""
+        if missing:
+            self.checks.append(f"{missing:,} shards have no part")
+        if self.rejects != self.poison:
+            self.checks.append(f"{self.rejects} rejects where {self.poison} rows are poison")
+
     @property
     def efficiency(self) -> float:
         """Ideal over makespan."""
@@ -103,3 +120,15 @@ class Result:
     def driver_load(self) -> float:
         """Share of one core that the dispatcher needs at the job's pace, with a tick a second."""
         return (self.events * self.event_us / max(1.0, self.makespan_s) + self.tick_us) / 1e6
+
+
+def mean_us(seconds: Sequence[float]) -> float:
+    """The mean of these times in microseconds, without their slowest hundredth; 0 of none."""
+    usual = sorted(seconds)[: math.ceil(0.99 * len(seconds))]
+    return 1e6 * statistics.fmean(usual) if usual else 0.0
+
+
+def peak_mib() -> float:
+    """The most memory that this process has used so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
