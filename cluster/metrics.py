@@ -1,12 +1,12 @@
-"""What a job tells Prometheus, through Ray's own metrics. Knows names and numbers, not where they come from.
+"""A job's metrics for Prometheus, through Ray's own. Knows names and numbers, not where they come from.
 
-Each node's Ray agent serves what the processes on it told, at its metrics export port, as `ray_<name>` and
-counters as `ray_<name>_total`. Two feed them: the driver its totals (`JobMetrics`), each worker the timings
-of its batches (`WorkerMetrics`).
+Each node's Ray agent serves what the processes on it report, at its metrics export port, as `ray_<name>` and
+counters as `ray_<name>_total`. The driver reports its totals (`JobMetrics`), and each worker the timings of
+its batches (`WorkerMetrics`).
 
-Seconds and rows are counters and not histograms: Ray makes a histogram's sum up again from the middles of its
-buckets, so that one would not add up to the time that passed. Tags take few values whatever a job holds:
-what goes past `MOST_VALUES` of them counts as `other`.
+Seconds and rows are counters and not histograms: Ray computes a histogram's sum from the middles of its
+buckets, so that it would not add up to the time that passed. Tags take few values whatever a job holds: after
+the first `MOST_VALUES` of a tag, every other value counts as `other`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name without Ray's prefix, and what it says."""
+    """A metric: its name without Ray's prefix, and its meaning."""
 
     kind: Literal["counter", "gauge"]
     name: str
@@ -82,11 +82,11 @@ METRICS = (
 
 
 class JobMetrics:
-    """What the driver tells of its job. `job` is the spec's name."""
+    """What the driver reports of its job. `job` is the spec's name."""
 
     def __init__(self, job: str) -> None:
         self._job = {"job": job}
-        self._told: Counts[tuple[Metric, str]] = Counts()
+        self._counted: Counts[tuple[Metric, str]] = Counts()
         self._classes = _Few()
 
     def show(
@@ -99,7 +99,7 @@ class JobMetrics:
         shards: Mapping[str, int],
         workers: Mapping[str, int],
     ) -> None:
-        """The totals of this run so far, and how many shards and workers are in each state now."""
+        """Report the totals of this run so far, and how many shards and workers are in each state now."""
         self._count(ROWS, rows)
         for error_class, count in _few(rejects, self._classes).items():
             self._count(REJECTS, count, error_class)
@@ -110,21 +110,21 @@ class JobMetrics:
                 _gauge(metric).set(count, self._job | {"state": state})
 
     def close(self) -> None:
-        """Nothing waits, runs or works for this job any more; for processes that outlive it."""
+        """Report that nothing waits, runs or works for this job any more; for processes that outlive it."""
         for metric, states in ((SHARDS, ("waiting", "running")), (WORKERS, ("ready", "starting"))):
             for state in states:
                 _gauge(metric).set(0, self._job | {"state": state})
 
     def _count(self, metric: Metric, total: int, error_class: str = "") -> None:
-        new = total - self._told[metric, error_class]
+        new = total - self._counted[metric, error_class]
         if new > 0:
-            self._told[metric, error_class] = total
+            self._counted[metric, error_class] = total
             tags = self._job | ({"error_class": error_class} if error_class else {})
             _counter(metric).inc(new, tags)
 
 
 class WorkerMetrics:
-    """What a worker tells: called with the timings of each batch, and of what is done once for a shard."""
+    """What a worker reports: called with the timings of each batch, and of what is done once for a shard."""
 
     def __init__(self, job: str, worker: int, device: str) -> None:
         self._tags = {"job": job, "worker": str(worker)}

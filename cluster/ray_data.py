@@ -7,7 +7,7 @@
     )
 
 A row is made as a job makes it: the same row_id, seed and settings give the same pixels, whatever the batch,
-the actor or the order. What only a job has: resuming, and an end to rows that kill their process.
+the actor or the order. Only a job can be resumed, and only a job gives up on rows that kill their process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ EXACT_FRACTIONS = 2**53
 class ProgressiveGenerator:
     """Loads a model once, then turns batches of prompts into batches of pictures or videos.
 
-    Takes a column `prompt` and, if there, `row_id`, `negative_prompt`, `seed`, `height`, `width` (pixels) and
-    `num_images`, null wherever a row has none. A row without `row_id` is named after its content, so that
-    equal rows give equal pictures. Nulls turn whole numbers into fractions in Ray's default batches, which
-    cannot hold large seeds: use `batch_format="pyarrow"`.
+    Takes a column `prompt` and, where they exist, `row_id`, `negative_prompt`, `seed`, `height`, `width`
+    (pixels) and `num_images`, null wherever a row has none. A row without `row_id` is named after its
+    content, so that equal rows give equal pictures. Nulls turn whole numbers into fractions in Ray's default
+    batches, which cannot hold large seeds: use `batch_format="pyarrow"`.
 
-    Gives an Arrow table in the order of the input, one row a sample, with the columns of a job's output:
+    Returns an Arrow table in the order of the input, one row a sample, with the columns of a job's output:
     `row_id`, `prompt`, `seed`, `height`, `width`, `image` (or `video`; bytes and file name), `mode`, `delta`,
     `num_steps`, `guidance_scale`, `model`, `stages` (with seconds), `denoise_seconds`, and `latents` if asked
     for; all other columns of the input as they are; and `error`. A sample that cannot be made has a null
@@ -70,7 +70,7 @@ class ProgressiveGenerator:
         seed: int = 0,
         engine_factory: EngineFactory = load_engine,
     ) -> None:
-        nowhere = "-"  # a spec has these two paths; nothing here reads or writes them
+        nowhere = "-"  # a spec has these two paths, which nothing here reads or writes
         self._spec = JobSpec.model_validate(
             {
                 "model": model,
@@ -107,9 +107,9 @@ class ProgressiveGenerator:
         schema = part_schema(self._spec, foreign.schema, self._runner.kind)
         whole = rows_table(self._spec, schema, made, foreign, 0, self._runner.kind)
         broken = _broken(schema, rejects, foreign, values["prompt"])
-        there = [(one.row.source, one.row.row_id) for one in made]
-        there += [(one.source, one.row_id) for one in rejects]
-        places = {sample: place for place, sample in enumerate(there)}
+        ended = [(one.row.source, one.row.row_id) for one in made]
+        ended += [(one.source, one.row_id) for one in rejects]
+        places = {sample: place for place, sample in enumerate(ended)}
         return pa.concat_tables([whole, broken]).take(pa.array([places[key] for key in order], pa.int64()))
 
 
@@ -126,7 +126,7 @@ def _foreign(table: pa.Table) -> pa.Table:
 
 
 def _given(value: Any) -> Any:
-    """None for what numpy and pandas write where there is nothing."""
+    """None for what numpy and pandas write where a value is missing."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -145,7 +145,7 @@ def _too_large(asked: Mapping[str, Any]) -> str | None:
 def _broken(
     schema: pa.Schema, rejects: Sequence[Reject], foreign: pa.Table, prompts: Sequence[Any]
 ) -> pa.Table:
-    """Rows for the samples that cannot be made: what was asked for, why not, and nothing else."""
+    """Rows for the samples that cannot be made: what was asked for, the reason, and nothing else."""
     sources = [one.source for one in rejects]
     passed = foreign.take(pa.array(sources, pa.int64()))
     own = {
