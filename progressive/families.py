@@ -58,7 +58,7 @@ class Family:
     """The pipeline's call arguments that take the values `encode_prompt` returns, in that order; None for a
     value that is left out. None altogether: prompts go into each stage as text."""
     ragged: Literal["pad", "list"] | None = None
-    """Embeddings that differ in length: `pad` to the longest, told by `prompt_embeds_mask`, or a `list`."""
+    """Embeddings that differ in length: `pad` to the longest, with `prompt_embeds_mask`, or a `list`."""
     guidance: tuple[str, float] | None = ("guidance_scale", 1.0)
     """(argument, value above which the pipeline also runs the negative prompt); None: it never does."""
     per_step: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """A pipeline's schedule cut into stages: what stands in for its scheduler. Knows no model and no layout.
 
 A pipeline asks its scheduler for timesteps once and then steps through them. During a stage it gets a
-`StageScheduler` instead: `set_timesteps` does nothing, `timesteps` are the stage's, `step` goes on at the
+`StageScheduler` instead: `set_timesteps` does nothing, `timesteps` are the stage's, `step` begins at the
 stage's first step in a copy of the caller's scheduler, which itself is never touched.
 """
 
@@ -110,7 +110,7 @@ class StageScheduler:
         self.latents: Tensor | None = None
         """What the last `step` gave; unlike the pipeline's result, never converted."""
         self.on_step: Callable[[int], None] = lambda done: None
-        """Told after each step how many are done."""
+        """Called after each step with the number of steps done."""
         self._done = 0
         takes_noise = generators and "generator" in inspect.signature(scheduler.step).parameters
         self._step_kwargs = {"generator": list(generators or ())} if takes_noise else {}

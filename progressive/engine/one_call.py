@@ -52,7 +52,7 @@ def generate(
 ) -> Result:
     """Images, or videos, for `prompts`: the whole library in one call.
 
-    Sizes in pixels. `seeds`: one for each prompt, or one for all; unset: drawn, and told in the result. A row
+    Sizes in pixels. `seeds`: one for each prompt, or one for all; unset: drawn, and part of the result. A row
     is a function of its prompt and seed, whatever its batch. `on_step(done, total)` counts the transformer
     steps of one batch. More keywords are the fields of `progressive.Sampling`: mode, delta, levels, scales,
     guidance_scale, true_cfg_scale, call_kwargs, ... ValueError that names what is wrong with them.

@@ -60,9 +60,9 @@ class Trajectories:
         # On the full grid, for all stages: [C, H, W] each, float32.
         self._base = list(stage_noise(call, self._seeds, noise.BASE, full))
         self._latents = list(self._base)
-        # A scheduler's copy goes on from stage to stage, and these keep it, by the rows that walk together.
-        # It matters for plans made by hand alone, which may have consecutive stages on one grid; after an
-        # expansion every chunk takes a fresh copy, whatever is kept here.
+        # Schedulers that continue from one stage to the next, by the rows that walk together. Only plans made
+        # by hand need them, for these may have consecutive stages on one grid; after an expansion every chunk
+        # takes a fresh copy of the schedule's scheduler, whatever is kept here.
         self._walks: dict[tuple[int, ...], Trajectory] = {}
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ class Settings:
     scenes: int = 49152
     """Training pictures, of the seeds that `world.training` names."""
     skip_scenes: int = 12288
-    """Seeds left out before those: what was trained on earlier, to go on with scenes that are new."""
+    """Seeds left out before those: earlier training saw them, and this one continues with new scenes."""
     latent_scenes: int = 49152
     """How many of them the transformer is trained on, for encoding them takes time too."""
     side_px: int = world.SIDE_PX

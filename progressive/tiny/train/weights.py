@@ -74,7 +74,7 @@ def export(work: Path, out: Path) -> None:
 
 
 def restore(model: Path, work: Path) -> None:
-    """The inverse of `export`: a work folder from which `train` goes on with an exported model.
+    """The inverse of `export`: a work folder from which `train` continues with an exported model.
 
     The weights come back as exported, in half precision, and without optimizer state; the linear heads of
     `reading_loss`, which no pipeline has, are fitted to the T5 encoder as it is. The next schedule begins
