@@ -232,10 +232,10 @@ def test_parts_that_appear_are_news_whatever_the_stores_clock_says(behind_s):
     for minute in range(6):
         now = begin + 60 * minute
         pace.add([(now - 1 - behind_s, 10)])  # written a second ago, by the store's clock
-        rate, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now)
+        _, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now)
         if minute:
             assert last_part_s <= 60
             assert going
-    rate, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now + 3600)
+    _, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now + 3600)
     assert 3600 <= last_part_s <= 3660  # that nothing came for an hour is still seen
     assert not going

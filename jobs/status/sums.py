@@ -103,7 +103,7 @@ class Pace:
         return rate, last_part_s, last_part_s < 60 + _STALLED_AFTER * usual_pause_s
 
     def _behind(self, newest: float, now: float) -> float:
-        """Seconds that the store's clock is behind: at least so many that a part which appeared since the last
+        """Seconds that the store's clock is behind: at least so many that a part that appeared since the last
         look is no older than that look, and at most so many that none is of the future."""
         if self._looked is not None and self._looked[1] < newest:
             self._behind_s = max(self._behind_s, self._looked[0] - newest)
