@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jsonschema
+
 INT32 = 2**31 - 1
 
 
@@ -294,6 +296,39 @@ def problems(document: dict[str, Any]) -> list[str]:
     if not found:
         found = list(_operator(document))
     return found
+
+
+def against_crd(document: dict[str, Any], crd: dict[str, Any]) -> list[str]:
+    """What a CustomResourceDefinition's own schema says against a document: types, required fields, and
+    fields that it does not know, which the API server would drop."""
+    (version,) = [
+        v for v in crd["spec"]["versions"] if v["name"] == document["apiVersion"].rpartition("/")[2]
+    ]
+    schema = version["schema"]["openAPIV3Schema"]
+    found = [
+        f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
+        for error in jsonschema.Draft7Validator(schema).iter_errors(document)
+    ]
+    return found + list(_unknown(document, schema, ""))
+
+
+def _unknown(value: Any, schema: dict[str, Any], at: str) -> Iterator[str]:
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    if isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _unknown(one, schema.get("items", {}), f"{at}{index}.")
+    elif isinstance(value, dict):
+        known, others = schema.get("properties"), schema.get("additionalProperties")
+        for key, one in value.items():
+            if not at and key in ("apiVersion", "kind", "metadata"):
+                continue
+            if known is not None and key in known:
+                yield from _unknown(one, known[key], f"{at}{key}.")
+            elif isinstance(others, dict):
+                yield from _unknown(one, others, f"{at}{key}.")
+            elif known is not None and not others:
+                yield f"{at}{key}: the schema has no such field"
 
 
 def _shape(value: Any, kind: Any, at: str) -> Iterator[str]:

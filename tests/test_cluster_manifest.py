@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from kuberay import problems, quantity
+from kuberay import against_crd, problems, quantity
 from moto.server import ThreadedMotoServer
 
 from overtone.cluster.kubernetes import IMAGE_FOLDER, Volume, manifest, options_from_text
@@ -222,7 +222,111 @@ def test_pods_hold_as_many_workers_as_fit_on_their_gpus(workers, options, expect
     assert (group["minReplicas"], group["maxReplicas"]) == expected[2:]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits.get("nvidia.com/gpu", 0) == expected[0]
-    assert int(group["rayStartParams"]["num-cpus"]) > shape.workers_per_pod * spec.workers.num_cpus
+    offered, taken = int(group["rayStartParams"]["num-cpus"]), spec.workers.num_cpus
+    if expected[0]:
+        assert offered > shape.workers_per_pod * taken  # the GPUs are what bounds them
+    else:
+        assert offered // taken == shape.workers_per_pod
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "fit"), [(1, 1), (4, 1), (1.5, 1), (0.5, 2), (0.4, 2), (0.25, 4), (0.3, 3)]
+)
+def test_memory_of_a_pod_without_gpus_is_for_the_workers_that_ray_puts_there(num_cpus, fit):
+    spec = make_spec(workers={"min": 1, "max": 4, "num_gpus": 0, "num_cpus": num_cpus})
+    (group,) = job_of(spec)["rayClusterSpec"]["workerGroupSpecs"]
+    assert int(int(group["rayStartParams"]["num-cpus"]) / num_cpus + 1e-9) == fit
+    memory = quantity(group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"])
+    assert memory > fit * weights_gib(spec)[0] * 2**30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"volumes": (Volume("data_v1", "/x"),)}, "volume is 'data_v1'; Kubernetes takes lowercase"),
+        ({"volumes": (Volume("a", "/x"), Volume("b", "/x"))}, "two volumes are mounted at /x"),
+        ({"volumes": (Volume("a", "/x/../y"),)}, "a plain absolute path"),
+        ({"volumes": (Volume("a", "/etc"),)}, "hides /etc/overtone"),
+        ({"volumes": (Volume("a", "/models"),)}, "hides /models"),
+        ({"volumes": (Volume("a", "/x", "10GB"),)}, "the size of a volume is '10GB'"),
+        ({"volumes": (Volume("a", "/x", "1Gi"), Volume("a", "/y", "1Gi"))}, "given a size twice"),
+        ({"namespace": "My_Team"}, "namespace is 'My_Team'"),
+        ({"name": "7th"}, "begun by a letter"),
+        ({"name": "a" * 58}, "at most 47 characters"),
+        ({"name": "a" * 54, "kind": "cluster"}, "at most 53 characters"),
+        ({"queue": "Team A"}, "queue is 'Team A'"),
+        ({"s3_secret": "S3"}, "s3_secret is 'S3'"),
+        ({"service_account": "a/b"}, "service_account is 'a/b'"),
+        ({"cache": "My Claim"}, "cache is 'My Claim'"),
+        ({"image": "over tone"}, "image is 'over tone'"),
+        ({"node_selector": {"gpu type": "x"}}, "node_selector is 'gpu type'"),
+        ({"node_selector": {"a.b/gpu": "x y"}}, "node_selector is 'x y'"),
+        ({"deadline_s": 2**31}, "deadline_s is 2147483648"),
+    ],
+)
+def test_what_no_pod_would_come_of_is_refused(options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        manifest(make_spec(), **options)
+
+
+def test_claims_may_be_called_like_volumes_of_ours():
+    volumes = (Volume("models", "/x"), Volume("spec", "/y"), Volume("data.v1", "/z"))
+    for _, pod in pods(job_of(make_spec(), volumes=volumes)["rayClusterSpec"]):
+        names = [volume["name"] for volume in pod["volumes"]]
+        assert len(names) == len(set(names))
+        assert all(re.fullmatch(r"[a-z0-9-]{1,63}", name) for name in names)
+        claims = {
+            v["name"]: v["persistentVolumeClaim"]["claimName"]
+            for v in pod["volumes"]
+            if "persistentVolumeClaim" in v
+        }
+        mounted = {claims.get(m["name"]): m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        assert {"models": "/x", "spec": "/y", "data.v1": "/z"}.items() <= mounted.items()
+
+
+def test_the_header_says_how_an_ended_job_is_run_again():
+    assert "kubectl delete rayjob overtone-pictures && kubectl apply -f THIS_FILE" in manifest(make_spec())
+    assert "delete rayjob" not in manifest(make_spec(), kind="cluster")
+
+
+def crd_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "spec": {
+            "names": {"kind": "RayJob"},
+            "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}],
+        }
+    }
+
+
+def test_the_check_against_a_crd_finds_what_its_schema_lacks():
+    text = {"type": "string"}
+    schema = {
+        "type": "object",
+        "properties": {"spec": {"type": "object", "properties": {"entrypoint": text}}},
+    }
+    crd = crd_of(schema)
+    usual = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "x"}}
+    assert against_crd(usual | {"spec": {"entrypoint": "x"}}, crd) == []
+    assert against_crd(usual | {"spec": {"entrypoint": 3}}, crd) == [
+        "spec.entrypoint: 3 is not of type 'string'"
+    ]
+    assert against_crd(usual | {"spec": {"entryPoint": "x"}}, crd) == [
+        "spec.entryPoint: the schema has no such field"
+    ]
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder of KubeRay's CRDs")
+@pytest.mark.parametrize("name", NAMES)
+def test_kuberays_own_schema_takes_the_ready_manifests(name):
+    """The folder is helm-chart/kuberay-operator/crds of ray-project/kuberay."""
+    crds = {}
+    for path in sorted(Path(os.environ["KUBERAY_CRDS"]).glob("*.yaml")):
+        crd = yaml.safe_load(path.read_text())
+        crds[crd["spec"]["names"]["kind"]] = crd
+    checked = [kind for kind in documents((READY / name).read_text()) if kind in crds]
+    assert checked, "no document of a kind that is there"
+    for kind in checked:
+        assert against_crd(documents((READY / name).read_text())[kind], crds[kind]) == []
 
 
 def test_a_worker_can_load_its_model():
@@ -279,7 +383,7 @@ def test_paths_that_no_pod_sees_are_refused(tmp_path):
     spec = make_spec(prompts=near, model=str(tmp_path), output=str(tmp_path / "out"))
     job = job_of(spec, volumes=volumes)
     for _, pod in pods(job["rayClusterSpec"]):
-        assert {"name": "disk", "mountPath": str(tmp_path)} in pod["containers"][0]["volumeMounts"]
+        assert {"name": "claim-0", "mountPath": str(tmp_path)} in pod["containers"][0]["volumeMounts"]
     assert manifest(make_spec(prompts=near), kind="cluster").count("RayCluster") == 1
 
 

@@ -27,10 +27,11 @@ from overtone.cluster.kubernetes.pods import drain_command
 from overtone.cluster.submit import follow, logs, packed_spec, stop, submit, use_token
 from overtone.cluster.submit.client import connect, find_submission, find_token
 from overtone.cluster.submit.following import _follow
-from overtone.cluster.submit.package import is_secret, notes_on_paths, package, tree_files
+from overtone.cluster.submit.package import is_secret, notes_on_paths, package, tree_files, withheld
 from overtone.cluster.submit.start import entrypoint, latest_epoch, submission_prefix
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, load_spec
+from overtone.jobs.spec.sections import Lora, Model
 
 pytestmark = pytest.mark.ray
 
@@ -152,6 +153,16 @@ SECRET_FILES = [
     "aws-credentials.csv",
     "gcp-service-account-7.json",
     "client_secret.json",
+    ".s3cfg",
+    ".boto",
+    ".pgpass",
+    "config/rclone.conf",
+    ".huggingface/token",
+    "kaggle.json",
+    "infra/state.tfstate.backup",
+    "infra/prod.auto.tfvars",
+    "keys/putty.ppk",
+    ".bash_history",
 ]
 PLAIN_FILES = ["jobs/cli.py", "environment.yml", "keys.py", "notes/tokens.md"]
 
@@ -192,6 +203,37 @@ def test_a_checkout_is_packed_as_the_package_that_it_installs(tmp_path):
         assert "jobs/__init__.py" in archive.namelist()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        '{"type": "service_account", "private_key": "x"}',
+        "login('hf_" + "a" * 34 + "')",
+        "token: ghp_" + "b" * 36,
+        "key = AKIA" + "C" * 16,
+        "aws_secret_access_key = " + "d" * 40,
+    ],
+)
+def test_a_file_that_holds_a_key_or_a_token_is_not_sent_whatever_its_name(tmp_path, text):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "notes.txt").write_text(f"first line\n{text}\n")
+    (tree / "code.py").write_text("token = os.environ['HF_TOKEN']  # hf_... is never written here\n")
+    (tree / "weights.bin").write_bytes(text.encode() + bytes(300_000))  # large: data, not looked into
+    assert set(tree_files(tree)) == {"code.py", "weights.bin"}
+    assert withheld(tree) == ["notes.txt"]
+    packed = zipfile.ZipFile(io.BytesIO(package(make_spec(tmp_path), tree))).namelist()
+    assert "notes.txt" not in packed
+
+
+def test_a_job_without_a_name_keeps_that_of_its_file(tmp_path):
+    spec = make_spec(tmp_path).model_copy(update={"name": "job"})
+    with zipfile.ZipFile(io.BytesIO(package(spec))) as archive:
+        archive.extract("overtone-spec.yaml", tmp_path)
+    assert load_spec(tmp_path / "overtone-spec.yaml").name == "job"
+
+
 @pytest.mark.parametrize("name", SECRET_FILES)
 def test_credentials_are_known_by_name(name):
     assert is_secret(name)
@@ -203,6 +245,11 @@ def test_paths_that_the_cluster_must_see_are_named(tmp_path):
     assert str(tmp_path / "prompts.parquet") in notes[0]
     far = make_spec(tmp_path, prompts="s3://bucket/prompts/", output="s3://bucket/out")
     assert notes_on_paths(far) == ()
+    adapter = tmp_path / "lora.safetensors"
+    (note,) = notes_on_paths(
+        far.model_copy(update={"model": Model(id="tiny", loras=(Lora(id=str(adapter)),))})
+    )
+    assert note.startswith(f"model.loras: {adapter} is a path on the cluster's machines")
 
 
 # Following.

@@ -15,6 +15,7 @@ from overtone.jobs.folder import JobFolder
 from overtone.jobs.report import contact_sheet, first_pictures
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.status import Progress, Snapshot, status
+from overtone.jobs.status.sums import Pace
 from overtone.jobs.store import open_store
 from overtone.jobs.words import duration
 
@@ -222,3 +223,19 @@ def test_a_terminal_gets_a_bar():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("behind_s", [0.0, 180.0, -180.0])
+def test_parts_that_appear_are_news_whatever_the_stores_clock_says(behind_s):
+    pace = Pace()
+    begin = 1_000_000.0
+    for minute in range(6):
+        now = begin + 60 * minute
+        pace.add([(now - 1 - behind_s, 10)])  # written a second ago, by the store's clock
+        _, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now)
+        if minute:
+            assert last_part_s <= 60
+            assert going
+    _, last_part_s, going = pace.recent(since=begin - 600 - behind_s, now=now + 3600)
+    assert 3600 <= last_part_s <= 3660  # that nothing came for an hour is still seen
+    assert not going

@@ -81,7 +81,9 @@ def _follow(job: str, address: str) -> None:
 @click.option("--namespace", help="Default: the one kubectl is set to.")
 @click.option("--gpus-per-pod", type=click.IntRange(1), help="GPUs of a worker pod. Default: 1.")
 @click.option("--max-workers", type=click.IntRange(1), help="Where the spec has no workers.max. Default: 8.")
-@click.option("--spot", is_flag=True, help="Put the workers above workers.min on spot nodes.")
+@click.option(
+    "--spot", is_flag=True, help="Put workers above workers.min on spot nodes; with --queue all of them."
+)
 @click.option("--queue", help="Kueue's LocalQueue that admits it.")
 @click.option("--s3-secret", help="Secret with S3 credentials, or `none`. Default: overtone-s3.")
 @click.option("--service-account", help="Of head and workers, e.g. one that may use the bucket.")
@@ -98,7 +100,11 @@ def _follow(job: str, address: str) -> None:
 @click.option(
     "--node-selector", metavar="KEY=VALUE", multiple=True, help="Label of the workers' nodes. Repeatable."
 )
-@click.option("--deadline-s", type=click.IntRange(1), help="End the job after this long. Default: a week.")
+@click.option(
+    "--deadline-s",
+    type=click.IntRange(1, 2**31 - 1),
+    help="End a try of the job after this long; new tries have it anew. Default: a week.",
+)
 def manifest(spec_path: Path, overrides: tuple[str, ...], cluster: bool, **options: Any) -> None:
     """Print the Kubernetes objects that run SPEC: `overtone manifest SPEC | kubectl apply -f -`."""
     from overtone.cluster.kubernetes import manifest as write

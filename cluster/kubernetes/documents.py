@@ -33,7 +33,6 @@ from overtone.cluster.kubernetes.yaml_notes import Note, dump
 from overtone.cluster.submit import packed_spec
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, is_url
-from overtone.progressive.checkpoints import is_local_model
 
 
 def manifest(spec: JobSpec, **options: Any) -> str:
@@ -58,18 +57,15 @@ def _check_paths(spec: JobSpec, options: Options) -> None:
     if options.kind == "cluster":
         return  # it runs any spec
     seen = [PurePosixPath(volume.mount_path) for volume in options.volumes]
-    places = [("prompts.path", path, True) for path in spec.prompts.path]
-    places.append(("output.path", spec.output.path, False))
-    if is_local_model(spec.model.id):
-        places.append(("model.id", spec.model.id, True))
-    for key, path, readable in places:
-        roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if readable else seen
-        if not is_url(path) and not any(PurePosixPath(path).is_relative_to(root) for root in roots):
-            image = f", put it into the image below {IMAGE_FOLDER}" if readable else ""
+    for key, path in spec.files():
+        is_read, is_model = key != "output.path", key.startswith("model.")
+        roots = [*seen, PurePosixPath(IMAGE_FOLDER)] if is_read else seen
+        if not any(PurePosixPath(path).is_relative_to(root) for root in roots):
+            other = "a hub name" if is_model else f"s3://bucket/... (--set {key}=s3://bucket/...)"
+            image = f", put it into the image below {IMAGE_FOLDER}" if is_read else ""
             raise UserError(
-                f"{key}: {path} is on this machine, where no pod sees it; give s3://bucket/... "
-                f"(--set {key}=s3://bucket/...){image}, or mount a claim that holds it "
-                "(--volume CLAIM:/mount)"
+                f"{key}: {path} is on this machine, where no pod sees it; give {other}{image}, or mount a "
+                "claim that holds it (--volume CLAIM:/mount)"
             )
 
 
@@ -207,6 +203,8 @@ def _header(spec: JobSpec, shape: Shape, options: Options) -> str:
             label = ",".join(("ray.io/node-type=head", *(f"{k}={v}" for k, v in POD_LABELS.items())))
             status = f'kubectl exec "$(kubectl get pod -o name -l {label})" -c ray-head -- {status}'
         lines += [f"  kubectl get rayjob {name}", f"  {status}"]
+        lines += ["", "An ended RayJob does not start again. To continue in its output folder:", ""]
+        lines.append(f"  kubectl delete rayjob {name} && kubectl apply -f THIS_FILE")
     else:
         lines += [
             f"  kubectl port-forward service/{name}-head-svc 8265:8265",

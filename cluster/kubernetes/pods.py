@@ -127,7 +127,7 @@ def _worker_group(
         "maxReplicas": high,
         "labels": {"ray.io/market-type": "spot" if spot else "on-demand"},
         "rayStartParams": {
-            "num-cpus": str(shape.cpus),
+            "num-cpus": str(shape.ray_cpus),
             "object-store-memory": str(_OBJECT_STORE_BYTES),
         },
         "template": {"metadata": {"labels": POD_LABELS}, "spec": pod},
@@ -181,11 +181,9 @@ def _pod(
     grace_s: int,
 ) -> dict[str, Any]:
     """A pod with one Ray container that sees the claims and has the environment a job needs."""
-    mounts = [*mounts, *({"name": v.claim, "mountPath": v.mount_path} for v in options.volumes)]
-    volumes = [
-        *volumes,
-        *({"name": v.claim, "persistentVolumeClaim": {"claimName": v.claim}} for v in options.volumes),
-    ]
+    for number, volume in enumerate(options.volumes):  # names of our own: a claim's may be taken, or too long
+        mounts.append({"name": f"claim-{number}", "mountPath": volume.mount_path})
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": volume.claim}})
     env: list[dict[str, Any]] = []
     if spec.model.id != "tiny":
         env.append({"name": "HF_HOME", "value": CACHE_FOLDER if _has_cache(mounts) else "/tmp/huggingface"})

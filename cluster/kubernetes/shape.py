@@ -49,6 +49,9 @@ class Shape:
     max_workers: int
     cpus: int
     """Of a worker pod."""
+    ray_cpus: int
+    """That the pod offers to Ray. Without GPUs, which bound it otherwise, they leave room for
+    `workers_per_pod` workers, for which its memory is reckoned, and for no more."""
     memory_gib: int
     """Of a worker pod."""
     weights_gib: float
@@ -76,7 +79,8 @@ def shape_of(spec: JobSpec, options: Options) -> Shape:
         gpus = options.gpus_per_pod
         per_pod = gpus * int(1 / num_gpus + 1e-9)
     else:
-        gpus, per_pod = 0, 1
+        # Ray's CPUs of a pod are whole: where a worker takes less than one, several fit.
+        gpus, per_pod = 0, int(math.ceil(workers.num_cpus) / workers.num_cpus + 1e-9)
     weights, known = weights_gib(spec)
     # A core a worker computes with, one that encodes and uploads; on GPUs two more for loading and text.
     cpus = per_pod * (math.ceil(workers.num_cpus) + (3 if gpus else 1))
@@ -92,6 +96,7 @@ def shape_of(spec: JobSpec, options: Options) -> Shape:
         min_workers=workers.min,
         max_workers=most,
         cpus=cpus,
+        ray_cpus=cpus if gpus else math.ceil(workers.num_cpus),
         memory_gib=math.ceil(memory),
         weights_gib=weights,
         weights_known=known,

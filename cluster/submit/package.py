@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -16,46 +17,35 @@ import yaml
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec
-from overtone.progressive.checkpoints import is_local_model
 
 SPEC_NAME = "overtone-spec.yaml"
 WORKING_DIR_LIMIT_BYTES = 512 * 2**20
 """Ray refuses larger packages."""
 
-SECRETS = (
-    ".env",
-    ".env.*",
-    "*.env",
-    ".envrc",
-    "*.pem",
-    "*.key",
-    "*.p12",
-    "*.pfx",
-    "*.jks",
-    "*.keystore",
-    "id_rsa*",
-    "id_dsa*",
-    "id_ecdsa*",
-    "id_ed25519*",
-    "*credential*",
-    "*secret*",
-    "*service-account*.json",
-    "*service_account*.json",
-    "auth_token",
-    "kubeconfig*",
-    ".netrc",
-    ".npmrc",
-    ".pypirc",
-    ".git-credentials",
-    ".aws",
-    ".azure",
-    ".gcloud",
-    ".kube",
-    ".ssh",
-    ".docker",
-    ".gnupg",
+SECRETS = tuple(
+    """
+    .env .env.* *.env .envrc .secrets* *credential* *secret* *password* auth_token
+    *.pem *.key *.p12 *.pfx *.jks *.keystore *.ppk *.kdbx *.ovpn id_rsa* id_dsa* id_ecdsa* id_ed25519*
+    .aws .azure .gcloud .kube kubeconfig* .docker .dockercfg .oci .s3cfg .boto .passwd-s3fs rclone.conf .mc
+    *service-account*.json *service_account*.json gha-creds-* .terraform *.tfstate* *.tfvars* .vault*
+    .netrc _netrc .npmrc .pypirc .git-credentials hf_token* .huggingface kaggle.json .kaggle .comet.config
+    .pgpass pgpass.conf .my.cnf .mylogin.cnf .htpasswd .ssh .gnupg .password-store *_history
+    """.split()
 )
 """Names that never leave this machine, wherever in the tree, in any case: files, or whole folders."""
+SECRET_TEXTS = re.compile(
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"
+    rb"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
+    rb"|\bhf_[A-Za-z]{30,}\b"  # Hugging Face
+    rb"|\bgh[pousr]_[A-Za-z0-9]{30,}\b|\bgithub_pat_[A-Za-z0-9_]{30,}\b"
+    rb"|\bglpat-[A-Za-z0-9_-]{20,}\b|\bpypi-[A-Za-z0-9_-]{40,}\b|\bnpm_[A-Za-z0-9]{30,}\b"
+    rb"|\bsk-[A-Za-z0-9_-]{20,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    rb"|\bAIza[A-Za-z0-9_-]{35}\b|\"private_key\"\s*:"
+    rb"|(?i:aws_secret_access_key|azure_storage_key|accountkey)\s*[=:]\s*[\"']?[A-Za-z0-9/+]{30,}"
+)
+"""Shapes of private keys and of tokens: a small file that holds one is not packed, whatever its name."""
+_LOOKED_AT_BYTES = 256 * 1024
+
 CLUTTER = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Names that no job needs; left out where no git checkout decides that itself."""
 FOLDERS = ("cluster", "jobs", "progressive")
@@ -91,14 +81,31 @@ def package(spec: JobSpec, tree: Path | None = None) -> bytes:
 def tree_files(root: Path) -> Iterator[str]:
     """The paths below `root` to pack, relative to it and sorted: in a git checkout those that git tracks or
     would track, elsewhere all but clutter; never a secret, never a link."""
+    return (name for name in _files(root) if not _is_withheld(root, name))
+
+
+def withheld(root: Path) -> list[str]:
+    """The files that would be packed if they neither were called like a credential nor held one."""
+    return [name for name in _files(root) if _is_withheld(root, name)]
+
+
+def _files(root: Path) -> Iterator[str]:
     names = _git_files(root)
     if names is None:
         names = {str(path.relative_to(root)) for path in root.rglob("*")}
         names = {name for name in names if not _matches(name, CLUTTER)}
     for name in sorted(names):
         path = root / name
-        if path.is_file() and not path.is_symlink() and not is_secret(name):
+        if path.is_file() and not path.is_symlink():
             yield name
+
+
+def _is_withheld(root: Path, name: str) -> bool:
+    """A large file is data, or code of others: its text is not looked at."""
+    path = root / name
+    if is_secret(name):
+        return True
+    return path.stat().st_size <= _LOOKED_AT_BYTES and SECRET_TEXTS.search(path.read_bytes()) is not None
 
 
 def _git_files(root: Path) -> set[str] | None:
@@ -132,8 +139,10 @@ def packed_name(name: str) -> str:
 
 
 def packed_spec(spec: JobSpec) -> str:
-    """The spec as YAML that `load_spec` reads back to the same spec, wherever it lies."""
-    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    """The spec as YAML that `load_spec` reads back to the same spec, wherever it lies. Its name is always
+    written: unset, it would be that of the file."""
+    settings = {"name": spec.name} | spec.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -154,13 +163,8 @@ def anchored(spec: JobSpec) -> JobSpec:
 
 def notes_on_paths(spec: JobSpec) -> tuple[str, ...]:
     """A sentence for each path in the spec that the cluster must see as this machine does."""
-    paths = [("prompts", path) for path in spec.prompts.path]
-    paths.append(("output", spec.output.path))
-    if is_local_model(spec.model.id):
-        paths.append(("model", spec.model.id))
     return tuple(
-        f"{what}: {path} is a path on the cluster's machines, not packed with the job; all must "
+        f"{key}: {path} is a path on the cluster's machines, not packed with the job; all must "
         "see it (a shared disk, or the image), otherwise use s3://"
-        for what, path in paths
-        if "://" not in path
+        for key, path in spec.files()
     )

@@ -22,7 +22,7 @@ from overtone.cluster.submit.client import (
     state_of,
     statuses,
 )
-from overtone.cluster.submit.package import SPEC_NAME, anchored, notes_on_paths, package
+from overtone.cluster.submit.package import SPEC_NAME, anchored, notes_on_paths, package, withheld
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec
 
@@ -45,7 +45,7 @@ def submit(spec: JobSpec, *, address: str = DEFAULT_ADDRESS, working_dir: Path |
     with tempfile.TemporaryDirectory(prefix="overtone-") as folder:
         archive = Path(folder) / "job.zip"
         archive.write_bytes(data)
-        return _submit(client, spec, archive, entrypoint(working_dir is not None))
+        return _submit(client, spec, archive, entrypoint(working_dir is not None), _notes(spec, working_dir))
 
 
 def stop(job: str, *, address: str = DEFAULT_ADDRESS, wait_s: float = 60.0) -> str:
@@ -91,9 +91,10 @@ class Submission:
         return "\n".join(lines)
 
 
-def _submit(client: JobSubmissionClient, spec: JobSpec, archive: Path, command: str) -> Submission:
+def _submit(
+    client: JobSubmissionClient, spec: JobSpec, archive: Path, command: str, notes: tuple[str, ...]
+) -> Submission:
     prefix = submission_prefix(spec)
-    notes = notes_on_paths(spec)
 
     def submission(key: str, attached: bool) -> Submission:
         output = spec.output
@@ -121,6 +122,15 @@ def _submit(client: JobSubmissionClient, spec: JobSpec, archive: Path, command: 
             continue
         return submission(key, attached=False)
     raise UserError(f"{client.get_address()} refused the job: {refusal}") from refusal
+
+
+def _notes(spec: JobSpec, working_dir: Path | None) -> tuple[str, ...]:
+    """What the user should know of what was sent and of what was not."""
+    kept = [] if working_dir is None else withheld(working_dir)
+    if not kept:
+        return notes_on_paths(spec)
+    shown = ", ".join(kept[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
+    return (*notes_on_paths(spec), f"not sent, since a credential may be in it: {shown}")
 
 
 def job_identity(spec: JobSpec) -> str:

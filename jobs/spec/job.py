@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from overtone.jobs.errors import SpecError
+from overtone.jobs.spec.fields import is_url
 from overtone.jobs.spec.sections import Faults, Model, Output, Prompts, Section, Shards, Workers
+from overtone.progressive.checkpoints import is_local_model
 from overtone.progressive.settings import Sampling
 
 
@@ -73,6 +75,16 @@ class JobSpec(Section):
             "output": {key: output[key] for key in ("format", "image", "video", "latents")},
             "seed": self.seed,
         }
+
+    def files(self) -> list[tuple[str, str]]:
+        """(key, path) of all that the spec names on disks: what another machine must see as this one does."""
+        models = [("model.id", self.model.id), *(("model.loras", lora.id) for lora in self.model.loras)]
+        places = [
+            *(("prompts.path", path) for path in self.prompts.path),
+            *((key, path) for key, path in models if is_local_model(path)),
+            ("output.path", self.output.path),
+        ]
+        return [(key, path) for key, path in places if not is_url(path)]
 
     def to_json(self) -> str:
         """Canonical: one spec has one text. Holds no credentials, for the spec has no place for any."""

@@ -60,6 +60,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._committed: list[tuple[float, int]] = []  # in order of time
+        self._looked: tuple[float, float] | None = None  # when `recent` was called last, the newest part then
+        self._behind_s = 0.0  # the store's clock behind ours, as far as parts that appeared have shown
 
     def add(self, parts: Iterable[tuple[float | None, int]]) -> None:
         """Parts by the time of their commit, in seconds since 1970 (None: not known), and their rows."""
@@ -82,7 +84,7 @@ class Pace:
         if not committed:
             return None, None, False
         newest = committed[-1][0]
-        last_part_s = max(0.0, now - newest)
+        last_part_s = max(0.0, now - newest - self._behind(newest, now))
         if since is None:  # the first part's rows were made before the time that is known
             since = committed[0][0]
         first = bisect_right(committed, since, key=time_of)  # the first part of the newest driver
@@ -99,6 +101,15 @@ class Pace:
         usual_pause_s = took / (len(committed) - counted)
         rate = sum(rows for _, rows in committed[counted:]) / took
         return rate, last_part_s, last_part_s < 60 + _STALLED_AFTER * usual_pause_s
+
+    def _behind(self, newest: float, now: float) -> float:
+        """Seconds that the store's clock is behind: at least so many that a part that appeared since the last
+        look is no older than that look, and at most so many that none is of the future."""
+        if self._looked is not None and self._looked[1] < newest:
+            self._behind_s = max(self._behind_s, self._looked[0] - newest)
+        self._looked = (now, newest)
+        self._behind_s = min(self._behind_s, now - newest)
+        return self._behind_s
 
 
 def times_of(store: Store, num_shards: int, retry: int = 0) -> Tables:
