@@ -170,7 +170,7 @@ def test_a_literal_pattern_matches_itself_alone(name):
 @pytest.mark.parametrize(
     ("pattern", "matching", "others"),
     [
-        ("**", ["a", "a/b", "a/b/c"], ["", "_a", ".a/b", "a/_b", "a//b"]),
+        ("**", ["a", "a/b", "a/b/c", "a//b", "/a"], ["", "_a", ".a/b", "a/_b", "a//_b", "a/"]),
         ("**/b", ["b", "a/b", "a/a/b"], ["a", "b/a", "_a/b", "a/_a/b"]),
         ("**/_a/**/b", ["_a/b", "c/_a/d/b"], ["_a", "_a/_c/b", "_a/_a/b", "b"]),
         ("a**b", ["ab", "acb"], ["a/b"]),
@@ -193,6 +193,8 @@ def test_a_pattern_matches_name_by_name(pattern, matching, others):
         (["/d/x", "/d/y"], ["/d/x/a", "/d/y/a"], ["x/a", "y/a"]),
         (["/d/xa", "/d/xb"], ["/d/xa/a", "/d/xb/a"], ["xa/a", "xb/a"]),
         (["s3://b/p"], ["s3://b/p/q/a"], ["q/a"]),
+        (["s3://b/p"], ["s3://b/p/a", "s3://b/p//a"], ["a", "/a"]),
+        (["s3://b/p/"], ["s3://b/p//a"], ["a"]),
         (["s3://b", "s3://c"], ["s3://b/a", "s3://c/a"], ["b/a", "c/a"]),
         (["s3://b", "/d"], ["s3://b/a", "/d/a"], ["s3/b/a", "file/d/a"]),
     ],
@@ -940,6 +942,50 @@ def test_s3_gives_the_same_rows_as_the_disk(server, bucket, tmp_path):
         assert [f.relpath for f in make_plan(there).files] == [f.relpath for f in make_plan(here).files]
     whole = job(f"s3://{bucket}/in", **s3)
     assert make_plan(whole).fingerprint == make_plan(whole).fingerprint
+
+
+def test_every_key_of_s3_is_read_also_below_folders_without_a_name(server, bucket, tmp_path):
+    for key in ("in/x", "in//y", "in///z", "in/a//b", "/root"):
+        data = table(tmp_path / "a.parquet", {"prompt": [f"of {key}"] * 2}).read_bytes()
+        server.client.put_object(Bucket=bucket, Key=f"{key}.parquet", Body=data)
+    s3 = {"endpoint_url": server.endpoint_url, "region": "us-east-1"}
+
+    def found(path: str) -> list[str]:
+        spec = job(f"s3://{bucket}/{path}", **s3)
+        rows = rows_of(spec)
+        assert len({row.row_id for row in rows}) == len(rows)
+        assert [row.row_id for row in rows] == [row_id for _, ids in owed(spec) for row_id in ids]
+        return sorted({row.prompt.removeprefix("of ") for row in rows})
+
+    inside = ["in///z", "in//y", "in/a//b", "in/x"]
+    assert found("in") == found("in/") == inside
+    assert found("in//") == ["in///z", "in//y"]
+    assert found("in/**/*.parquet") == inside
+    assert found("in//*.parquet") == ["in//y"]
+    assert found("in/*/*.parquet") == ["in//y"]
+    assert found("in//y.parquet") == ["in//y"]
+    assert found("") == ["/root", *inside]
+    assert found("/*.parquet") == ["/root"]
+
+
+@pytest.mark.parametrize("mark", ["in", "in/", "in_$folder$", "in/sub_$folder$", "in/sub"])
+def test_objects_that_mark_folders_are_no_prompts(server, bucket, tmp_path, mark):
+    data = table(tmp_path / "a.parquet", {"prompt": ["x"]}).read_bytes()
+    for key in ("in/x.parquet", "in/sub/y.parquet"):
+        server.client.put_object(Bucket=bucket, Key=key, Body=data)
+    server.client.put_object(Bucket=bucket, Key=mark, Body=b"")
+    s3 = {"endpoint_url": server.endpoint_url, "region": "us-east-1"}
+    for path in ("in", "in/", "in/*", "**"):
+        names = [Path(file.path).name for file in make_plan(job(f"s3://{bucket}/{path}", **s3)).files]
+        assert names == (["x.parquet"] if path == "in/*" else ["y.parquet", "x.parquet"])
+
+
+def test_a_folder_beside_an_object_of_its_name_is_meant_by_a_slash(server, bucket, tmp_path):
+    data = table(tmp_path / "a.parquet", {"prompt": ["x"]}).read_bytes()
+    server.client.put_object(Bucket=bucket, Key="in/x.parquet", Body=data)
+    server.client.put_object(Bucket=bucket, Key="in", Body=b"a note")
+    spec = job(f"s3://{bucket}/in/", endpoint_url=server.endpoint_url, region="us-east-1")
+    assert [row.row_id for row in rows_of(spec)] == ["x:0"]
 
 
 def test_s3_requests_of_a_file(server, bucket, tmp_path):
