@@ -4,7 +4,7 @@
 
 One kind of glob serves all places: `*`, `?` and `[...]` stand for characters within a name, and `**` as a
 whole name stands for any number of folders. A name that begins with `.` or `_` is found only where the
-pattern spells that out.
+pattern spells that out. S3 knows folders without a name, as in `in//x.parquet`: they are folders like others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def expand(path: str, *, endpoint_url: str | None = None, region: str | None = N
         path = os.path.abspath(path)
     place = place_of(path, endpoint_url=endpoint_url, region=region)
     try:
-        return _expand(place, path.rstrip("/") if not path.endswith("://") else path)
+        return _expand(place, _without_slash(path), is_folder=path.endswith("/"))
     except StoreError as error:
         raise PromptsError(f"prompts.path: {error}") from error
     except OSError as error:
@@ -52,10 +52,11 @@ def expand(path: str, *, endpoint_url: str | None = None, region: str | None = N
         ) from error
 
 
-def _expand(place: Place, path: str) -> Expanded:
+def _expand(place: Place, path: str, *, is_folder: bool) -> Expanded:
     head, magic, pattern = _split_glob(path)
     found = place.stat(path)  # also where it has magic characters: a file may be named a[1].parquet
-    if found is not None:
+    # On S3 there may be both an object and a folder of one name; an empty one is what marks the folder.
+    if found is not None and not ((is_folder or not found.size_bytes) and _holds_files(place, path)):
         return Expanded(path.rpartition("/")[0] or "/", [found], is_folder=False)
     if isinstance(place, Disk) and not os.path.isdir(head):
         raise PromptsError(
@@ -72,11 +73,43 @@ def _expand(place: Place, path: str) -> Expanded:
         if not files:
             raise PromptsError(f"prompts.path: there is no file {path}, and none in a folder of that name")
         matches = glob_matcher("**")
-    cut = len(head.rstrip("/")) + 1
-    chosen = sorted((file for file in files if matches(file.path[cut:])), key=lambda file: file.path)
+    cut = len(head if head.startswith("s3://") else head.rstrip("/")) + 1
+    marks = _folder_marks(files)
+    chosen = sorted(
+        (file for file in files if matches(file.path[cut:]) and file.path not in marks),
+        key=lambda file: file.path,
+    )
     if not chosen:
         raise PromptsError(f"prompts.path: {path} matches no file")
     return Expanded(head, chosen, is_folder=not magic)
+
+
+def _without_slash(path: str) -> str:
+    if path.endswith("://"):
+        return path
+    # On S3 one alone: the folder in//, whose last segment is empty, is another than in/.
+    return path.removesuffix("/") if path.startswith("s3://") else path.rstrip("/")
+
+
+def _holds_files(place: Place, path: str) -> bool:
+    """Whether an object's name is a folder's too, as only S3 has it."""
+    return path.startswith("s3://") and any(
+        file.path.startswith(f"{path}/") for file in place.walk(path, "", None)
+    )
+
+
+def _folder_marks(files: Sequence[Found]) -> set[str]:
+    """The empty objects by which tools mark folders on S3: they have a folder's name."""
+    empty = {file.path for file in files if not file.size_bytes}
+    if not empty:
+        return empty
+    folders = set()
+    for file in files:
+        folder = file.path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return {path for path in empty if path in folders or path.endswith("_$folder$")}
 
 
 def _split_glob(path: str) -> tuple[str, bool, str]:
@@ -104,7 +137,7 @@ def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
     if first == "**":
         plain = sum(1 for _ in takewhile(_is_plain, names))
         if not rest:
-            return 0 < plain == len(names)
+            return plain == len(names) and bool(names and names[-1])
         return any(_matches(rest, names[folders:]) for folders in range(plain + 1))
     if not names or (_MAGIC.match(first) and names[0].startswith((".", "_"))):
         return False
@@ -113,11 +146,12 @@ def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
 
 def _is_plain(name: str) -> bool:
     """Whether `**` may stand for this name."""
-    return bool(name) and not name.startswith((".", "_"))
+    return not name.startswith((".", "_"))
 
 
 def relative_names(bases: list[str], paths: list[str]) -> list[str]:
-    """Each path relative to the deepest folder that holds all the bases; with "/" whatever the place."""
+    """Each path relative to the deepest folder that holds all the bases; with "/" whatever the place. No two
+    have one name, for empty segments, which S3 tells apart, stay."""
     first, last = min(map(_parts, bases)), max(map(_parts, bases))
     common = 0
     while common < min(len(first), len(last)) and first[common] == last[common]:
@@ -127,4 +161,4 @@ def relative_names(bases: list[str], paths: list[str]) -> list[str]:
 
 def _parts(path: str) -> tuple[str, ...]:
     scheme, _, rest = path.partition("://") if is_url(path) else ("file", "", path)
-    return (scheme, *(part for part in rest.split("/") if part))
+    return (scheme, *(part for part in rest.split("/") if part or scheme == "s3"))

@@ -116,7 +116,8 @@ class _S3(Place):
 
     def walk(self, folder: str, start: str, depth: int | None) -> Iterator[Found]:
         store, key = self._split(folder)
-        prefix = f"{key}/{start}" if key else start
+        below = "/" in folder.removeprefix("s3://")  # else it is the bucket
+        prefix = f"{key}/{start}" if below else start
         with _s3_names(folder):
             for info in store.list(prefix):
                 yield Found(f"{store.url}/{info.key}", info.size_bytes, info.etag)
@@ -146,14 +147,14 @@ class _S3(Place):
 def _bucket(name: str, endpoint_url: str | None, region: str | None) -> Store:
     """One client for each bucket and process: threads share it, and no pickle holds it."""
     try:
-        return open_store(f"s3://{name}", endpoint_url=endpoint_url, region=region)
+        return open_store(f"s3://{name}", endpoint_url=endpoint_url, region=region, foreign_keys=True)
     except UserError as error:
         raise PromptsError(f"prompts.path: {error}") from None
 
 
 @contextmanager
 def _s3_names(path: str) -> Iterator[None]:
-    """Names that an S3 key may have but that our stores refuse, such as `a//b` and `../a`."""
+    """Names that an S3 key may have but that no request can ask for, such as `../a`."""
     try:
         yield
     except UserError:

@@ -78,6 +78,8 @@ class StoreConfig:
     read_timeout_s: float = 60.0
     backoff_s: float = 0.1
     """The wait before retry n is random in [0, backoff_s * 2**n], 10 s at most."""
+    foreign_keys: bool = False
+    """For reading what others wrote: an S3 key may then have empty segments, as in `in//x`."""
 
     def where(self, key: str) -> str:
         """The full name of an object, for people."""
@@ -186,19 +188,25 @@ class Store(ABC):
         return f"{type(self).__name__}({self.url!r}{endpoint})"
 
 
-def check_key(key: str) -> str:
-    """The key itself; ValueError if it could mean anything but one object inside the store."""
-    if not key or "\0" in key or any(segment in ("", ".", "..") for segment in key.split("/")):
+def check_key(key: str, *, foreign: bool = False) -> str:
+    """The key itself; ValueError if it could mean anything but one object inside the store. `foreign`: empty
+    segments, which only S3 tells apart, are allowed."""
+    bad = (".", "..") if foreign else ("", ".", "..")
+    if not key or "\0" in key or any(segment in bad for segment in key.split("/")):
+        segments = "" if foreign else "empty, "
         raise ValueError(
-            f"not an object key: {key[:200]!r}; a key is a relative path without empty, '.' or '..' segments"
+            f"not an object key: {key[:200]!r}; a key is a relative path without {segments}'.' or '..' "
+            "segments"
         )
     return key
 
 
-def check_prefix(prefix: str) -> str:
+def check_prefix(prefix: str, *, foreign: bool = False) -> str:
     """The prefix itself, held to the rule of `check_key`; it may also be empty or end in "/"."""
-    if prefix:
-        check_key(prefix[:-1] if prefix.endswith("/") else prefix)
+    if prefix and prefix != "/":
+        check_key(prefix[:-1] if prefix.endswith("/") else prefix, foreign=foreign)
+    elif prefix and not foreign:
+        check_key(prefix)
     return prefix
 
 

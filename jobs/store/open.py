@@ -23,10 +23,12 @@ def open_store(
     region: str | None = None,
     retries: int = 8,
     unsafe_overwrite: bool = False,
+    foreign_keys: bool = False,
 ) -> Store:
     """The store at `s3://bucket/prefix`, `file:///folder` or a plain path (relative to the current folder).
 
-    Connects to nothing. UserError for a URL of another kind, or one with a secret in it (not repeated).
+    Connects to nothing. `foreign_keys`: for reading what others wrote under keys that ours never have.
+    UserError for a URL of another kind, or one with a secret in it (not repeated).
     """
     if endpoint_url is not None:
         _check_endpoint(endpoint_url)
@@ -41,6 +43,7 @@ def open_store(
             region=region,
             retries=retries,
             unsafe_overwrite=unsafe_overwrite,
+            foreign_keys=foreign_keys,
         )
     )
 

@@ -59,7 +59,7 @@ class S3Store(Store):
         start = len(self._s3.prefix)
         request: dict[str, Any] = {
             "Bucket": self._s3.bucket,
-            "Prefix": self._s3.prefix + check_prefix(prefix),
+            "Prefix": self._s3.prefix + check_prefix(prefix, foreign=self.config.foreign_keys),
         }
         if after:
             request["StartAfter"] = self._s3.prefix + after

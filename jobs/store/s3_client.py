@@ -96,7 +96,7 @@ class S3Client:
 
     def name(self, key: str) -> str:
         """The object's key in the bucket; ValueError where it can be none."""
-        name = self.prefix + check_key(key)
+        name = self.prefix + check_key(key, foreign=self.config.foreign_keys)
         try:
             size_bytes = len(name.encode())
         except UnicodeEncodeError:
