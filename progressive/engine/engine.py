@@ -21,13 +21,12 @@ import warnings
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from overtone.progressive import layouts
 from overtone.progressive.caches import check_cache
 from overtone.progressive.engine.call import OnStep, PipelineCall, Text
+from overtone.progressive.engine.decoding import decode
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageRunner
 from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
@@ -35,7 +34,7 @@ from overtone.progressive.families import Family
 from overtone.progressive.pipelines import resolve
 from overtone.progressive.schedule import SamplingPlan, grid_for, latent_frames, plan_sampling, size_of
 from overtone.progressive.settings import Sampling
-from overtone.progressive.staged import StageScheduler, check_flow_matching, swapped
+from overtone.progressive.staged import check_flow_matching
 
 
 class Engine:
@@ -171,25 +170,6 @@ class Engine:
         """Latents as `denoise` gives them, as PIL images, or uint8 [frames, height, width, 3] for video.
 
         By the pipeline itself, called with no step left to do; row by row, which bounds the VAE's memory.
+        Raises NonFinitePixels, once all rows are decoded, where the VAE made NaN or infinite pixels.
         """
-        call, video = self.call, self.family.default_frames is not None
-        arguments = call.arguments(Sampling()) | call.blank()
-        arguments |= call.size(plan.stages[-1].grid, plan.num_frames, 1)
-        arguments["output_type"] = "np" if video else "pil"
-        for name in self.family.per_step:
-            arguments[name] = list(call.defaults[name])[:1]
-        if getattr(call.transformer.config, "guidance_embeds", False):
-            arguments.setdefault("guidance_scale", 1.0)
-        made: list[Any] = []
-        with call.aside("decode") as pipe:
-            for row in latents:
-                scheduler = StageScheduler(pipe.scheduler, 0, 0)  # no step left
-                with swapped(pipe, scheduler):
-                    (output,) = pipe(latents=layouts.pack(self.family, row[None]), **arguments)
-                made.append(_uint8(output[0]) if video else output[0])
-        return made
-
-
-def _uint8(video: Any) -> np.ndarray:
-    """[T, H, W, 3] in [0, 1] as uint8."""
-    return (np.asarray(video) * 255).round().astype(np.uint8)
+        return decode(self.call, plan, latents)
