@@ -27,8 +27,8 @@ class NonFinitePixels(ValueError):
 
     def __init__(self, rows: Sequence[int]) -> None:
         super().__init__(
-            f"pixels of rows {list(rows)} are NaN or infinite after the VAE, though their latents are finite; "
-            "decode in a wider dtype (`dtype: bfloat16` or `float32`)"
+            f"pixels of rows {list(rows)} are NaN or infinite after the VAE, though their latents are "
+            "finite; decode in a wider dtype (`dtype: bfloat16` or `float32`)"
         )
         self.rows = list(rows)
         """Indices in what was given to `decode`."""

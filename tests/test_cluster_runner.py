@@ -378,6 +378,17 @@ def test_on_a_gpu_the_batch_grows_while_that_pays_at_each_stage_by_itself():
     assert set(used[coarse][8:]) == {16}
 
 
+def test_rows_that_the_engine_takes_alone_are_chunks_of_one_everywhere(bench):
+    """So that running out of memory is that row's, and not halved in vain."""
+    job = bench([*plain(3), "!huge"], workers={"batch_size": 8})
+    job.engine.alone = True
+    job.runner = job.another()
+    job.attempt()
+    assert {len(prompts) for _, prompts in job.engine.runs} == {1}
+    assert [row["row_id"] for row in job.rows] == ["r0", "r1", "r2"]
+    assert not BatchSizes("auto", gpu=True, alone=True).grows
+
+
 def test_growing_stops_below_what_ran_out_of_memory():
     sizes, full = BatchSizes("auto", gpu=True), stage(64)
     for _ in range(12):

@@ -6,6 +6,7 @@ made an integer. So the VAE's own output is watched, and the pipeline is asked f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,7 @@ def decode(call: PipelineCall, plan: SamplingPlan, latents: Tensor) -> list[Any]
     bad: list[int] = []
     with call.aside("decode") as pipe:
         for number, row in enumerate(latents):
-            scheduler = StageScheduler(pipe.scheduler, 0, 0)  # no step left
+            scheduler = StageScheduler(copy.copy(pipe.scheduler), 0, 0)  # no step left
             with swapped(pipe, scheduler), _watched(pipe) as overflows:
                 output, *_ = pipe(latents=layouts.pack(call.family, row[None]), **arguments)
             pixels = _pixels(output[0])

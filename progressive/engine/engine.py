@@ -30,6 +30,7 @@ from overtone.progressive.engine.decoding import decode
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageRunner
 from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
+from overtone.progressive.engine.trial import is_unknown, try_out
 from overtone.progressive.families import Family
 from overtone.progressive.pipelines import resolve
 from overtone.progressive.schedule import SamplingPlan, grid_for, latent_frames, plan_sampling, size_of
@@ -47,7 +48,9 @@ class Engine:
     def __init__(self, pipe: Any, family: Family | str | None = None) -> None:
         """`family`: a key of `FAMILIES`, an entry of your own, or unset: known from the pipeline's class.
 
-        ValueError if the pipeline is not flow-matching; RuntimeError if it splits sequences over devices.
+        A class that no entry names is tried with a few steps on a tiny grid (engine/trial.py). ValueError if
+        the pipeline cannot run in stages, or is not flow-matching; RuntimeError if it splits sequences over
+        devices.
         """
         check_flow_matching(type(pipe).__name__, getattr(pipe, "scheduler", None))
         self.pipe = pipe
@@ -56,6 +59,8 @@ class Engine:
         self.runner = PipelineRunner(self.call)
         self._text = TextEncoder(self.call)
         self.call.check_parallel()
+        if is_unknown(pipe, self.family):
+            self.call.mixes_rows = try_out(self.call, self._text, self.plan)
         if self.call.offloads:
             warnings.warn(
                 "the pipeline offloads its parts to main memory: moving weights takes the same time at every "
@@ -78,6 +83,11 @@ class Engine:
         """Whether `encode` and `decode` may run in other threads, one each, while `denoise` runs in its own:
         on a GPU that has the whole pipeline resident. A CPU would only take its own cores away."""
         return self.device.type == "cuda" and not self.call.offloads
+
+    def row_by_row(self, sampling: Sampling) -> bool:
+        """Whether rows go through the transformer one at a time, however many are given together: for caches
+        and pipelines with which a row would depend on the rows beside it."""
+        return self.call.row_by_row(sampling)
 
     def plan(
         self,
