@@ -55,6 +55,7 @@ TABLE: dict[str, Verdict] = {
     "overtone.jobs.errors.RowError": Verdict.REJECT_ROW,
     "overtone.jobs.errors.SizeError": Verdict.REJECT_ROW,
     "overtone.progressive.errors.NonFiniteLatents": Verdict.REJECT_ROW,
+    "overtone.progressive.errors.NonFinitePixels": Verdict.REJECT_ROW,
     "builtins.Exception": Verdict.REJECT_ROW,
     # Faults of the network, the store or the disk pass, or are not met somewhere else.
     "overtone.jobs.errors.StoreError": Verdict.RETRY,

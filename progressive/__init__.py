@@ -18,6 +18,7 @@ _PUBLIC = {
     "Engine": "overtone.progressive.engine",
     "Result": "overtone.progressive.engine",
     "NonFiniteLatents": "overtone.progressive.errors",
+    "NonFinitePixels": "overtone.progressive.errors",
     "calibrate": "overtone.progressive.calibration",
     "load": "overtone.progressive.pipelines",
 }

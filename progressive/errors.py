@@ -22,5 +22,20 @@ class NonFiniteLatents(ValueError):
         return type(self), (self.rows, self.stage)
 
 
+class NonFinitePixels(ValueError):
+    """Rows whose latents are finite, but whose decoded pixels are NaN or infinite."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__(
+            f"pixels of rows {list(rows)} are NaN or infinite after the VAE, though their latents are "
+            "finite; decode in a wider dtype (`dtype: bfloat16` or `float32`)"
+        )
+        self.rows = list(rows)
+        """Indices in what was given to `decode`."""
+
+    def __reduce__(self) -> tuple[type[NonFinitePixels], tuple[list[int]]]:
+        return type(self), (self.rows,)
+
+
 class Recompiled(RuntimeError):
     """A shape was met that no warm-up had seen, or more of them than torch was told to expect."""

@@ -63,6 +63,10 @@ class Family:
     """(argument, value above which the pipeline also runs the negative prompt); None: it never does."""
     per_step: tuple[str, ...] = ()
     """Call arguments that hold one value a step of the whole schedule."""
+    fractions: tuple[str, ...] = ()
+    """Call arguments that name a step as a fraction of the whole schedule's steps."""
+    counts: tuple[str, ...] = ()
+    """Call arguments that name a step by its number in the whole schedule."""
     call: dict[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the pipeline's call that differ from its own defaults."""
 
@@ -172,6 +176,7 @@ FAMILIES: dict[str, Family] = {
             grid_multiple=2,
             patch=2,
             text=("prompt_embeds", None, "pooled_prompt_embeds", None),
+            fractions=("skip_layer_guidance_start", "skip_layer_guidance_stop"),
             spectrum=FLUX1_VAE,  # a stand-in: calibrate for your checkpoint
             default_delta=0.05,
             default_height=1024,
@@ -228,6 +233,11 @@ FAMILIES: dict[str, Family] = {
             grid_multiple=2,
             patch=2,
             text=None,
+            fractions=(
+                *("skip_layer_guidance_start", "skip_layer_guidance_stop", "cfg_trunc_ratio"),
+                *("cfg_interval_start", "cfg_interval_end", "control_guidance_start", "control_guidance_end"),
+            ),
+            counts=("zero_steps", "zero_init_steps"),
             spectrum=FLUX1_VAE,
             default_delta=0.05,
             default_height=1024,

@@ -33,6 +33,34 @@ def source_of(pipe: Any) -> str:
     return str(pipe.config.get("_name_or_path") or "")
 
 
+def tell_num_timesteps(pipe: Any, num_steps: int) -> None:
+    """`_num_timesteps`: what `num_timesteps` gives a callback, which asks for those of the whole schedule."""
+    pipe._num_timesteps = num_steps
+
+
+def interrupted(pipe: Any) -> bool:
+    """`_interrupt`: how diffusers documents that a callback ends the loop; each call clears it at its start."""
+    return bool(getattr(pipe, "_interrupt", False))
+
+
+def told_arguments(pipe: Any) -> dict[str, Any]:
+    """`_guidance_scale` and the like: where a pipeline keeps arguments of its call for callbacks to change."""
+    return {
+        name[1:]: value for name, value in vars(pipe).items() if name.startswith("_") and name[1:2] != "_"
+    }
+
+
+def scheduler_state(scheduler: Any) -> str:
+    """`_shift` and the like: what a scheduler keeps beside its configuration that `set_timesteps` reads."""
+    counters = ("_step_index", "_begin_index", "num_inference_steps")  # these change as it steps
+    plain = {
+        name: value
+        for name, value in vars(scheduler).items()
+        if name not in counters and isinstance(value, str | int | float | None)
+    }
+    return repr((sorted(scheduler.config.items()), sorted(plain.items())))
+
+
 def packs_latents(pipe: Any) -> bool:
     """`_pack_latents`: pipelines that take 2 x 2 cells as a token have this method; no setting says so."""
     return hasattr(pipe, "_pack_latents")

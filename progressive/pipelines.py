@@ -187,4 +187,6 @@ def _generic(pipe: Any) -> Family:
         default_frames=defaults.get("num_frames"),
         frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
         guidance=guidance if "negative_prompt" in defaults else None,
+        # On, it takes the nearest of a list of sizes for the one that it is given.
+        call={"use_resolution_binning": False} if "use_resolution_binning" in defaults else {},
     )

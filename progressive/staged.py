@@ -8,9 +8,9 @@ stage's first step in a copy of the caller's scheduler, which itself is never to
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,26 +20,74 @@ from overtone.progressive import library
 from overtone.progressive.schedule import SamplingPlan
 
 
+class StandIn:
+    """What a pipeline takes for its scheduler: an instance of a subclass of the scheduler's own class, since
+    pipelines ask with `isinstance`. All that a stand-in does not define itself is the scheduler's it is for.
+    """
+
+    _OWN: frozenset[str] = frozenset()
+    """The names that are the stand-in's."""
+
+    def __new__(cls, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        key = cls, type(scheduler)
+        if key not in _subclasses:
+            own = key[1]
+            names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+            _subclasses[key] = type(own.__name__, (cls, own), names)
+        made: Any = object.__new__(_subclasses[key])
+        object.__setattr__(made, "_scheduler", scheduler)
+        return made
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in object.__getattribute__(self, "_OWN") or name in _ALWAYS_OWN:
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "_scheduler"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._scheduler, name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """One for a copy of the scheduler: some pipelines step a second latent, such as sound, with it."""
+        made = object.__new__(type(self))
+        for name, value in object.__getattribute__(self, "__dict__").items():
+            object.__setattr__(made, name, copy.deepcopy(value, memo) if name == "_scheduler" else value)
+        return made
+
+
+_subclasses: dict[tuple[type, type], type] = {}
+"""Of a kind of stand-in and a scheduler's class: the class that is both, and has the scheduler's name."""
+_ALWAYS_OWN = {"_OWN", "_scheduler", "__class__", "__init__", "__deepcopy__"}
+
+
 class _Captured(Exception):
     """Ends a pipeline's call once its scheduler is set up: a way out, not an error."""
 
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.scheduler = scheduler
 
-class _Recorder:
+
+class _Recorder(StandIn):
     """Stands in for a scheduler until `set_timesteps`, which it passes on to a copy."""
 
+    _OWN = frozenset({"set_timesteps"})
+
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler = copy.deepcopy(scheduler)
-        signature = inspect.signature(self.scheduler.set_timesteps)
+        object.__setattr__(self, "_scheduler", copy.deepcopy(scheduler))
 
+    @property
+    def set_timesteps(self) -> Callable[..., None]:
+        own = self._scheduler.set_timesteps
+
+        @functools.wraps(own)  # pipelines look at its signature
         def set_timesteps(*args: Any, **kwargs: Any) -> None:
-            self.scheduler.set_timesteps(*args, **kwargs)
-            raise _Captured
+            own(*args, **kwargs)
+            raise _Captured(self._scheduler)
 
-        set_timesteps.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look at it
-        self.set_timesteps = set_timesteps
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["scheduler"], name)
+        return set_timesteps
 
 
 def check_flow_matching(pipeline: str, scheduler: Any) -> None:
@@ -73,11 +121,12 @@ class Schedule:
     def of(cls, pipe: Any, scheduler: Any, **call: Any) -> Schedule:
         """Let `pipe` set up the schedule of `scheduler`, which stays as it is, for a call with these
         arguments, and stop before its first step."""
-        recorder = _Recorder(scheduler)
-        with swapped(pipe, recorder), suppress(_Captured):
-            pipe(**call)
-            raise ValueError(f"{type(pipe).__name__} never asked its scheduler for timesteps")
-        return cls(recorder.scheduler)
+        try:
+            with swapped(pipe, _Recorder(scheduler)):
+                pipe(**call)
+        except _Captured as captured:
+            return cls(captured.scheduler)
+        raise ValueError(f"{type(pipe).__name__} never asked its scheduler for timesteps")
 
 
 class swapped:  # noqa: N801  (reads as a verb: with swapped(...))
@@ -97,26 +146,30 @@ class swapped:  # noqa: N801  (reads as a verb: with swapped(...))
         library.restore_progress_bar(self.pipe, self.bar)
 
 
-class StageScheduler:
+class StageScheduler(StandIn):
     """Steps [first, last) of a schedule, as a pipeline sees a scheduler."""
+
+    _OWN = frozenset(
+        {"timesteps", "sigmas", "num_inference_steps", "set_timesteps", "set_begin_index", "step"}
+        | {"latents", "taken", "on_step", "done", "_step_kwargs"}
+    )
 
     def __init__(
         self, scheduler: Any, first: int, last: int, generators: Sequence[torch.Generator] | None = None
     ) -> None:
-        self._scheduler = scheduler
         self.timesteps: Tensor = scheduler.timesteps[first:last]
         self.sigmas: Tensor = scheduler.sigmas[first : last + 1]
         self.num_inference_steps = last - first
+        self.taken: Tensor | None = None
+        """What the first `step` was given to go on from."""
         self.latents: Tensor | None = None
         """What the last `step` gave; unlike the pipeline's result, never converted."""
         self.on_step: Callable[[int], None] = lambda done: None
         """Called after each step with the number of steps done."""
-        self._done = 0
+        self.done = 0
+        """Steps so far."""
         takes_noise = generators and "generator" in inspect.signature(scheduler.step).parameters
         self._step_kwargs = {"generator": list(generators or ())} if takes_noise else {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_scheduler"], name)
 
     def set_timesteps(
         self,
@@ -132,12 +185,14 @@ class StageScheduler:
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Does nothing: the stage begins where the one before it ended."""
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's own step."""
-        result = self._scheduler.step(*args, **(self._step_kwargs | kwargs))
+        if self.taken is None:
+            self.taken = sample
+        result = self._scheduler.step(model_output, timestep, sample, *args, **(self._step_kwargs | kwargs))
         self.latents = result[0]
-        self._done += 1
-        self.on_step(self._done)
+        self.done += 1
+        self.on_step(self.done)
         return result
 
 

@@ -66,6 +66,8 @@ class FakeEngine:
     device: str = "cpu"
     family: Any = FAMILIES["tiny"]
     overlaps: bool = False
+    alone: bool = False
+    """Whether rows go through a stage one at a time."""
     on_encode: Callable[[tuple[str, ...]], None] = nothing
     on_run: Callable[[int, tuple[str, ...]], None] = nothing
     on_decode: Callable[[int], None] = nothing
@@ -78,6 +80,9 @@ class FakeEngine:
     def batches(self) -> list[tuple[str, ...]]:
         """Prompts of each batch on the full grid."""
         return [prompts for stage, prompts in self.runs if stage == -1]
+
+    def row_by_row(self, sampling: Sampling) -> bool:
+        return self.alone
 
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None

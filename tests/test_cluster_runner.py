@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeTrajectories
 
 from overtone.cluster.dispatch import (
     Assignment,
@@ -36,6 +36,7 @@ from overtone.jobs.plan import make_plan
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store, open_store
+from overtone.progressive.errors import NonFinitePixels
 from overtone.progressive.schedule import Stage
 
 SIDE_PX = 64
@@ -377,6 +378,17 @@ def test_on_a_gpu_the_batch_grows_while_that_pays_at_each_stage_by_itself():
     assert set(used[coarse][8:]) == {16}
 
 
+def test_rows_that_the_engine_takes_alone_are_chunks_of_one_everywhere(bench):
+    """So that running out of memory is that row's, and not halved in vain."""
+    job = bench([*plain(3), "!huge"], workers={"batch_size": 8})
+    job.engine.alone = True
+    job.runner = job.another()
+    job.attempt()
+    assert {len(prompts) for _, prompts in job.engine.runs} == {1}
+    assert [row["row_id"] for row in job.rows] == ["r0", "r1", "r2"]
+    assert not BatchSizes("auto", gpu=True, alone=True).grows
+
+
 def test_growing_stops_below_what_ran_out_of_memory():
     sizes, full = BatchSizes("auto", gpu=True), stage(64)
     for _ in range(12):
@@ -452,6 +464,36 @@ def test_a_picture_that_cannot_be_decoded_is_found_without_denoising_again(bench
     assert tried == [4, 2, 1, 1, 2, 1, 1]
     assert len(job.engine.runs) == 2
     assert [(r["row_id"], r["stage"]) for r in job.rejects] == [("r1", "vae_decode")]
+
+
+def test_black_pictures_are_rejected_and_the_good_ones_beside_them_stay(bench):
+    """The engine counts the rows that it was given to decode, which are not all of the batch's."""
+
+    class Overflows(FakeEngine):
+        def decode(self, plan, latents):
+            bad = [row for row in range(len(latents)) if latents[row][0, 0, 0] == 0]
+            if bad:
+                raise NonFinitePixels(bad)
+            return super().decode(plan, latents)
+
+    class Zero(FakeTrajectories):
+        def latents(self, rows):
+            latents = super().latents(rows)
+            latents[[row for row, k in enumerate(rows) if self.prompts[k] == "black"]] = 0
+            return latents
+
+    job = bench(["!nan", "prompt 1", "black", "prompt 3", "black"], workers={"batch_size": 8})
+    job.engine = Overflows()
+    job.engine.begin = lambda plan, encoded, seeds, sampling: Zero(job.engine, plan, encoded, list(seeds))
+    job.runner = job.another()
+    job.attempt()
+    assert [row["row_id"] for row in job.rows] == ["r1", "r3"]
+    assert [(r["row_id"], r["error_class"], r["stage"]) for r in job.rejects] == [
+        ("r0", "NotFinite", "denoise"),
+        ("r2", "NonFinitePixels", "vae_decode"),
+        ("r4", "NonFinitePixels", "vae_decode"),
+    ]
+    assert "bfloat16" in job.rejects[1]["message"]
 
 
 def test_a_prompt_that_the_tokenizer_refuses(bench):

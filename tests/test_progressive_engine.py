@@ -36,7 +36,7 @@ from overtone.progressive.engine.one_call import generate
 from overtone.progressive.errors import NonFiniteLatents
 from overtone.progressive.pipelines import load
 from overtone.progressive.settings import Sampling
-from overtone.progressive.staged import Schedule, Trajectory
+from overtone.progressive.staged import Schedule, StageScheduler, Trajectory
 
 FAMILIES = list(tiny_pipes.BUILDERS)
 SEEDS = [5, 2**40]
@@ -393,11 +393,51 @@ def test_the_callers_pipeline_is_left_as_it_was(family):
 
 
 def test_a_scheduler_changed_later_is_used():
-    pipe = tiny_pipes.flux1()
-    engine, sampling = Engine(pipe), settings("flux1", mode="fullres")
-    before = engine.plan(sampling).sigmas
+    """Another one in its place, or the same one with another shift or configuration."""
+    pipe = copy.copy(pipe_of("sd3"))
+    engine, sampling = Engine(pipe), settings("sd3", mode="fullres")
+    seen = [engine.plan(sampling).sigmas]
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
-    assert engine.plan(sampling).sigmas != before
+    seen.append(engine.plan(sampling).sigmas)
+    pipe.scheduler.set_shift(2.0)
+    seen.append(engine.plan(sampling).sigmas)
+    pipe.scheduler.register_to_config(use_karras_sigmas=True)
+    seen.append(engine.plan(sampling).sigmas)
+    assert len(set(seen)) == 4
+    pipe(prompt="a", num_inference_steps=2, height=128, width=96, output_type="latent")
+    assert engine.plan(sampling).sigmas == seen[-1]
+    pipe.scheduler.register_to_config(invert_sigmas=True)
+    with pytest.raises(ValueError, match="inverted sigmas"):
+        engine.plan(sampling)
+
+
+@pytest.mark.parametrize("family", ["flux1", "wan2.1"])
+def test_a_pipeline_sees_its_own_class_of_scheduler_all_the_way(family):
+    """Pipelines ask with `isinstance`, step a copy for a second latent, and set attributes of their own."""
+    pipe = copy.copy(pipe_of(family))
+    own, seen = type(pipe.scheduler), []
+
+    class Asks(type(pipe)):  # type: ignore[misc]
+        def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+            second = copy.deepcopy(self.scheduler)
+            assert isinstance(self.scheduler, own)
+            assert isinstance(second, own)
+            assert (type(second).__name__, second.config) == (own.__name__, pipe.scheduler.config)
+            self.scheduler.note = "kept"
+            seen.append(self.scheduler.note)
+            if isinstance(self.scheduler, StageScheduler) and len(self.scheduler.timesteps):
+                second.set_timesteps(7)
+                second.step(torch.ones(1), second.timesteps[0], torch.ones(1))
+                assert torch.equal(second.timesteps, self.scheduler.timesteps)
+                assert second.step_index != self.scheduler.step_index
+
+    engine, sampling = Engine(pipe), settings(family, mode="fullres")
+    expected = run(engine, sampling)[2]
+    pipe.__class__ = Asks
+    engine = Engine(pipe, engine.family.name)
+    assert torch.equal(run(engine, sampling)[2], expected)
+    assert len(seen) >= 2
+    assert not hasattr(pipe.scheduler, "note")
 
 
 def test_flow_shift_takes_the_place_of_the_checkpoints():

@@ -31,6 +31,9 @@ class NoopEngine:
     family = FAMILIES["flux1"]
     overlaps = False
 
+    def row_by_row(self, sampling: Sampling) -> bool:
+        return False
+
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
     ) -> SamplingPlan:

@@ -28,11 +28,12 @@ class BatchSizes:
 
     A number is the rows at full size; a coarse stage starts with as many as have no more tokens, up to
     `BATCH_MAX`. `auto` on a GPU doubles each grid's chunk while that makes more rows a second, then stays
-    with the best.
+    with the best. `alone`: the engine takes rows one at a time whatever it is given, so each is a chunk.
     """
 
-    def __init__(self, setting: int | Literal["auto"], *, gpu: bool) -> None:
-        self.grows = setting == "auto" and gpu
+    def __init__(self, setting: int | Literal["auto"], *, gpu: bool, alone: bool = False) -> None:
+        self._alone = alone
+        self.grows = setting == "auto" and gpu and not alone
         """Whether larger chunks are tried."""
         self._first = setting if isinstance(setting, int) else 1 if gpu else CPU_BATCH
         self._sizes: dict[Any, int] = {}
@@ -43,6 +44,8 @@ class BatchSizes:
 
     def first(self, stage: Stage, full: Stage) -> int:
         """Rows that a stage of a plan whose last stage is `full` starts with."""
+        if self._alone:
+            return 1
         return max(self._first, min(BATCH_MAX, self._first * full.tokens // stage.tokens))
 
     def possible(self, stage: Stage, full: Stage) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ class Device:
     def __init__(self, spec: JobSpec, engine: Engine) -> None:
         self._spec, self._engine = spec, engine
         self._cuda = str(engine.device).startswith("cuda")
-        self._sizes = BatchSizes(spec.workers.batch_size, gpu=self._cuda)
+        alone = engine.row_by_row(spec.sampling)
+        self._sizes = BatchSizes(spec.workers.batch_size, gpu=self._cuda, alone=alone)
         self._texts = Texts(engine, spec.sampling)
         self._pictures = Pictures(spec.output, engine, self._judge)
 

@@ -22,6 +22,7 @@ from overtone.cluster.worker.protocol import Engine
 from overtone.cluster.worker.texts import executor_beside
 from overtone.jobs.media import encode_media
 from overtone.jobs.spec import Output
+from overtone.progressive.errors import NonFinitePixels
 
 ENCODERS = 4
 """Threads that encode pictures, at most."""
@@ -74,7 +75,10 @@ class Pictures:
         """In the thread that decodes."""
         begin = time.time()
         latents = batch.trajectories.latents(chunk)
-        media = self._engine.decode(batch.sampling_plan, latents)
+        try:
+            media = self._engine.decode(batch.sampling_plan, latents)
+        except NonFinitePixels as error:  # it counts the rows of the chunk, and the judge those of the batch
+            raise NonFinitePixels([chunk[row] for row in error.rows]) from error
         assert len(media) == len(chunk), f"{len(media)} pictures of {len(chunk)} rows"
         kept = arrays(latents) if self._output.latents else [None] * len(chunk)
         return Decoded(media, kept, begin, time.time() - begin)

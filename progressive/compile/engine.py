@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 
 from overtone.progressive import library
-from overtone.progressive.caches import row_by_row, transformers
+from overtone.progressive.caches import transformers
 from overtone.progressive.compile.blocks import Blocks, Compile
 from overtone.progressive.compile.runner import CompiledRunner
 from overtone.progressive.engine import Encoded, Engine
@@ -116,7 +116,7 @@ class CompiledEngine(Engine):
         search: bool = False,
     ) -> Iterator[WarmUp]:
         """`warm`, one batch size of one stage at a time."""
-        alone = row_by_row(sampling)
+        alone = self.row_by_row(sampling)
         missing = [
             (stage, rows)
             for index, (stage, sizes) in enumerate(zip(plan.stages, batch_sizes, strict=True))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from overtone.progressive import layouts, library
+from overtone.progressive.caches import row_by_row
 from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
 from overtone.progressive.families import Family
 from overtone.progressive.schedule import grid_for, latent_frames, steps_of
@@ -56,6 +57,9 @@ class PipelineCall:
             key: parameter.default for key, parameter in inspect.signature(pipe.__call__).parameters.items()
         }
         """The default of each argument that the pipeline's call takes."""
+        self.mixes_rows = False
+        """Whether a row comes out otherwise beside rows whose prompts are of other lengths, as a trial showed
+        (engine/trial.py); such rows go alone."""
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
         self._owner_of_schedules: Any = None
         self._streams: dict[str, torch.cuda.Stream] = {}
@@ -90,9 +94,10 @@ class PipelineCall:
     ) -> Schedule:
         """The pipeline's full-resolution schedule, as the pipeline itself sets it up."""
         scheduler = self.pipe.scheduler
-        if scheduler is not self._owner_of_schedules:
+        state = library.scheduler_state(scheduler)
+        if (scheduler, state) != self._owner_of_schedules:  # another one, or the same with other settings
             check_flow_matching(type(self.pipe).__name__, scheduler)
-            self._schedules, self._owner_of_schedules = {}, scheduler
+            self._schedules, self._owner_of_schedules = {}, (scheduler, state)
         call = self.arguments(sampling)
         shift = sampling.flow_shift
         key = (num_steps, height_px, width_px, num_frames, shift, self.device, repr(sorted(call.items())))
@@ -183,6 +188,11 @@ class PipelineCall:
         name, threshold = self.family.guidance
         scale = self.arguments(sampling).get(name, self.defaults.get(name))
         return scale is not None and scale > threshold
+
+    def row_by_row(self, sampling: Sampling) -> bool:
+        """Whether rows must go through the transformer alone, since a row depends on itself alone: where the
+        pipeline mixes rows, or a cache decides by the mean over its batch."""
+        return self.mixes_rows or row_by_row(sampling)
 
     def reset_caches(self, num_steps: int) -> None:
         """Empty the caller's step caches: they remember activations of the stage before, which was on another

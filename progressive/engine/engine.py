@@ -21,21 +21,21 @@ import warnings
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from overtone.progressive import layouts
 from overtone.progressive.caches import check_cache
 from overtone.progressive.engine.call import OnStep, PipelineCall, Text
+from overtone.progressive.engine.decoding import decode
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageRunner
 from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
+from overtone.progressive.engine.trial import is_unknown, try_out
 from overtone.progressive.families import Family
 from overtone.progressive.pipelines import resolve
 from overtone.progressive.schedule import SamplingPlan, grid_for, latent_frames, plan_sampling, size_of
 from overtone.progressive.settings import Sampling
-from overtone.progressive.staged import StageScheduler, check_flow_matching, swapped
+from overtone.progressive.staged import check_flow_matching
 
 
 class Engine:
@@ -48,7 +48,9 @@ class Engine:
     def __init__(self, pipe: Any, family: Family | str | None = None) -> None:
         """`family`: a key of `FAMILIES`, an entry of your own, or unset: known from the pipeline's class.
 
-        ValueError if the pipeline is not flow-matching; RuntimeError if it splits sequences over devices.
+        A class that no entry names is tried with a few steps on a tiny grid (engine/trial.py). ValueError if
+        the pipeline cannot run in stages, or is not flow-matching; RuntimeError if it splits sequences over
+        devices.
         """
         check_flow_matching(type(pipe).__name__, getattr(pipe, "scheduler", None))
         self.pipe = pipe
@@ -57,6 +59,8 @@ class Engine:
         self.runner = PipelineRunner(self.call)
         self._text = TextEncoder(self.call)
         self.call.check_parallel()
+        if is_unknown(pipe, self.family):
+            self.call.mixes_rows = try_out(self.call, self._text, self.plan)
         if self.call.offloads:
             warnings.warn(
                 "the pipeline offloads its parts to main memory: moving weights takes the same time at every "
@@ -79,6 +83,11 @@ class Engine:
         """Whether `encode` and `decode` may run in other threads, one each, while `denoise` runs in its own:
         on a GPU that has the whole pipeline resident. A CPU would only take its own cores away."""
         return self.device.type == "cuda" and not self.call.offloads
+
+    def row_by_row(self, sampling: Sampling) -> bool:
+        """Whether rows go through the transformer one at a time, however many are given together: for caches
+        and pipelines with which a row would depend on the rows beside it."""
+        return self.call.row_by_row(sampling)
 
     def plan(
         self,
@@ -171,25 +180,6 @@ class Engine:
         """Latents as `denoise` gives them, as PIL images, or uint8 [frames, height, width, 3] for video.
 
         By the pipeline itself, called with no step left to do; row by row, which bounds the VAE's memory.
+        Raises NonFinitePixels, once all rows are decoded, where the VAE made NaN or infinite pixels.
         """
-        call, video = self.call, self.family.default_frames is not None
-        arguments = call.arguments(Sampling()) | call.blank()
-        arguments |= call.size(plan.stages[-1].grid, plan.num_frames, 1)
-        arguments["output_type"] = "np" if video else "pil"
-        for name in self.family.per_step:
-            arguments[name] = list(call.defaults[name])[:1]
-        if getattr(call.transformer.config, "guidance_embeds", False):
-            arguments.setdefault("guidance_scale", 1.0)
-        made: list[Any] = []
-        with call.aside("decode") as pipe:
-            for row in latents:
-                scheduler = StageScheduler(pipe.scheduler, 0, 0)  # no step left
-                with swapped(pipe, scheduler):
-                    (output,) = pipe(latents=layouts.pack(self.family, row[None]), **arguments)
-                made.append(_uint8(output[0]) if video else output[0])
-        return made
-
-
-def _uint8(video: Any) -> np.ndarray:
-    """[T, H, W, 3] in [0, 1] as uint8."""
-    return (np.asarray(video) * 255).round().astype(np.uint8)
+        return decode(self.call, plan, latents)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from overtone.progressive import layouts
-from overtone.progressive.caches import row_by_row, step_cache
+from overtone.progressive.caches import step_cache
 from overtone.progressive.engine.call import OnStep, PipelineCall
 from overtone.progressive.engine.text import Encoded, text_arguments
 from overtone.progressive.schedule import SamplingPlan, Stage
@@ -59,8 +59,8 @@ class StageRunner(Protocol):
 
 
 class PipelineRunner:
-    """The pipeline's own call on the stage's grid and steps; all rows together, but for caches that look at
-    the whole batch."""
+    """The pipeline's own call on the stage's grid and steps; all rows together, but where a row would depend
+    on those beside it."""
 
     def __init__(self, call: PipelineCall) -> None:
         self._call = call
@@ -69,7 +69,7 @@ class PipelineRunner:
         self, plan: SamplingPlan, index: int, rows: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """One chunk, or one a row."""
-        if row_by_row(sampling):
+        if self._call.row_by_row(sampling):
             return [[row] for row in rows]
         return [list(rows)]
 

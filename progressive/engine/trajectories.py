@@ -37,7 +37,7 @@ class Trajectories:
         images = engine.decode(plan, rows.latents(range(len(rows))))
 
     A row comes out the same however it is batched, within what a batched matrix product rounds. Where a chunk
-    raises, its rows stay where they were, to be run again.
+    raises, all rows of that `run` stay where they were, to be run again.
     """
 
     def __init__(
@@ -76,14 +76,21 @@ class Trajectories:
         the steps of this batch.
         """
         chunks = self._runner.chunks(self.plan, index, rows, self._sampling)
-        steps, reports = self.plan.stages[index].steps, []
+        steps, reports = self.plan.stages[index].steps, list[StageReport]()
+        after: dict[int, Tensor] = {}
         for number, chunk in enumerate(chunks):
             counted = on_step and counting(on_step, number * steps, len(chunks) * steps)
-            reports += self.run_stage(index, chunk, counted)
+            latents, of_chunk = self.run_stage(index, chunk, counted)
+            after |= dict(zip(chunk, latents, strict=True))
+            reports += of_chunk
+        for row, latent in after.items():  # all or none: no row goes through a stage twice
+            self._latents[row] = latent
         return reports
 
-    def run_stage(self, index: int, chunk: Sequence[int], on_step: OnStep | None = None) -> list[StageReport]:
-        """Take one chunk of rows through stage `index`, all in one call of the pipeline."""
+    def run_stage(
+        self, index: int, chunk: Sequence[int], on_step: OnStep | None = None
+    ) -> tuple[Tensor, list[StageReport]]:
+        """One chunk of rows through stage `index`, in one call of the pipeline: their latents after it."""
         plan, call, count = self.plan, self._call, len(set(chunk))
         stage, before = plan.stages[index], plan.stages[index - 1] if index else None
         reports: list[StageReport] = []
@@ -100,11 +107,9 @@ class Trajectories:
         if stage.steps:
             latents = self._runner.run(self._given(index, chunk, latents, on_step))
         _check_finite(latents, chunk, index)
-        for row, latent in zip(chunk, latents, strict=True):
-            self._latents[row] = latent
         sigmas = stage.sigma_start, stage.sigma_end
         reports.append(_report("denoise", stage, stage.steps, call.now() - start, sigmas, count))
-        return reports
+        return latents, reports
 
     def latents(self, rows: Sequence[int]) -> Tensor:
         """Where these rows, on one grid, are now: [B, C, H, W] or [B, C, T, H, W]."""
