@@ -1,7 +1,7 @@
 """The way to Ray: to a cluster at an address, or to a Ray of this run's own on this machine. Knows machines
 and what they have, no workers.
 
-    connection = Connection(spec.workers, "auto")      # looks at the port before Ray would wait for minutes
+    connection = Connection(spec, "auto")      # looks at the port before Ray would wait for minutes
     connection.name, connection.capacity()             # which cluster it is, and how many workers fit on it
     connection.answers()                               # whether its head is still there
     connection.close()
@@ -26,7 +26,7 @@ import ray
 
 from overtone.cluster.faults import first_line
 from overtone.jobs.errors import JobError, UserError
-from overtone.jobs.spec.sections import Workers
+from overtone.jobs.spec import JobSpec
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray: only the plan passes through it."""
@@ -49,7 +49,7 @@ class Connection:
     could never hold a worker.
     """
 
-    def __init__(self, workers: Workers, address: str | None = None) -> None:
+    def __init__(self, spec: JobSpec, address: str | None = None) -> None:
         self._folder: str | None = None  # of a Ray of its own, where the usual one cannot be
         self._owns = not ray.is_initialized()
         self.name = ""
@@ -57,9 +57,10 @@ class Connection:
         if self._owns and address is not None:
             self.name = _join(address)
         elif self._owns:
-            self._start(workers)
+            self._start(spec)
         self._head = ray.get_runtime_context().gcs_address
         self._asked_at = self._answered_at = time.monotonic()
+        workers = spec.workers
         gpus = workers.num_gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
@@ -73,7 +74,8 @@ class Connection:
                 f"has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
             )
 
-    def _start(self, workers: Workers) -> None:
+    def _start(self, spec: JobSpec) -> None:
+        workers = spec.workers
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         try:

@@ -1,6 +1,6 @@
 """The workers of a job on Ray: started, given work, listened to, stopped. Knows no shards' state.
 
-    fleet = Fleet(Connection(spec.workers), spec, job_plan, store)
+    fleet = Fleet(Connection(spec), spec, job_plan, store)
     fleet.start(0)                             # it loads its model
     fleet.take_up(epoch=3)                     # once some worker has: fleet.loaded
     for event in fleet.poll(1.0): ...          # events of overtone.cluster.dispatch, from all workers

@@ -55,7 +55,7 @@ def dispatch(folder: Path, *, shards: int, workers: int) -> Dispatched:
         num_rows=shards,
         rules=Rules(min_workers=workers, max_workers=workers, copies=False),
     )
-    connection = Connection(spec.workers)
+    connection = Connection(spec)
     fleet = Fleet(connection, spec, plan, open_store(spec.output.path), worker_class=NoopWorker)
     fleet.take_up(0)
     try:

@@ -220,7 +220,7 @@ class DriverLoop:
         from overtone.cluster.fleet import Fleet
         from overtone.cluster.metrics import JobMetrics
 
-        connection = Connection(self._spec.workers, address)
+        connection = Connection(self._spec, address)
         if connection.name:
             self._tell(f"working on {connection.name}")
         fleet = Fleet(

@@ -16,7 +16,7 @@ from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work
 from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
 from overtone.jobs.spec import JobSpec
-from overtone.jobs.status.reader import rejects_by_class
+from overtone.jobs.status import rejects_by_class
 from overtone.jobs.store import Store
 from overtone.jobs.words import duration, one_line
 

@@ -24,8 +24,16 @@ from overtone.cluster.faults import Failure, Verdict, first_line
 from overtone.cluster.worker.attempt import Attempt
 from overtone.jobs.errors import StoreError
 from overtone.jobs.media import Kind
-from overtone.jobs.parts import AttemptFacts, Footer, Made, Timing, build_part, create_part, write_derived
-from overtone.jobs.parts.build import Part
+from overtone.jobs.parts import (
+    AttemptFacts,
+    Footer,
+    Made,
+    Part,
+    Timing,
+    build_part,
+    create_part,
+    write_derived,
+)
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store
