@@ -11,6 +11,8 @@ import enum
 import traceback
 from dataclasses import dataclass
 
+from overtone.jobs.errors import UserError
+
 
 class Verdict(enum.StrEnum):
     """What happens after a failure."""
@@ -113,6 +115,8 @@ class Failure:
     phase: str
     """The phase in which it failed: `read`, `denoise`, `commit` or another."""
     traceback: str = ""
+    mistake: bool = False
+    """It is the user's to correct, and the message says how: nobody needs the traceback."""
 
     @classmethod
     def of(cls, error: BaseException, phase: str, *, starting: bool = False) -> Failure:
@@ -123,6 +127,7 @@ class Failure:
             message=first_line(error),
             phase=phase,
             traceback="".join(traceback.format_exception(error)),
+            mistake=isinstance(error, UserError),
         )
 
 

@@ -1,8 +1,10 @@
 """The workers of a job on Ray: started, given work, listened to, stopped. Knows no shards' state.
 
-    fleet = Fleet(spec, job_plan, store, epoch=3)
-    fleet.start(0, avoid=frozenset()); fleet.assign(0, assignment)
+    fleet = Fleet(Connection(spec), spec, job_plan, store)
+    fleet.start(0)                             # it loads its model
+    fleet.take_up(epoch=3)                     # once some worker has: fleet.loaded
     for event in fleet.poll(1.0): ...          # events of overtone.cluster.dispatch, from all workers
+    fleet.assign(0, assignment)
     fleet.close()
 
 Every way in which Ray reports a dead process becomes one `WorkerDied`, which blames nobody where the machine
@@ -11,17 +13,22 @@ itself went away.
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 
+from overtone.cluster.connection import Connection
 from overtone.cluster.dispatch import (
     Assignment,
     Event,
@@ -34,7 +41,6 @@ from overtone.cluster.dispatch import (
 )
 from overtone.cluster.faults import Failure, Verdict, first_line
 from overtone.cluster.worker import EngineFactory, Load, Ready, Worker, load_engine
-from overtone.jobs.errors import UserError
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.spec import JobSpec
@@ -42,8 +48,9 @@ from overtone.jobs.store import Store
 
 NODES_EVERY_S = 2.0
 """How often the cluster is asked which of its machines are about to go."""
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a local Ray: only the plan passes through it."""
+
+MOST = 0.7
+"""Share of a node's memory in use above which a process that is killed for it has only itself to blame."""
 
 _EXIT = re.compile(
     r"Worker exit type: (\S+) Worker exit detail: (.*?)(?: The worker may have exceeded.*)?$", re.S
@@ -54,7 +61,7 @@ _EXIT = re.compile(
 class _Call:
     """One call of an actor that is not answered yet."""
 
-    kind: str  # load, attempt, flush or recall
+    kind: str  # place, load, begin, attempt, flush or recall
     waitable: Any  # an ObjectRef, or a generator of them
     assignment: Assignment | None = None
 
@@ -64,77 +71,76 @@ class _Member:
     id: int
     actor: Any
     calls: list[_Call] = field(default_factory=list)
-    node: str | None = None
+    node: str | None = None  # once it has its model
     draining: bool = False
+    pid: int | None = None  # once it has a place
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 class Fleet:
-    """The actors of one driver.
+    """The actors of one driver, on the Ray of a `connection`, which `close` closes too. `worker_class` is for
+    benchmarks.
 
-    Starts a Ray of its own on this machine without an `address`, unless this process is connected to one
-    already; `close` ends only what was started here. `worker_class` is for benchmarks. UserError where
-    nothing answers at the address, or where this machine can never hold a worker.
+    Workers load their models at once, and are reported ready only after `take_up`: a driver whose workers
+    cannot load is none, and takes no job from another one.
     """
 
     def __init__(
         self,
+        connection: Connection,
         spec: JobSpec,
         job_plan: JobPlan,
         store: Store,
         *,
-        epoch: int,
-        address: str | None = None,
         engine_factory: EngineFactory | None = None,
         retry_plan: RetryPlan | None = None,
         worker_class: type[Worker] = Worker,
     ) -> None:
-        self._spec, self._epoch, self._worker_class = spec, epoch, worker_class
+        self.connection = connection
+        self._worker_class = worker_class
+        self._epoch: int | None = None
         self._members: dict[int, _Member] = {}
         self._draining: set[str] = set()
         self._nodes_at = time.monotonic()
-        self._owns = not ray.is_initialized()
-        if self._owns:
-            _connect(spec, address)
-        workers = spec.workers
-        gpus = workers.num_gpus
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-        self._cpus, self._gpus = workers.num_cpus, gpus
-        if self._owns and address is None and self.capacity() == 0:
-            has = ray.cluster_resources()
-            ray.shutdown()
-            raise UserError(
-                f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs (`workers`), and this machine "
-                f"has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
-            )
         self._load = ray.put(Load(spec, job_plan, store, engine_factory or load_engine, retry_plan))
 
-    def capacity(self) -> int:
-        """Workers that the cluster has room for, as it is now, nothing else running on it."""
-        room = 0
-        for node in ray.nodes():
-            if node["Alive"]:
-                has = node["Resources"]
-                fits = [math.floor(has.get("CPU", 0) / self._cpus + 1e-9)]
-                if self._gpus:
-                    fits.append(math.floor(has.get("GPU", 0) / self._gpus + 1e-9))
-                room += min(fits)
-        return room
+    @property
+    def loaded(self) -> bool:
+        """Whether some worker has its model."""
+        return any(member.node is not None for member in self._members.values())
+
+    @property
+    def unplaced_s(self) -> float:
+        """How long the worker that waits longest has waited for a place on some node."""
+        now = time.monotonic()
+        return max(
+            (now - member.asked_at for member in self._members.values() if member.pid is None), default=0.0
+        )
+
+    def take_up(self, epoch: int) -> None:
+        """From now on this is the job's driver of that number, and workers with their models are ready."""
+        self._epoch = epoch
+        for member in self._members.values():
+            if member.node is not None:
+                self._begin(member, epoch)
 
     def start(self, worker: int, avoid: frozenset[str] = frozenset()) -> None:
         """Start a worker; it loads its model and then reports WorkerReady or WorkerFailed."""
         options: dict[str, Any] = {
-            "num_cpus": self._cpus,
-            "num_gpus": self._gpus,
+            "num_cpus": self.connection.cpus,
+            "num_gpus": self.connection.gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
             "scheduling_strategy": "SPREAD",
         }
-        if avoid:
+        if avoid and self.connection.alive() - avoid:  # else it would wait for ever
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
-        actor: Any = ray.remote(self._worker_class).options(**options).remote(worker, self._epoch)
+        actor: Any = ray.remote(self._worker_class).options(**options).remote(worker)
         member = self._members[worker] = _Member(worker, actor)
-        member.calls.append(_Call("load", actor.load.remote(self._load)))
+        member.calls += [_Call("place", actor.place.remote()), _Call("load", actor.load.remote(self._load))]
+
+    def _begin(self, member: _Member, epoch: int) -> None:
+        member.calls.append(_Call("begin", member.actor.begin.remote(epoch)))
 
     def assign(self, worker: int, assignment: Assignment) -> None:
         """Give a worker a shard."""
@@ -165,11 +171,14 @@ class Fleet:
         """Kill all workers, and the Ray that was started here."""
         for worker in list(self._members):
             self.stop(worker, kill=True)
-        if self._owns:
-            ray.shutdown()
+        self.connection.close()
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """What happened, as soon as anything did; an empty list after `timeout_s`."""
+        """What happened, as soon as anything did; an empty list after `timeout_s`, and while the cluster's
+        head does not answer: what is heard meanwhile may be wrong."""
+        if not self.connection.answers():
+            time.sleep(timeout_s)
+            return []
         events = self._leaving()
         calls = {
             id(call.waitable): (member, call) for member in self._members.values() for call in member.calls
@@ -185,13 +194,15 @@ class Fleet:
             ready += more
         for waitable in ready:
             member, call = calls[id(waitable)]
+            if not self.connection.answers():
+                break
             if call in member.calls and self._members.get(member.id) is member:  # not gone meanwhile
                 events += self._answer(member, call)
         return events
 
     def _answer(self, member: _Member, call: _Call) -> list[Event]:
         try:
-            ref = call.waitable if call.kind in ("load", "recall") else next(call.waitable)
+            ref = next(call.waitable) if call.kind in ("attempt", "flush") else call.waitable
             answer = ray.get(ref)
         except StopIteration:
             member.calls.remove(call)
@@ -211,13 +222,18 @@ class Fleet:
             return [ShardFailed(member.id, call.assignment.shard, call.assignment.attempt, failure)]
         except RayError as error:
             return [self._died(member, error)]
-        if call.kind == "load":
+        if call.kind in ("place", "load", "begin"):
             member.calls.remove(call)
+            if call.kind == "place":
+                member.pid = answer
+            if isinstance(answer, Failure):
+                self.stop(member.id, kill=True)
+                return [WorkerFailed(member.id, answer)]
             if isinstance(answer, Ready):
                 member.node = answer.node
-                return [WorkerReady(member.id, answer.node)]
-            self.stop(member.id, kill=True)
-            return [WorkerFailed(member.id, answer)]
+                if self._epoch is not None:
+                    self._begin(member, self._epoch)
+            return [WorkerReady(member.id, str(member.node))] if call.kind == "begin" else []
         if call.kind == "recall":
             member.calls.remove(call)
             assert call.assignment is not None
@@ -232,10 +248,11 @@ class Fleet:
             getattr(error, "preempted", False)
             or isinstance(error, ActorUnavailableError)
             or member.draining
-            or (member.node is not None and member.node not in _alive())
+            or (member.node is not None and member.node not in self.connection.alive())
         )
         name = "WorkerDied" if isinstance(error, RayActorError) else type(error).__name__
-        return WorkerDied(member.id, _reason(error), name, preempted=bool(gone))
+        squeezed = isinstance(error, OutOfMemoryError) and not _held_most(str(error), member.pid)
+        return WorkerDied(member.id, _reason(error), name, preempted=bool(gone), squeezed=squeezed)
 
     def _leaving(self) -> list[Event]:
         """The workers whose machines are about to go; Ray is asked now and then."""
@@ -243,46 +260,19 @@ class Fleet:
         if now - self._nodes_at < NODES_EVERY_S:
             return []
         self._nodes_at = now
-        self._draining |= _draining_nodes()
+        self._draining |= self.connection.draining()
         leaving = [m for m in self._members.values() if m.node in self._draining and not m.draining]
         for member in leaving:
             member.draining = True
         return [WorkerDraining(member.id) for member in leaving]
 
 
-def _connect(spec: JobSpec, address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
-        return
-    workers = spec.workers
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A number of workers that the user wrote down is taken at its word, whatever the machine has.
-    cpus = None if workers.max is None else math.ceil(workers.max * workers.num_cpus)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **quiet,
-    )
-
-
-def _alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def _draining_nodes() -> set[str]:
-    """The machines that Ray drains. Ray offers this only inside itself; without it, a worker still reports
-    the SIGTERM that it gets."""
-    with suppress(ImportError, AttributeError):
-        from ray._private.state import state
-
-        return set(state.get_draining_nodes())
-    return set()
+def _held_most(text: str, pid: int | None) -> bool:
+    """Whether a process that Ray killed for its memory held most of what was in use on its node, as Ray's
+    text has it; also where that does not say."""
+    of_node = re.search(r"was ([\d.]+)GB used", text)
+    own = re.search(rf"pid={pid}, actual memory used=([\d.]+)GB", text)
+    return of_node is None or own is None or float(own[1]) > MOST * float(of_node[1])
 
 
 def _reason(error: RayError) -> str:

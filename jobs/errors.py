@@ -4,10 +4,12 @@ OvertoneError
 ├── UserError(ValueError)        a mistake to correct; the CLI prints one line and exits with 2
 │   ├── SpecError                the job spec: which key, which line
 │   ├── PromptsError             the prompt table: which file, column, row
+│   ├── ModelError               the model cannot be loaded, on this machine or another
 │   ├── SizeError                a size that the model cannot make; names the nearest that it can
 │   ├── StoreUnsafe              the store would let two writers both win
 │   └── FingerprintMismatch      the output folder belongs to another job; shows the difference
 ├── StoreError                   the store said no, or could not be reached after all retries
+│   ├── StoreRefused             it would say no again: a right, a key or a place is to be corrected; exit 2
 │   └── StoreConflict            somebody else's object is under that name
 ├── JobError                     the job ended early and can be resumed; the CLI exits with 3
 │   ├── StaleDriver              a newer driver took the job over
@@ -41,6 +43,10 @@ class PromptsError(UserError):
     """The prompt table cannot be used."""
 
 
+class ModelError(UserError):
+    """The model cannot be loaded."""
+
+
 class SizeError(UserError):
     """A size that the model cannot make."""
 
@@ -55,6 +61,13 @@ class FingerprintMismatch(UserError):
 
 class StoreError(OvertoneError):
     """The store refused, or could not be reached after all retries."""
+
+
+class StoreRefused(StoreError):
+    """The store refused, and will until its rights, keys or name are corrected. While a job runs it counts as
+    any other fault of the store, since keys are renewed and rights are given back."""
+
+    exit_code = 2
 
 
 class StoreConflict(StoreError):

@@ -13,13 +13,17 @@ data/train-00042-of-00128-retry-001.parquet  the commit of its rejects in retry 
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import blake2b
+from pathlib import Path
 from uuid import uuid4
 
-from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
+from overtone.jobs.errors import FingerprintMismatch, StoreError, UserError, VerifyError
 from overtone.jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
 from overtone.jobs.plan import JobPlan, Work, difference
 from overtone.jobs.retry_plan import RetryPlan
@@ -33,6 +37,9 @@ PLAN = "_job/plan.parquet"
 EPOCHS = "_job/epochs/"
 QUARANTINE = "_job/quarantine/"
 RETRIES = "_job/retries/"
+SEEN_WITHIN_S = 10.0
+"""How long a machine may take to see what another one wrote to a shared disk."""
+_PARQUET = "application/vnd.apache.parquet"
 _RETRY = re.compile(r"_job/retries/(\d{3,})/shards\.parquet")
 _EPOCH = re.compile(r"_job/epochs/(\d{6,})\.json")
 
@@ -48,22 +55,39 @@ class JobFolder:
         """Whether a job was begun here."""
         return self.store.head(PLAN) is not None
 
-    def open(self, spec: JobSpec, job_plan: JobPlan) -> bool:
+    def open(self, spec: JobSpec, job_plan: JobPlan, *, replace: bool = False) -> bool:
         """Make this folder the job's, or find that it is. True: an earlier run has begun it (resumed).
 
         FingerprintMismatch, which shows what differs, where it is another job's; nothing is written then.
         `plan` is then the job's, with the columns that it began with.
+        With `replace`, one that has made nothing and that nobody works at gives way: a model's name that was
+        mistyped does not keep the folder.
         """
-        created = self.store.create(
-            PLAN,
-            job_plan.to_parquet_bytes(),
-            attempt=uuid4().hex,
-            content_type="application/vnd.apache.parquet",
-        )
-        self._kept_plan = job_plan if created else self.check(job_plan)
+        plan_bytes, spec_bytes = job_plan.to_parquet_bytes(), spec.to_json().encode()
+        created = self.store.create(PLAN, plan_bytes, attempt=uuid4().hex, content_type=_PARQUET)
+        if not created and not (replace and self.gives_way_to(job_plan)):
+            job_plan = self.check(job_plan)
+        elif not created:
+            # Two that replace it at once are told apart when they take up the job, by `check`.
+            self.store.put(PLAN, plan_bytes, content_type=_PARQUET)
+            self.store.put(SPEC, spec_bytes, content_type="application/json")
+            for info in [*self.store.list(QUARANTINE)]:
+                self.store.delete(info.key)
+            created = True
+        self._kept_plan = job_plan
         # After the plan, which decides, also where an earlier run ended between the two.
-        self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
+        self.store.create(SPEC, spec_bytes, attempt=uuid4().hex, content_type="application/json")
         return not created
+
+    def gives_way_to(self, job_plan: JobPlan) -> bool:
+        """Whether there is another job than this here that has no part, no reject and no driver that may
+        still be alive."""
+        if not self.exists() or self._read_plan().fingerprint == job_plan.fingerprint:
+            return False
+        if any(True for prefix in ("data/", "rejects/", RETRIES) for _ in self.store.list(prefix)):
+            return False
+        newest = self.newest_epoch()
+        return not newest or _is_dead(self.store.read(f"{EPOCHS}{newest:06d}.json"))
 
     def check(self, job_plan: JobPlan) -> JobPlan:
         """The plan with the columns that the job began with. FingerprintMismatch, which shows what differs,
@@ -76,6 +100,27 @@ class JobFolder:
             f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
             "Undo that to go on with the job, or choose a new `output`"
         )
+
+    def wait_until_seen(
+        self, job_plan: JobPlan, epoch: int = 0, *, patience_s: float = SEEN_WITHIN_S
+    ) -> None:
+        """Return once this machine sees the job here, and its driver of this number, as that driver does; a
+        shared disk may show them a little later. StoreError, which says what is not to be seen, where it does
+        not: what is written from here would be lost to the job."""
+        deadline = time.monotonic() + patience_s
+        while (unseen := self._unseen(job_plan, epoch)) is not None:
+            if time.monotonic() > deadline:
+                raise StoreError(unseen)
+            time.sleep(patience_s / 20)
+
+    def _unseen(self, job_plan: JobPlan, epoch: int) -> str | None:
+        try:
+            kept = JobPlan.from_bytes(self.store.read(PLAN))
+        except NoSuchObject:
+            return "there is no job in it"
+        if kept.fingerprint != job_plan.fingerprint:
+            return "there is another job in it"
+        return None if self.newest_epoch() >= epoch else f"the job in it knows of no driver {epoch}"
 
     def load(self) -> tuple[JobSpec, JobPlan]:
         """The job as it was begun. UserError where the folder holds none, or its spec is damaged."""
@@ -129,14 +174,24 @@ class JobFolder:
                 return retry_plan
         return None
 
-    def take_epoch(self, owner: str) -> int:
-        """Become the job's one live driver: older ones stop when they see it. `owner` is for people."""
-        about = json.dumps({"owner": owner, "taken": datetime.now(UTC).isoformat(timespec="seconds")})
+    def take_epoch(self, owner: str | None = None) -> int:
+        """Become the job's one live driver: older ones stop when they see it. `owner` is for people; None:
+        this process, which a later run on this machine can then tell from a dead one."""
+        about = {"owner": owner or f"{socket.gethostname()}:{os.getpid()}"}
+        about |= {"taken": datetime.now(UTC).isoformat(timespec="seconds")}
+        if owner is None:
+            about |= {"machine": _machine(), "pid": str(os.getpid())}
         epoch = self.newest_epoch()
         while True:
             epoch += 1
-            if self.store.create(f"{EPOCHS}{epoch:06d}.json", about.encode(), attempt=uuid4().hex):
+            if self.store.create(
+                f"{EPOCHS}{epoch:06d}.json", json.dumps(about).encode(), attempt=uuid4().hex
+            ):
                 return epoch
+
+    def drop_epoch(self, epoch: int) -> None:
+        """Forget a driver that ended before it made anything."""
+        self.store.delete(f"{EPOCHS}{epoch:06d}.json")
 
     def newest_epoch(self) -> int:
         """The number of the newest driver; 0 where there was none."""
@@ -206,3 +261,24 @@ def quarantine_folder(retry: int = 0) -> str:
 
 def _retry_folder(number: int) -> str:
     return f"{RETRIES}{number:03}/"
+
+
+def _machine() -> str:
+    """This machine since it was started, and the container in it whose process numbers ours are; "" where
+    that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _is_dead(about: bytes) -> bool:
+    """Whether a driver's record is that of a process of this machine that is gone. One of another machine may
+    be alive."""
+    try:
+        known = json.loads(about)
+        here = bool(known["machine"]) and known["machine"] == _machine()
+        return here and not Path("/proc", str(int(known["pid"]))).exists()
+    except (ValueError, KeyError, TypeError):
+        return False

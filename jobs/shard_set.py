@@ -14,6 +14,11 @@ class ShardSet(MutableSet[int]):
         for shard in shards:
             self.add(shard)
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of the plan, in the set or not."""
+        return len(self._has)
+
     @classmethod
     def _from_iterable(cls, it: Iterable[int]) -> set[int]:  # type: ignore[override]
         return set(it)  # what `&`, `|` and `-` make

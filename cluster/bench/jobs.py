@@ -40,8 +40,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from overtone.cluster.connection import OBJECT_STORE_BYTES
 from overtone.cluster.driver import run_job
-from overtone.cluster.fleet import OBJECT_STORE_BYTES
 from overtone.jobs.report import Timings
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec

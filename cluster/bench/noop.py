@@ -85,6 +85,9 @@ class NoopWorker(Worker):
         self._committing: Assignment | None = None
         return Ready(ray.get_runtime_context().get_node_id(), "cpu", os.getpid())
 
+    def begin(self, epoch: int) -> None:
+        pass
+
     def attempt(self, assignment: Assignment) -> Iterator[list[Event]]:
         yield from in_lists(self._events(assignment))
 

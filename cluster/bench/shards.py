@@ -24,6 +24,7 @@ from rich.table import Table
 
 from overtone.cluster.bench.cost import Dispatched, Measure, Stopwatch
 from overtone.cluster.bench.noop import SIDE_PX, NoopWorker, noop_engine, noop_job
+from overtone.cluster.connection import Connection
 from overtone.cluster.dispatch import (
     Action,
     Assign,
@@ -54,7 +55,9 @@ def dispatch(folder: Path, *, shards: int, workers: int) -> Dispatched:
         num_rows=shards,
         rules=Rules(min_workers=workers, max_workers=workers, copies=False),
     )
-    fleet = Fleet(spec, plan, open_store(spec.output.path), epoch=0, worker_class=NoopWorker)
+    connection = Connection(spec)
+    fleet = Fleet(connection, spec, plan, open_store(spec.output.path), worker_class=NoopWorker)
+    fleet.take_up(0)
     try:
         actions, done, ticked = dispatcher.begin(time.monotonic()), 0, time.monotonic()
         while _execute(fleet, actions):

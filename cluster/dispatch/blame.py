@@ -5,7 +5,8 @@ suspects first and alone; after two such deaths, or one with nothing in flight, 
 A row that was alone in flight at `row_deaths` deaths, on different nodes where there are several, is
 quarantined: later attempts skip it and it ends as a reject. A death with nothing in flight is charged to the
 shard. `max_attempts` charges fail a shard; the other shards continue, and the job ends as failed when they
-are done. Preemption and lost nodes are charged to nobody.
+are done. Preemption and lost nodes are charged to nobody. Neither is memory that others held: the slot's next
+process waits a little longer each time, and only a shard that meets it very often is charged.
 
 A slot whose processes fail `worker_failures` times without making a row in between is retired and its node
 avoided, and what it charged to rows and shards is taken back, because the machine was to blame. A quarantine
@@ -42,7 +43,7 @@ def worker_died(
     slot, attempt = board.slots[worker.slot], worker.attempt
     board.remove(worker, now)
     shard = board.shards.get(attempt.shard) if attempt is not None else None
-    preempted = event.preempted or worker.draining
+    preempted = event.preempted or worker.draining or event.squeezed
     starting = worker.node is None
     if attempt is not None and shard is not None:
         if not preempted:
@@ -50,21 +51,30 @@ def worker_died(
             where = (slot.id, worker.node, attempt.rows)
             death = Death(*where, event.error_class, event.message, died=True)
             actions += charge_rows(board, rules, shard, death)
+        elif event.squeezed:
+            shard.squeezed += 1
+            if shard.squeezed > rules.max_squeezes:
+                shard.deaths.append(Death(slot.id, worker.node, (), event.error_class, event.message))
         at_once = preempted or bool(attempt.rows)
         actions += try_again(board, tally, rules, shard, event.message, now, at_once=at_once)
     elif starting and not preempted:
         slot.failures.append(frozenset())
     if not preempted:
         actions += charge_slot(board, tally, rules, slot, event.message, now)
+    elif event.squeezed:
+        slot.squeezed += 1
+        board.slots.pause(slot, now + pause_s(rules, slot.squeezed))
     return actions
 
 
 def start_failed(
     board: Board, tally: Tally, rules: Rules, worker: Worker, failure: Failure, now: float
 ) -> list[Action]:
-    """A worker could not start: its slot is charged, or the job ends because no worker could."""
+    """A worker could not start: its slot is charged, or the job ends because no worker could. Where one could
+    before, the fault is not in what all have in common."""
     text = text_of(failure)
-    if failure.verdict is Verdict.FAIL_JOB:
+    could = any(slot.node is not None for slot in board.slots)
+    if failure.verdict is Verdict.FAIL_JOB and not could:
         return [Abort("failure", text, failure)]
     slot = board.slots[worker.slot]
     board.remove(worker, now)
@@ -99,6 +109,7 @@ def rows_made(board: Board, worker: Worker) -> list[Action]:
     """A worker made rows: its slot's failures are forgotten, and the first time its testimony is believed."""
     slot = board.slots[worker.slot]
     slot.failures.clear()
+    slot.squeezed = 0
     slot.refunded = False
     if slot.proved:
         return []

@@ -18,6 +18,8 @@ from overtone.cluster.dispatch.records import Attempt, Shard, Worker
 from overtone.cluster.dispatch.slots import Slot, Slots
 from overtone.jobs.rows import Quarantined
 
+Known = Mapping[int, Sequence[Quarantined]]
+"""Quarantined rows, by shard."""
 SCAN = 64
 """How many waiting shards one search looks at, at most."""
 
@@ -25,21 +27,13 @@ SCAN = 64
 class Board:
     """The truths and the indexes over them. `known`: rows of fresh shards that are quarantined already."""
 
-    def __init__(
-        self,
-        num_shards: int,
-        *,
-        done: Iterable[int] = (),
-        known: Mapping[int, Sequence[Quarantined]] | None = None,
-    ) -> None:
-        self._known = dict(known or {})
+    def __init__(self, num_shards: int, *, done: Iterable[int] = (), known: Known | None = None) -> None:
+        self._known: dict[int, Sequence[Quarantined]] = {}
         # Truths.
         self.shards: dict[int, Shard] = {}
         self.workers: dict[int, Worker] = {}
         self.slots = Slots()  # with five derived values of its own
         self.done = bytearray(num_shards)
-        for index in done:
-            self.done[index] = 1
         # Cursors.
         self._cursor = 0  # every shard below it is no longer fresh
         self._sequence = 0  # shards that waited so far
@@ -53,10 +47,11 @@ class Board:
         self.loose: dict[int, None] = {}  # workers to settle, and some that need it no longer
         self.able: Counter[str] = Counter()  # able workers, by node
         # Derived: counts.
-        self.left = self.fresh = self.done.count(0)  # shards neither done nor failed; fresh shards
+        self.left = self.fresh = num_shards  # shards neither done nor failed; fresh shards
         self.busy = 0  # shards with an attempt
         self.condemned = 0  # quarantined rows of shards that are neither done nor failed
         self.starting = 0  # workers that are not ready
+        self.found(done, known or {})
 
     # Shards.
 
@@ -68,6 +63,14 @@ class Board:
     def has_work(self, now: float) -> bool:
         """Whether there is a shard that some worker may take now."""
         return bool(self.fresh or self.reserved or (self.waiting and self.waiting[0][0] <= now))
+
+    def found(self, done: Iterable[int], known: Known) -> None:
+        """Before the first attempt: these shards are done, and these rows of the others are quarantined."""
+        assert not self.shards, "a shard was given out"
+        for index in done:
+            self.done[index] = 1
+        self.left = self.fresh = self.done.count(0)
+        self._known = dict(known)
 
     def take_fresh(self) -> Shard:
         """The first fresh shard; there must be one. It is the caller's to reserve or to assign."""

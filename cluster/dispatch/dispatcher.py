@@ -83,6 +83,13 @@ class Dispatcher:
         """Start: ask for workers, or say at once that nothing is left."""
         return self._act([], now)
 
+    def take_up(
+        self, done: Iterable[int], quarantine: Mapping[int, Sequence[Quarantined]], now: float
+    ) -> list[Action]:
+        """Before the first worker is ready: what another driver has done while ours started."""
+        self.board.found(done, quarantine)
+        return self._act([], now)
+
     def tick(self, now: float) -> list[Action]:
         """Let time pass: timeouts, pauses that end, copies, workers given back. To be called every second."""
         if self.ended:

@@ -33,6 +33,8 @@ class Rules:
     """Pause before the second attempt of what failed; doubles each time."""
     backoff_max_s: float = 60.0
     """Longest such pause."""
+    max_squeezes: int = 10
+    """Deaths for the memory that others hold, after which they are charged to the shard that meets them."""
     copies: bool = True
     """Idle workers at the end take a second copy of a shard that takes long; the first commit wins."""
     copy_after: float = 1.5
@@ -63,6 +65,8 @@ class WorkerDied:
     error_class: str = "WorkerDied"
     preempted: bool = False
     """The machine was taken away, announced or not: nobody is to blame."""
+    squeezed: bool = False
+    """The machine ran low on memory, of which others held much: nobody here is to blame."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class OfAttempt:
 @dataclass(frozen=True)
 class ShardAlive(OfAttempt):
     """A running shard gives a sign of life, between two batches."""
+
+    trouble: str = ""
+    """What keeps it waiting, for people."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Shard:
     deaths: list[Death] = field(default_factory=list)
     suspects: dict[str, None] = field(default_factory=dict)
     """Rows to run alone next, because a worker died with them in flight."""
+    squeezed: int = 0
+    """Deaths on it for the memory that others held."""
     losses: int = 0
     """Commits lost with a worker that died on another shard."""
     quarantined: dict[str, Quarantined] = field(default_factory=dict)

@@ -25,6 +25,8 @@ class Slot:
     """Some process of it made a row."""
     failures: list[frozenset[str]] = field(default_factory=list)
     """The rows in flight at each failure since the last row made."""
+    squeezed: int = 0
+    """Processes that died for the memory that others held, since the last row made."""
     refunded: bool = False
     """A row explained failures of it since the last row made."""
     closed: bool = False

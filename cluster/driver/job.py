@@ -13,16 +13,13 @@ Next stop of the tour: cluster/driver/loop.py.
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from overtone.cluster.driver.interrupts import Interrupts, stoppable
 from overtone.cluster.driver.loop import DriverLoop
 from overtone.cluster.driver.summary import Summary, conclude, summary_of
 from overtone.jobs.errors import JobError, SpecError, StoreError
@@ -61,25 +58,25 @@ def run_job(
     SIGTERM too.
     """
     began = time.monotonic()
-    _check_model(spec)
-    job_plan = make_plan(spec)
-    folder = JobFolder(_store(spec))
-    if not folder.exists():
-        check_row_ids(
-            spec, job_plan.files
-        )  # reads the row_id columns, so once a job, before anything is written
-    folder.open(spec, job_plan)
-    job_plan = folder.plan()
-    work: Work = job_plan
-    if len(folder.finished()) == job_plan.num_shards:
-        retry_plan = folder.unfinished_retry()
-        if retry_plan is None:
-            folder.repair_derived()
-            if card_rows(folder.store) is None:  # the run that finished the job ended before its card
-                write_card(folder.store, spec, job_plan)
-            return summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
-        spec, work = tolerating_rejects(spec), retry_plan
-    return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory)
+    with stoppable() as interrupts:
+        _check_model(spec)
+        job_plan = make_plan(spec)
+        folder = JobFolder(_store(spec))
+        if not folder.exists() or folder.gives_way_to(job_plan):
+            # Reads the row_id columns, so once a job, before anything is written.
+            check_row_ids(spec, job_plan.files)
+        folder.open(spec, job_plan, replace=True)
+        job_plan = folder.plan()
+        work: Work = job_plan
+        if len(folder.finished()) == job_plan.num_shards:
+            retry_plan = folder.unfinished_retry()
+            if retry_plan is None:
+                folder.repair_derived()
+                if card_rows(folder.store) is None:  # the run that finished the job ended before its card
+                    write_card(folder.store, spec, job_plan)
+                return summary_of(spec, job_plan, job_plan, folder.store, began, done=job_plan.num_shards)
+            spec, work = tolerating_rejects(spec), retry_plan
+        return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
 
 
 def retry_job(
@@ -104,16 +101,19 @@ def retry_job(
     The other arguments, and the errors, are those of `run_job`.
     """
     began = time.monotonic()
-    spec, job_plan = job_to_retry(open_store(output, endpoint_url=endpoint_url, region=region), overrides)
-    _check_model(spec)
-    folder = JobFolder(_store(spec))
-    folder.repair_derived()
-    rejects = find_rejects(folder, spec, job_plan)
-    if not rejects.retry.num_shards:
-        summary = summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
-        return replace(summary, notes=(rejects.text(),))
-    work = folder.begin_retry(rejects.retry)
-    return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory)
+    with stoppable() as interrupts:
+        store = open_store(output, endpoint_url=endpoint_url, region=region)
+        spec, job_plan = job_to_retry(store, overrides)
+        _check_model(spec)
+        folder = JobFolder(_store(spec))
+        folder.repair_derived()
+        rejects = find_rejects(folder, spec, job_plan)
+        if not rejects.retry.num_shards:
+            done = job_plan.num_shards
+            summary = summary_of(spec, job_plan, job_plan, folder.store, began, done=done)
+            return replace(summary, notes=(rejects.text(),))
+        work = folder.begin_retry(rejects.retry)
+        return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
 
 
 def _check_model(spec: JobSpec) -> None:
@@ -151,40 +151,19 @@ def _drive(
     address: str | None,
     on_event: Callable[[Snapshot], None],
     engine_factory: EngineFactory | None,
+    interrupts: Interrupts,
 ) -> Summary:
-    """Become the job's one live driver, let the loop run until the work ends, and sum up."""
-    epoch = folder.take_epoch(f"{socket.gethostname()}:{os.getpid()}")
-    with suppress(StoreError):  # tidiness: not worth a job, nor a right that its writers do not need
-        folder.store.sweep()
-    # Only now: the driver before may have committed until it saw the new epoch.
-    loop = DriverLoop(spec, job_plan, work, folder, epoch, on_event)
-    with _interrupts() as interrupted:
-        try:
-            loop.go(address, engine_factory, interrupted)
-        except KeyboardInterrupt:
-            loop.ending.error = JobError("stopped")
-    return conclude(spec, job_plan, work, folder, loop.tally, loop.ending, began)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C, and SIGTERM as `overtone stop` and Kubernetes send it, end the run.
-
-    The exception ends whatever waits; where somebody else's callback catches it and it is lost, the event is
-    still set.
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def interrupt(*_: object) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Let the loop run until the work ends, and sum up. A driver that made nothing leaves no number."""
+    loop = DriverLoop(spec, job_plan, work, folder, on_event)
     try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        loop.go(address, engine_factory, interrupts)
+    except KeyboardInterrupt:
+        loop.ending.error = JobError("stopped")
+    except JobError as error:
+        loop.ending.error = error
+    except StoreError as error:
+        loop.ending.error = JobError(str(error))
+    if loop.epoch is not None and not (loop.tally.rows or loop.tally.rejects):
+        with suppress(StoreError):
+            folder.drop_epoch(loop.epoch)
+    return conclude(spec, job_plan, work, folder, loop.tally, loop.ending, began)

@@ -1,9 +1,12 @@
 """The loop of one run: feeds the workers' events to the dispatcher and executes its actions. Knows stores and
 shards; what is Ray's is `cluster.fleet`'s.
 
-    loop = DriverLoop(spec, job_plan, work, folder, epoch, on_event)
-    loop.go(address, engine_factory, interrupted)        # until the work is done or has to end
+    loop = DriverLoop(spec, job_plan, work, folder, on_event)
+    loop.go(address, engine_factory, interrupts)         # until the work is done or has to end
     loop.tally, loop.ending                              # what was made, and why it ended
+
+It takes the job over from an older driver only once a worker of its own has its model: a run that cannot
+begin ends none that works.
 
 Next stop of the tour: cluster/dispatch/dispatcher.py.
 """
@@ -11,9 +14,9 @@ Next stop of the tour: cluster/dispatch/dispatcher.py.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -32,15 +35,18 @@ from overtone.cluster.dispatch import (
     RetireSlot,
     Retry,
     Rules,
+    ShardAlive,
     StartWorker,
     StopWorker,
     WorkerDied,
     WorkerDraining,
+    WorkerFailed,
 )
+from overtone.cluster.driver.interrupts import Interrupts
 from overtone.cluster.driver.summary import Ending
 from overtone.cluster.driver.tally import Tally
 from overtone.cluster.submit import use_token
-from overtone.jobs.errors import JobError, NoWorkersLeft, StaleDriver, StoreError, TooManyRejects
+from overtone.jobs.errors import JobError, NoWorkersLeft, StaleDriver, StoreError, TooManyRejects, UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work
 from overtone.jobs.retry_plan import RetryPlan
@@ -60,6 +66,10 @@ STALE_EVERY_S = 5.0
 """How often a driver looks whether a newer one took the job over."""
 CAPACITY_EVERY_S = 2.0
 """How often the cluster's size is asked for, where the number of workers follows it."""
+PLACED_WITHIN_S = 15.0
+"""How long a worker may wait for a place before somebody is told why."""
+HEAD_WITHIN_S = 20.0
+"""How long the cluster's head may be silent before the run ends; Ray itself would end it without a word."""
 
 
 class DriverLoop:
@@ -71,13 +81,15 @@ class DriverLoop:
         job_plan: JobPlan,
         work: Work,
         folder: JobFolder,
-        epoch: int,
         on_event: Callable[[Snapshot], None],
     ) -> None:
         self.tally = Tally(work, folder.finished(work))
         self.ending = Ending()
+        self.epoch: int | None = None
+        """This driver's number, once it has taken the job up."""
         self._spec, self._job_plan, self._work, self._folder = spec, job_plan, work, folder
-        self._epoch, self._on_event = epoch, on_event
+        self._on_event = on_event
+        self._told: set[str] = set()  # what is said once, however often it happens
         self._leaving: dict[int, float] = {}  # workers whose machine goes: when they are killed
         self._unkept: list[Quarantined] = []  # quarantines that the store did not take yet
         self._stale_at = self._capacity_at = time.monotonic()
@@ -101,22 +113,23 @@ class DriverLoop:
             rows_of=work.rows_of,
         )
 
-    def go(
-        self, address: str | None, engine_factory: EngineFactory | None, interrupted: threading.Event
-    ) -> None:
-        """Until every shard is done or the job has to end. KeyboardInterrupt once `interrupted` is set."""
+    def go(self, address: str | None, engine_factory: EngineFactory | None, interrupts: Interrupts) -> None:
+        """Until every shard is done or the job has to end. KeyboardInterrupt where it is interrupted."""
         self._tell()
         fleet = self._start(address, engine_factory)
         try:
+            interrupts.install()  # again: Ray has put its own handlers in their place
             self._fit(fleet)
             self._execute(fleet, self._dispatcher.begin(time.monotonic()))
             ticked = time.monotonic()
             while not self._ended:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+                interrupts.check()
                 for event in fleet.poll(TICK_S):
                     self._note(event)
                     self._execute(fleet, self._dispatcher.handle(event, time.monotonic()))
+                self._listen(fleet)
+                if self.epoch is None and fleet.loaded and not self._ended:
+                    self._take_up(fleet)
                 if time.monotonic() - ticked >= TICK_S:
                     ticked = time.monotonic()
                     self._regularly(fleet, ticked)
@@ -127,6 +140,28 @@ class DriverLoop:
             if self._metrics is not None:
                 self._metrics.close()
             fleet.close()
+
+    def _take_up(self, fleet: Fleet) -> None:
+        """Become the job's one live driver, and see what the one before has done until now: it may have
+        committed until it saw the new number."""
+        folder, work = self._folder, self._work
+        folder.check(self._job_plan)
+        self.epoch = folder.take_epoch()
+        with suppress(StoreError):  # tidiness: not worth a job, nor a right that its writers do not need
+            folder.store.sweep()
+        self.tally.found(folder.finished(work))
+        done = chain(self.tally.finished, work.left_out(self._job_plan.num_shards))
+        quarantine = folder.quarantined(work.number)
+        self._execute(fleet, self._dispatcher.take_up(done, quarantine, time.monotonic()))
+        fleet.take_up(self.epoch)
+
+    def _listen(self, fleet: Fleet) -> None:
+        """Tell once that the cluster's head is silent, and end the run where it stays so."""
+        connection = fleet.connection
+        if connection.silent_s > HEAD_WITHIN_S:
+            raise JobError(f"the head of the Ray cluster has been silent for {connection.silent_s:.0f} s")
+        if connection.silent_s > 0:
+            self._tell_once("the head of the Ray cluster does not answer; waiting for it")
 
     def _execute(self, fleet: Fleet, actions: list[Action]) -> None:
         """Do what the dispatcher decided, in its order."""
@@ -169,7 +204,9 @@ class DriverLoop:
                     self._ended = True
                     kinds = {"no_workers": NoWorkersLeft, "rejects": TooManyRejects}
                     self.ending.error = kinds.get(action.kind, JobError)(action.message)
-                    if action.failure is not None:
+                    if action.failure is not None and action.failure.mistake:
+                        self.ending.error = UserError(action.failure.message)
+                    elif action.failure is not None:
                         self.ending.traceback = action.failure.traceback
 
     def _start(self, address: str | None, engine_factory: EngineFactory | None) -> Fleet:
@@ -179,15 +216,18 @@ class DriverLoop:
         # Ray prints a paragraph for each worker that dies; the dispatcher's line says more.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
         # Only now: a run without work needs no Ray, and Ray reads the environment when it is imported.
+        from overtone.cluster.connection import Connection
         from overtone.cluster.fleet import Fleet
         from overtone.cluster.metrics import JobMetrics
 
+        connection = Connection(self._spec, address)
+        if connection.name:
+            self._tell(f"working on {connection.name}")
         fleet = Fleet(
+            connection,
             self._spec,
             self._job_plan,
             self._folder.store,
-            epoch=self._epoch,
-            address=address,
             engine_factory=engine_factory,
             retry_plan=self._work if isinstance(self._work, RetryPlan) else None,
         )
@@ -198,8 +238,14 @@ class DriverLoop:
         """Count an event, and remember until when a worker may stay whose machine goes."""
         self.tally.record(event)
         match event:
+            case ShardAlive() if event.trouble:
+                self._tell_once(f"shard {event.shard} is made, and its commit waits: {event.trouble}")
+            case WorkerFailed():
+                self._tell_once(f"a worker could not start: {event.failure.message}")
             case WorkerDied():
                 self._leaving.pop(event.worker, None)
+                if event.squeezed:
+                    self._tell_once("a node is low on memory and ended a worker; another starts when it can")
             case WorkerDraining():
                 self._leaving[event.worker] = time.monotonic() + self._spec.faults.grace_s
 
@@ -211,9 +257,10 @@ class DriverLoop:
             gone = WorkerDied(worker, "its machine went away", preempted=True)
             self._execute(fleet, self._dispatcher.handle(gone, now))
         self._keep_quarantines()
-        if now - self._capacity_at > CAPACITY_EVERY_S:
+        if now - self._capacity_at > CAPACITY_EVERY_S and fleet.connection.answers():
             self._capacity_at = now
             self._fit(fleet)
+            self._look_for_room(fleet)
         if now - self._stale_at > STALE_EVERY_S:
             self._stale_at = now
             self._check_epoch()
@@ -222,16 +269,23 @@ class DriverLoop:
         """Where the spec leaves the number of workers open, as many as the cluster has room for."""
         if self._spec.workers.max is None:
             rules = self._dispatcher.rules
-            most = max(rules.min_workers, fleet.capacity())
+            most = max(rules.min_workers, fleet.connection.capacity())
             self._dispatcher.rules = replace(rules, max_workers=most)
+
+    def _look_for_room(self, fleet: Fleet) -> None:
+        """Say what a worker waits for that has found no place for a while."""
+        if fleet.unplaced_s > PLACED_WITHIN_S:
+            self._tell_once(f"waiting for a place for a worker: {fleet.connection.room()}")
 
     def _check_epoch(self) -> None:
         """End where a newer driver took the job over."""
+        if self.epoch is None:
+            return
         try:
             newest = self._folder.newest_epoch()
         except StoreError:
             return  # the next look decides; workers that cannot reach the store report that themselves
-        if newest > self._epoch:
+        if newest > self.epoch:
             self.ending.error = StaleDriver(f"another driver, number {newest}, took the job over")
             self._ended = True
 
@@ -243,6 +297,11 @@ class DriverLoop:
                 self._unkept.pop(0)
         except StoreError:
             pass  # the next tick tries again
+
+    def _tell_once(self, note: str) -> None:
+        if note not in self._told:
+            self._told.add(note)
+            self._tell(note)
 
     def _tell(self, note: str | None = None) -> None:
         """Report how far the run is, to whoever called and to Prometheus."""

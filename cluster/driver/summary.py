@@ -3,26 +3,27 @@ workers."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
 
 from overtone.cluster.driver.tally import Tally
-from overtone.jobs.errors import JobError, StoreError, VerifyError
+from overtone.jobs.errors import JobError, StoreError, UserError, VerifyError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work
 from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
 from overtone.jobs.spec import JobSpec
-from overtone.jobs.store import Store, StoreConfig
-from overtone.jobs.words import duration
+from overtone.jobs.status import rejects_by_class
+from overtone.jobs.store import Store
+from overtone.jobs.words import duration, one_line
 
 SHEET = "contact-sheet.png"
 SHEET_PICTURES = 48
 _TRACEBACK_LINES = 30
+_SHOWN_SHARDS = 10
 
 
 @dataclass
@@ -31,10 +32,24 @@ class Ending:
 
     notes: list[str] = field(default_factory=list)
     """Workers that were retired, shards that were given up."""
-    error: JobError | None = None
-    """Why the job ended early; None: it did not."""
+    error: JobError | UserError | None = None
+    """Why the job ended early, or what the user has to correct; None: it did not."""
     traceback: str = ""
     """Of the exception in a worker that ended the job."""
+
+    def fail(self, message: str) -> None:
+        """The job is not done. What ended it before this stays its reason."""
+        if self.error is None:
+            self.error = JobError(message)
+        else:
+            self.notes.append(message)
+
+    def add_extra(self, name: str, write: Callable[[], object]) -> None:
+        """Write a file that shows what was made. Where that fails, the job is done all the same."""
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the pictures are there
+            self.notes.append(f"{name} is not written: {one_line(error, 300)}")
 
 
 @dataclass(frozen=True)
@@ -59,18 +74,20 @@ class Summary:
     """Worker processes that died or were killed, and were replaced where there was work left."""
     notes: tuple[str, ...] = ()
     """What else the user should know: workers retired, shards given up."""
-    error: JobError | None = None
-    """Why the job ended early; None: every shard is committed."""
+    error: JobError | UserError | None = None
+    """Why the job ended early, or what the user has to correct; None: every shard is committed."""
     traceback: str = ""
     """Of the exception in a worker that ended the job."""
     sheet: str | None = None
     """A picture of the first pictures."""
-    timings_query: str = ""
-    """A shell command that shows where the time went."""
+    options: str = ""
+    """What commands need besides the output to find it."""
+    rejected: tuple[tuple[str, int], ...] = ()
+    """The rejects of the whole job by error class, as its folder has them now."""
 
     @property
     def exit_code(self) -> int:
-        """0: done. 3: ended early, and the same command goes on."""
+        """0: done. 2: ended by a mistake to correct. 3: ended early, and the same command goes on."""
         return 0 if self.error is None else self.error.exit_code
 
     @property
@@ -81,23 +98,29 @@ class Summary:
     def text(self) -> str:
         """A few lines for a terminal."""
         lines = [self._headline()]
-        if self.rejects:
-            reasons = ", ".join(f"{count:,} {name}" for name, count in self.reasons)
-            lines.append(f"rejected  {self.rejects:,} rows ({reasons}), see {self.output}/rejects/")
+        rejected, here = sum(count for _, count in self.rejected), self.rejects
+        if rejected or here:
+            shown = self.rejected if rejected > here else self.reasons
+            reasons = ", ".join(f"{count:,} {name}" for name, count in shown)
+            earlier = f", {here:,} of them in this run" if rejected > here else ""
+            count = max(rejected, here)
+            rows = f"{count:,} row{'s' * (count != 1)}"
+            lines.append(f"rejected  {rows} ({reasons}){earlier}, see {self.output}/rejects/")
         if self.workers_lost:
             lines.append(f"workers   {self.workers_lost:,} died or were killed on the way")
         lines += self.notes
         if self.traceback:
             lines += ["", *self.traceback.rstrip().splitlines()[-_TRACEBACK_LINES:], ""]
-        if self.error is not None:
+        if isinstance(self.error, UserError):
+            lines.append(f"ended: {self.error}")
+        elif self.error is not None:
             lines += [f"ended early: {self.error}", "the same command again goes on where it ended"]
         if self.shards_done:
             lines.append(f"pictures  {self.output}/data/")
             if self.sheet:
                 lines.append(f"sheet     {self.sheet}")
-            lines.append(f"status    overtone status {shlex.quote(self.output)}")
-            if self.timings_query:
-                lines.append(f"timings   {self.timings_query}")
+            where = f"{shlex.quote(self.output)}{self.options}"
+            lines += [f"{name:<9} overtone {name} {where}" for name in ("status", "report", "verify")]
         return "\n".join(lines)
 
     def _headline(self) -> str:
@@ -117,40 +140,65 @@ def conclude(
     ending: Ending,
     began: float,
 ) -> Summary:
-    """The end of a run. Where all parts are committed, their derived tables and the card are completed first;
-    a local output also gets a sheet of its first pictures."""
-    store, notes = folder.store, [*ending.notes]
-    if len(tally.finished) == work.num_shards:
-        folder.repair_derived()
-        other = folder.unfinished_retry()
-        if other is not None:
-            notes.append(f"retry {other.number} lacks parts: the same command again goes on with it")
-        try:
-            write_card(store, spec, job_plan)
-        except (StoreError, VerifyError) as error:
-            notes.append(f"{CARD} is not written, `overtone card` tries again: {error}")
-    summary = summary_of(spec, work, store, began, done=len(tally.finished))
-    sheet = summary.sheet
-    if ending.error is None and not store.url.startswith("s3://"):
-        pictures = list(first_pictures(store, SHEET_PICTURES))
-        if pictures:
-            store.put(SHEET, contact_sheet(pictures), content_type="image/png")
-            sheet = short(store.where(SHEET))
+    """The end of a run, whatever the store says. What is done is what lies there now, not what workers said.
+    Where all parts are there, their derived tables and the card are completed; a local output also gets a
+    sheet of its first pictures."""
+    try:
+        absent = tally.found(folder.finished(work))
+        if absent:
+            ending.fail(_absent(absent, folder.store))
+        elif len(tally.finished) == work.num_shards:
+            folder.repair_derived()
+            other = folder.unfinished_retry()
+            if other is not None:
+                ending.notes.append(
+                    f"retry {other.number} lacks parts: the same command again goes on with it"
+                )
+    except (StoreError, VerifyError) as error:
+        ending.fail(f"the end of the job could not be seen to: {error}")
+    if ending.error is None:
+        ending.add_extra(CARD, lambda: write_card(folder.store, spec, job_plan))
+        if not folder.store.url.startswith("s3://"):
+            ending.add_extra(SHEET, lambda: _write_sheet(folder.store))
     return replace(
-        summary,
+        summary_of(spec, job_plan, work, folder.store, began, done=len(tally.finished)),
         rows=tally.rows,
         rejects=tally.rejects,
         reasons=tuple(sorted(tally.reasons.items())),
         workers_lost=tally.lost,
-        notes=tuple(notes),
+        notes=tuple(ending.notes),
         error=ending.error,
         traceback=ending.traceback,
-        sheet=sheet,
     )
 
 
-def summary_of(spec: JobSpec, work: Work, store: Store, began: float, *, done: int) -> Summary:
-    """The summary of a run that made nothing: what holds for any end."""
+def _absent(shards: Sequence[int], store: Store) -> str:
+    shown = ", ".join(str(shard) for shard in shards[:_SHOWN_SHARDS]) + ", ..." * (
+        len(shards) > _SHOWN_SHARDS
+    )
+    return (
+        f"{len(shards):,} parts that workers reported are not in {store.url}/data/ (shards {shown}): "
+        "somebody removed them, or a node writes to a folder of its own under that path"
+    )
+
+
+def _write_sheet(store: Store) -> None:
+    pictures = list(first_pictures(store, SHEET_PICTURES))
+    if pictures:
+        store.put(SHEET, contact_sheet(pictures), content_type="image/png")
+
+
+def summary_of(
+    spec: JobSpec, job_plan: JobPlan, work: Work, store: Store, began: float, *, done: int
+) -> Summary:
+    """The summary of a run that made nothing: what holds for any end. A store that is silent about the rest
+    leaves it out."""
+    sheet, rejected = None, {}
+    with suppress(StoreError, VerifyError):
+        sheet = short(store.where(SHEET)) if store.head(SHEET) is not None else None
+        rejected = rejects_by_class(store, job_plan.num_shards)
+    config = store.config
+    places = (("endpoint-url", config.endpoint_url), ("region", config.region))
     return Summary(
         name=f"{spec.name}, retry {work.number}" if work.number else spec.name,
         output=short(store.url),
@@ -159,30 +207,10 @@ def summary_of(spec: JobSpec, work: Work, store: Store, began: float, *, done: i
         rows=0,
         rejects=0,
         seconds=time.monotonic() - began,
-        sheet=short(store.where(SHEET)) if store.head(SHEET) is not None else None,
-        timings_query=timings_query(store.config),
+        sheet=sheet,
+        options="".join(f" --{name} {shlex.quote(value)}" for name, value in places if value),
+        rejected=tuple(rejected.items()),
     )
-
-
-def timings_query(store: StoreConfig) -> str:
-    """A command that adds up the job's timings, with what is installed wherever the job runs."""
-    place = store.url
-    if place.startswith("s3://"):
-        place += "/timings"
-        if store.endpoint_url:
-            split = urlsplit(store.endpoint_url)
-            place += "?" + urlencode({"endpoint_override": split.netloc, "scheme": split.scheme})
-    else:
-        place = os.path.join(short(place), "timings")
-    code = (
-        "import pyarrow.dataset as ds; "
-        f"t = ds.dataset({place!r}).to_table(); "
-        "print(*t.group_by(['stage', 'height', 'width']).aggregate("
-        "[('rows', 'sum'), ('steps', 'sum'), ('seconds', 'sum')]).sort_by('stage').to_pylist(), sep='\\n')"
-    )
-    # Double quotes read better than what shlex makes of the single ones, where nothing in it is special.
-    quoted = shlex.quote(code) if set('"$`!') & set(code) or "\\" in place else f'"{code}"'
-    return f"{shlex.quote(short(sys.executable))} -c {quoted}"
 
 
 def short(path: str) -> str:

@@ -7,6 +7,7 @@ on_event(tally.snapshot(dispatcher))
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,27 @@ class Tally:
         self.work, self.finished = work, finished
         self.rows = self.rejects = 0  # of parts that this run committed
         self.reasons: Counter[str] = Counter()  # the rejects by error class
+        self._rows_of = array("I", bytes(4 * finished.num_shards))  # rows of such a part, by shard
+        self._reasons_of: dict[int, Counter[str]] = {}  # the rejects of such a part, where it has any
         self.retries = 0  # shards that were given out again
         self.lost = 0  # workers that died or were killed
         self._rows_finished = sum(map(work.rows_of, finished))
         self._in_hand: Counter[int] = Counter()  # rows made of shards that are not committed
         self._ready: set[int] = set()  # workers that had their engine at some time
+
+    def found(self, finished: ShardSet) -> list[int]:
+        """These shards are the ones that are finished, whatever was reported. Returns those that workers
+        reported all the same; their rows count no more."""
+        absent = [shard for shard in self.finished if shard not in finished]
+        for shard in absent:
+            reasons = self._reasons_of.pop(shard, Counter())
+            self.rows -= self._rows_of[shard]
+            self.rejects -= reasons.total()
+            self.reasons -= reasons
+            self._rows_of[shard] = 0
+        self.finished = finished
+        self._rows_finished = sum(map(self.work.rows_of, finished))
+        return absent
 
     def record(self, news: Event | Action) -> None:
         """Count what an event, or an action that the driver executes, changes."""
@@ -61,6 +78,9 @@ class Tally:
                     self.rows += news.rows - news.rejects
                     self.rejects += news.rejects
                     self.reasons.update(dict(news.reasons))
+                    self._rows_of[news.shard] = news.rows - news.rejects
+                    if news.rejects:
+                        self._reasons_of[news.shard] = Counter(dict(news.reasons))
             case Retry():
                 self.retries += 1
             case WorkerDied():

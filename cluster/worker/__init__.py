@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists, load_engine
+from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
+from overtone.cluster.worker.model import load_engine
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.runner import Runner
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ from overtone.cluster.dispatch import Assignment, Event, RowsStarted, ShardAlive
 from overtone.cluster.faults import Failure
 from overtone.cluster.metrics import WorkerMetrics
 from overtone.cluster.worker.attempt import ALIVE_S
+from overtone.cluster.worker.model import usual_plan
 from overtone.cluster.worker.protocol import Engine
 from overtone.cluster.worker.runner import Runner
+from overtone.jobs.errors import StoreError
+from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.spec import JobSpec
@@ -58,40 +62,6 @@ class Ready:
     pid: int
 
 
-def load_engine(spec: JobSpec) -> Engine:
-    """The spec's model, resident on this process's device."""
-    # Imported here and not above: an engine that a caller brings may not need them.
-    import diffusers
-    import torch
-    import transformers
-
-    from overtone.progressive.engine import Engine as PipelineEngine
-    from overtone.progressive.pipelines import load
-
-    diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
-    model = spec.model
-    family = None if model.family == "auto" else model.family
-    pipe = load(
-        model.id,
-        dtype=None if model.dtype == "auto" else model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        loras=model.loras,
-        offload=model.offload,
-        quantize=model.quantize,
-        family=family,
-    )
-    workers = spec.workers
-    if workers.compile == "off":
-        return PipelineEngine(pipe, family)
-    from overtone.progressive.compile import CompiledEngine
-
-    return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
-
-
 def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
     """Events in order, several at a time, since a message costs more than a small shard. None is held back
     while anything is waited for or made: before that, a runner reports which rows it starts, or that it
@@ -99,7 +69,11 @@ def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
     waiting: list[Event] = []
     sent = -math.inf
     for event in events:
-        if isinstance(event, ShardAlive) and not waiting and time.monotonic() - sent < ALIVE_S:
+        if (
+            isinstance(event, ShardAlive)
+            and not (waiting or event.trouble)
+            and time.monotonic() - sent < ALIVE_S
+        ):
             continue
         waiting.append(event)
         if isinstance(event, RowsStarted | ShardAlive):
@@ -112,28 +86,35 @@ def in_lists(events: Iterator[Event]) -> Iterator[list[Event]]:
 class Worker:
     """What runs in an actor's process. Made by `cluster.fleet` alone."""
 
-    def __init__(self, worker: int, epoch: int) -> None:
-        self._worker, self._epoch = worker, epoch
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._node = ray.get_runtime_context().get_node_id()
+        self._load: Load | None = None
         self._runner: Runner | None = None
         self._draining = False
         signal.signal(signal.SIGTERM, self._terminate)
 
+    def place(self) -> int:
+        """The process's number; the answer says that it has a place."""
+        return os.getpid()
+
     def load(self, load: Load) -> Ready | Failure:
-        """Load the model; a failure comes back as data."""
+        """Load the model, where this machine sees the job's folder; a failure comes back as data."""
         spec = load.spec
         logs.write_to(sys.stderr, job=spec.name, worker=self._worker)
-        node = ray.get_runtime_context().get_node_id()
+        unseen = self._unseen(load)
+        if unseen is not None:
+            return unseen
         try:
             engine = load.engine_factory(spec)
-            usual = engine.plan(spec.sampling)  # what is wrong with it is wrong with every row
+            usual = usual_plan(engine, spec)
             runner = Runner(
                 spec,
                 load.job_plan,
                 load.store,
                 engine,
                 worker=self._worker,
-                node=node,
-                epoch=self._epoch,
+                node=self._node,
                 retry_plan=load.retry_plan,
                 on_timings=WorkerMetrics(spec.name, self._worker, str(engine.device)),
             )
@@ -141,9 +122,29 @@ class Worker:
                 pass
         except Exception as error:  # noqa: BLE001 - it becomes data: the dispatcher decides
             return Failure.of(error, "start", starting=True)
-        self._runner = runner
+        self._load, self._runner = load, runner
         self._runner.draining = self._draining
-        return Ready(node, str(engine.device), os.getpid())
+        return Ready(self._node, str(engine.device), os.getpid())
+
+    def begin(self, epoch: int) -> Failure | None:
+        """From now on the driver has this number; a failure where this machine's folder does not know it."""
+        assert self._load is not None
+        assert self._runner is not None
+        self._runner.epoch = epoch
+        return self._unseen(self._load, epoch)
+
+    def _unseen(self, load: Load, epoch: int = 0) -> Failure | None:
+        """Why what is written here would be lost to the job, if it would."""
+        try:
+            JobFolder(load.store).wait_until_seen(load.job_plan, epoch)
+        except StoreError as error:
+            unseen = StoreError(
+                f"node {self._node[:12]} ({socket.gethostname()}) does not see the output folder "
+                f"{load.store.url}: {error}; every node must find the same folder there, as on a shared "
+                "disk or in a bucket"
+            )
+            return Failure.of(unseen, "start", starting=True)
+        return None
 
     def attempt(self, assignment: Assignment) -> Iterator[list[Event]]:
         """`Runner.attempt`, until the driver cancels the call; see `in_lists`."""

@@ -69,6 +69,8 @@ class Attempt:
     timings: list[Timing] = field(default_factory=list)
     named: tuple[str, ...] = ()
     """The rows that were last reported to be in flight."""
+    trouble: str = ""
+    """What keeps the commit waiting, not yet reported."""
 
     @property
     def shard(self) -> int:
@@ -101,7 +103,8 @@ class Attempt:
             yield RowsDone(self.worker, self.shard, self.assignment.attempt, ids)
 
     def alive(self) -> ShardAlive:
-        return ShardAlive(self.worker, self.shard, self.assignment.attempt)
+        trouble, self.trouble = self.trouble, ""
+        return ShardAlive(self.worker, self.shard, self.assignment.attempt, trouble)
 
     def wait(self, future: Future[Any]) -> Iterator[ShardAlive]:
         """Wait for a thread; until it is done, report now and then that the attempt continues."""

@@ -10,6 +10,7 @@ The tour of a row's way ends in jobs/parts/build.py.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,13 +20,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from overtone.cluster.dispatch import Event, ShardAlive, ShardCommitted
-from overtone.cluster.faults import Failure, Verdict
+from overtone.cluster.faults import Failure, Verdict, first_line
 from overtone.cluster.worker.attempt import Attempt
+from overtone.jobs.errors import StoreError
 from overtone.jobs.media import Kind
-from overtone.jobs.parts import AttemptFacts, Footer, Made, Timing, build_part, create_part, write_derived
+from overtone.jobs.parts import (
+    AttemptFacts,
+    Footer,
+    Made,
+    Part,
+    Timing,
+    build_part,
+    create_part,
+    write_derived,
+)
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store
+
+PATIENCE_S = 600.0
+"""How long a part is kept that the store does not take."""
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 15.0
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +70,7 @@ class Commits:
         self._deriver = ThreadPoolExecutor(1, thread_name_prefix="derive")
         self._pending: list[Pending] = []
         self._derived: Future[None] | None = None
+        self._closing = threading.Event()
         self.recent_events: deque[Event] = deque(maxlen=8)
         """The last commits that were reported."""
 
@@ -113,7 +130,7 @@ class Commits:
             timings=attempt.timings,
             kind=self._kind,
         )
-        upload = create_part(self._store, part)
+        upload = self._create(part, attempt)
         once = part.footer.timings[before:]
         attempt.on_timings(once if upload is None else (*once, upload))
         if upload is not None:
@@ -129,6 +146,23 @@ class Commits:
         )
         return len(made)
 
+    def _create(self, part: Part, attempt: Attempt) -> Timing | None:
+        """Create the part, again and again while the store fails: the part is encoded, and what was made on
+        the device is not thrown away for a store's pause. StoreError where that takes too long."""
+        assert self._store is not None
+        begin, pause_s = time.monotonic(), FIRST_PAUSE_S
+        while True:
+            try:
+                return create_part(self._store, part)
+            except StoreError as error:
+                if time.monotonic() - begin > PATIENCE_S or self._closing.is_set():
+                    raise
+                if pause_s == FIRST_PAUSE_S:
+                    _log.warning("the part is kept and tried again: %s", error)
+                attempt.trouble = first_line(error)
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
     def _derive(self, footer: Footer, upload: Timing) -> None:
         """In a thread, after the commit, so that what fails here costs no row: the end of the job makes it
         again from the part (`JobFolder.repair_derived`)."""
@@ -139,7 +173,9 @@ class Commits:
             _log.warning("its timings are not written yet", exc_info=True)
 
     def close(self) -> None:
-        """Finish the commits and their tables, and end the threads."""
+        """Finish the commits and their tables, and end the threads. What the store does not take now is left
+        for another attempt."""
+        self._closing.set()
         self._committer.shutdown(wait=True)
         self._deriver.shutdown(wait=True)
 

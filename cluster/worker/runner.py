@@ -53,7 +53,7 @@ class Runner:
         job_plan, store: None for a runner that is only asked to `make` rows.
         worker: the dispatcher's number of this worker, for its events.
         node: where it runs, for the timings.
-        epoch: of the driver, for the attempts' names.
+        epoch: of the driver, for the attempts' names; it may be set later.
         retry_plan: whose rows to make, instead of all rows of a shard.
         on_timings: called with the timings of each batch, and of what is done once for a shard, from any
             thread.
@@ -74,7 +74,7 @@ class Runner:
         on_timings: Callable[[Sequence[Timing]], None] = lambda timings: None,
         reader: Reader | None = None,
     ) -> None:
-        self._worker, self._epoch, self._on_timings = worker, epoch, on_timings
+        self._worker, self.epoch, self._on_timings = worker, epoch, on_timings
         self.draining = False
         """Set, from any thread or a signal's handler, to give the shard back after the chunk in hand."""
         self.kind: Kind = "video" if engine.family.default_frames else "image"
@@ -98,7 +98,7 @@ class Runner:
         shard, number = assignment.shard, assignment.attempt
         attempt = Attempt(
             assignment,
-            id=f"e{self._epoch}-w{self._worker}-s{shard}-a{number}-{uuid4().hex}",
+            id=f"e{self.epoch}-w{self._worker}-s{shard}-a{number}-{uuid4().hex}",
             worker=self._worker,
             asked_to_stop=lambda: self.draining or cancelled(),
             on_timings=self._on_timings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overtone.jobs.parts.build import AttemptFacts, build_part
+from overtone.jobs.parts.build import AttemptFacts, Part, build_part
 from overtone.jobs.parts.commit import create_part, rejects_table, write_derived
 from overtone.jobs.parts.footer import Footer, StageTime, Timing, digest
 from overtone.jobs.parts.formats import read_footer, read_rows
@@ -24,6 +24,7 @@ __all__ = [
     "Footer",
     "Format",
     "Made",
+    "Part",
     "PartRow",
     "StageTime",
     "Timing",

@@ -36,6 +36,13 @@ def status(
     return StatusReader(open_store(url, endpoint_url=endpoint_url, region=region)).read(now)
 
 
+def rejects_by_class(store: Store, num_shards: int) -> dict[str, int]:
+    """How many samples of a job are rejected now, by error class; an estimate where there are very many."""
+    tables = _rejects_of(store, num_shards)
+    tables.look()
+    return sum_rejects(tables)[1]
+
+
 class StatusReader:
     """Looks at a job's folder again and again. UserError where there is no job.
 
@@ -52,13 +59,7 @@ class StatusReader:
         parts = _part_names(store, num_shards, self._spec.output.format)
         self._parts = PartSums(parts, lambda shard: job_plan.shard(shard).num_rows, self._pace)
         self._timings = times_of(store, num_shards)
-        rejects = Names(
-            store,
-            "rejects/",
-            lambda key: rejects_index(num_shards, key),
-            lambda shard: rejects_name(num_shards, shard),
-        )
-        self._rejects = Tables(store, rejects, rejected_of, REJECT_COLUMNS)
+        self._rejects = _rejects_of(store, num_shards)
         self._retries: list[_RetrySeen] = []
 
     def read(self, now: float | None = None) -> Status:
@@ -154,3 +155,14 @@ def _part_names(store: Store, num_shards: int, format: Format, *, retry: int = 0
         lambda key: part_index(num_shards, key, retry),
         lambda shard: part_name(num_shards, shard, format, retry),
     )
+
+
+def _rejects_of(store: Store, num_shards: int) -> Tables:
+    """The rejects of a job, to be looked at."""
+    names = Names(
+        store,
+        "rejects/",
+        lambda key: rejects_index(num_shards, key),
+        lambda shard: rejects_name(num_shards, shard),
+    )
+    return Tables(store, names, rejected_of, REJECT_COLUMNS)

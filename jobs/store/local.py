@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from overtone.jobs.errors import StoreError, StoreUnsafe
+from overtone.jobs.errors import StoreError, StoreRefused, StoreUnsafe
 from overtone.jobs.store.base import (
     NoSuchObject,
     ObjectInfo,
@@ -37,6 +37,7 @@ _SWEEP_UNLOCKED_AFTER_S = 86_400.0  # where the file system has no locks to tell
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _CHUNK_BYTES = 1024**2
 
+_PASSING = {errno.ENOSPC, errno.EDQUOT}
 _ADVICE = {
     errno.ENOSPC: "free some space, then run again: the job resumes",
     errno.EDQUOT: "the quota is used up; free some space, then run again: the job resumes",
@@ -236,7 +237,9 @@ class LocalStore(Store):
             advice = _ADVICE.get(
                 error.errno or 0, "see that the disk is well, then run again: the job resumes"
             )
-            raise StoreError(f"{self.where(key)}: {error.strerror or error}; {advice}") from error
+            refused = error.errno in _ADVICE.keys() - _PASSING
+            kind = StoreRefused if refused else StoreError
+            raise kind(f"{self.where(key)}: {error.strerror or error}; {advice}") from error
 
 
 def _info(key: str, status: os.stat_result, attempt: str | None = None) -> ObjectInfo:

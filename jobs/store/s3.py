@@ -145,6 +145,7 @@ class S3Store(Store):
         def get(client: Any) -> tuple[bytes, str]:
             try:
                 answer = client.get_object(**request)
+                self._s3.answered()
                 data = answer["Body"].read()
             except boto.ClientError as error:
                 if http_status(error) == 416:  # the range starts behind the end

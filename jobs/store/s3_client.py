@@ -6,16 +6,21 @@ advise about the others, and nothing of what a request is for.
 
 boto3's own retries are off, because what may be sent again depends on what is being done: `s3_upload` has the
 creates, after which a lost answer leaves open whose object exists.
+
+Keys that expire are looked for anew where boto3 found them, since whoever renews them for a job that runs
+rewrites its credentials file. A store that takes long to answer is named in one line of the log.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -23,11 +28,15 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from overtone.jobs.errors import StoreError, UserError
+from overtone.jobs.errors import StoreError, StoreRefused, UserError
 from overtone.jobs.store.base import NoSuchObject, ObjectInfo, StoreConfig, check_key
 
 ATTEMPT_METADATA = "overtone-attempt"
 """The header, after `x-amz-meta-`, under which an object says which attempt made it."""
+SILENT_S = 5.0
+"""How long a request may take before somebody is told what is waited for."""
+_SLOWEST_BYTES_PER_S = 1e6  # a longer upload is no silence
+_TELL_EVERY_S = 60.0
 _MAX_KEY_BYTES = 1024
 _MAX_WAIT_S = 10.0
 
@@ -47,6 +56,19 @@ _PASSING_CODES = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
+
+_KEY_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "TokenRefreshRequired",
+    "InvalidToken",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "400",  # HEAD has no body to say why
+}
+"""What is answered to keys that were good once, or will be."""
 
 _PASSING_ERRORS = (
     boto.ConnectionError,  # refused, unresolved, timed out while connecting
@@ -73,6 +95,7 @@ _ADVICE = {
     "QuotaExceeded": "make room in the bucket, then run again: the job resumes",
 }
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -93,6 +116,9 @@ class S3Client:
         self.bucket, self.prefix = match[1], f"{match[2]}/" if match[2] else ""
         self._lock = threading.Lock()
         self._made: tuple[int, Any, Any] | None = None  # (process id, session, client)
+        self._worked = False  # some request was answered as it should be
+        self._told = -_TELL_EVERY_S
+        self._timers = threading.local()
 
     def name(self, key: str) -> str:
         """The object's key in the bucket; ValueError where it can be none."""
@@ -125,18 +151,61 @@ class S3Client:
 
         return self.retried(key, ask)
 
-    def retried(self, key: str, ask: Callable[[Any], _T]) -> _T:
+    def retried(self, key: str, ask: Callable[[Any], _T], *, size_bytes: int = 0) -> _T:
         """What `ask(client)` returns, asked again while it fails for a passing reason."""
         problem: Exception | None = None
-        for wait_s in self.waits():
-            try:
-                return ask(self.client())
-            except CAUGHT as error:
-                problem = error
-            if wait_s is None or not passing(problem):
-                break
-            time.sleep(wait_s)
+        with self.watched(key, size_bytes):
+            for wait_s in self.waits():
+                try:
+                    return self.sent(ask)
+                except CAUGHT as error:
+                    problem = error
+                if wait_s is None or not self.may_pass(problem):
+                    break
+                time.sleep(wait_s)
         raise self.refusal(key, problem)  # outside `except`: no secret of boto's may hang on as context
+
+    def sent(self, ask: Callable[[Any], _T]) -> _T:
+        """What `ask(client)` returns, asked once."""
+        answer = ask(self.client())
+        self._worked = True
+        return answer
+
+    def may_pass(self, problem: Exception | None) -> bool:
+        """Whether the same request may succeed later. Where the answer is that the keys are not good, they
+        are read anew; the same keys are waited for only where they were good before."""
+        if passing(problem):
+            return True
+        code = error_code(problem)
+        if code not in _KEY_CODES | {"403"}:
+            return False
+        before = self._secrets()
+        with self._lock:
+            self._made = None
+        self.client()
+        return self._secrets() != before or (self._worked and code != "403")
+
+    @contextmanager
+    def watched(self, key: str, size_bytes: int = 0) -> Iterator[None]:
+        """While it takes long, say once what is waited for; sending `size_bytes` may take its time."""
+        allowed_s = SILENT_S + size_bytes / _SLOWEST_BYTES_PER_S
+        timer = self._timers.now = threading.Timer(allowed_s, self._tell, (key, allowed_s))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def answered(self) -> None:
+        """The answer to this thread's request has begun; what is left is to receive it."""
+        self._timers.now.cancel()
+
+    def _tell(self, key: str, after_s: float) -> None:
+        if time.monotonic() - self._told >= _TELL_EVERY_S:
+            self._told = time.monotonic()
+            server, where = self.config.endpoint_url or "S3", self.config.where(key)
+            _log.warning("waiting for %s: %s has taken %.0f s so far", server, where, after_s)
 
     def client(self) -> Any:
         """The boto3 client, which threads may share but processes may not."""
@@ -187,7 +256,8 @@ class S3Client:
             )
         else:
             advice = _ADVICE.get(code, "see that the URL, endpoint, region and credentials belong together")
-        return StoreError(f"{where}: {text}; {advice}")
+        refused = not passing(problem) and code != "QuotaExceeded"
+        return (StoreRefused if refused else StoreError)(f"{where}: {text}; {advice}")
 
     def text(self, problem: Exception | None) -> str:
         """The problem in one line, without secrets that a server, a proxy or boto may have put there."""

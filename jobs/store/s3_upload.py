@@ -36,7 +36,6 @@ from overtone.jobs.store.s3_client import (
     UploadGone,
     error_code,
     http_status,
-    passing,
 )
 
 _log = logging.getLogger(__name__)
@@ -68,10 +67,11 @@ def put_whole(
             client.put_object(Bucket=s3.bucket, Key=name, Body=stream, **extra)
 
     if not conditional:
-        s3.retried(key, send)
+        s3.retried(key, send, size_bytes=body.size)
         return True
     assert attempt is not None
-    ours = _settled(s3, key, attempt, send, start_again=False)
+    with s3.watched(key, body.size):
+        ours = _settled(s3, key, attempt, send, start_again=False)
     assert ours is not None
     return ours
 
@@ -109,13 +109,14 @@ def _settled(
     problem: Exception | None = None
     for wait_s in s3.waits():
         try:
-            send(s3.client())
+            s3.sent(send)
             return True
         except CAUGHT as error:
             problem = error
         status = http_status(problem)
         lost = status == 409 or error_code(problem) == "NoSuchUpload"
-        if lost or status == 412 or (wait_s is None and passing(problem)):
+        may_pass = s3.may_pass(problem)
+        if lost or status == 412 or (wait_s is None and may_pass):
             there = s3.head(key)
             if there is not None:
                 return there.attempt == attempt
@@ -127,7 +128,7 @@ def _settled(
                 f"({s3.text(problem)}); use another, or accept that two workers may both write one "
                 "shard with `output.unsafe_overwrite: true`"
             )
-        elif not passing(problem):
+        elif not may_pass:
             break
         if wait_s is not None:
             time.sleep(wait_s)
@@ -161,7 +162,8 @@ def _upload(
             s3.retried(key, complete)
             ours = True
         else:
-            ours = _settled(s3, key, attempt, complete, start_again=True)
+            with s3.watched(key):
+                ours = _settled(s3, key, attempt, complete, start_again=True)
         return ours
     except UploadGone:
         return None
@@ -184,7 +186,7 @@ def _upload_parts(s3: S3Client, key: str, body: Body, upload: dict[str, str]) ->
                 part["ChecksumCRC32"] = _base64(zlib.crc32(piece))
             return {**part, "ETag": client.upload_part(**upload, **part, Body=piece)["ETag"]}
 
-        return s3.retried(key, send_piece)
+        return s3.retried(key, send_piece, size_bytes=len(piece))
 
     with ThreadPoolExecutor(min(_PART_THREADS, len(starts)), "upload") as pool:
         futures = [pool.submit(send, *numbered) for numbered in enumerate(starts, 1)]
