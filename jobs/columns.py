@@ -91,18 +91,23 @@ TIMINGS_COLUMNS = (
         pa.string(),
         "`read`, `text_encode`, `denoise`, `expand`, `vae_decode`, `image_encode`, `part_write` or `upload`.",
     ),
-    Column("rows", pa.int32(), "Rows in the batch."),
+    Column("rows", pa.int32(), "Rows of the batch that the line is about."),
     Column("height", pa.int32(), "Latent cells, where the stage has a grid."),
     Column("width", pa.int32(), "Latent cells, where the stage has a grid."),
     Column("tokens", pa.int64(), "Of one row on that grid."),
     Column("steps", pa.int32(), "Scheduler steps, of `denoise`."),
-    Column("seconds", pa.float64(), "Of the whole batch."),
+    Column(
+        "seconds",
+        pa.float64(),
+        "Of all these rows, at work on them. Lines of one thread never overlap; pictures are encoded by "
+        "several threads.",
+    ),
     Column("start_s", pa.float64(), "Seconds from the attempt's beginning to the stage's."),
     Column("start", pa.timestamp("us", tz="UTC"), "The same as a time, by the worker's clock."),
     Column("worker", pa.string(), "The worker's name."),
     Column("device", pa.string(), "What it computed on."),
     Column("node", pa.string(), "The machine it ran on."),
-    Column("row_ids", pa.list_(pa.string()), "The rows in the batch, for joins with `data/`."),
+    Column("row_ids", pa.list_(pa.string()), "These rows, for joins with `data/`."),
 )
 
 REJECTS_COLUMNS = (

@@ -20,7 +20,7 @@ from typing import Any
 
 from overtone.cluster.dispatch import Event, ShardAlive, ShardCommitted
 from overtone.cluster.faults import Failure, Verdict
-from overtone.cluster.worker.attempt import Attempt
+from overtone.cluster.worker.attempt import Attempt, EncodedMedia
 from overtone.jobs.media import Kind
 from overtone.jobs.parts import AttemptFacts, Footer, Made, Timing, build_part, create_part, write_derived
 from overtone.jobs.plan import JobPlan
@@ -159,11 +159,11 @@ def _outcome(pending: Pending) -> Event:
 def made_of(attempt: Attempt) -> list[Made]:
     """What an attempt has made, once its pictures are encoded. A row whose picture cannot be is rejected."""
     made: list[Made] = []
-    spans: dict[int, list[tuple[str, float, float]]] = {}  # of each batch: row_id, begin, end
+    encoded: dict[int, list[tuple[str, EncodedMedia]]] = {}  # of each batch
     for picture in attempt.pictures:
         row, sampling_plan = picture.row, picture.sampling_plan
         try:
-            data, begin, end = picture.encoding.result()
+            media = picture.encoding.result()
         except Exception as error:  # the row boundary again
             failure = Failure.of(error, "image_encode")
             if failure.verdict is not Verdict.REJECT_ROW:
@@ -171,11 +171,11 @@ def made_of(attempt: Attempt) -> list[Made]:
             name, message, phase = failure.error_class, failure.message, failure.phase
             attempt.add_reject(row, name, message, phase, attempt.assignment.attempt)
             continue
-        spans.setdefault(picture.batch, []).append((row.row_id, begin, end))
+        encoded.setdefault(picture.batch, []).append((row.row_id, media))
         made.append(
             Made(
                 row=row,
-                data=data,
+                data=media.data,
                 height_px=sampling_plan.height_px,
                 width_px=sampling_plan.width_px,
                 num_steps=sampling_plan.num_steps,
@@ -186,8 +186,6 @@ def made_of(attempt: Attempt) -> list[Made]:
             )
         )
     attempt.pictures.clear()
-    for number, span in spans.items():
-        ids = tuple(row_id for row_id, _, _ in span)
-        begin, end = min(begin for _, begin, _ in span), max(end for _, _, end in span)
-        attempt.timings.append(attempt.timing(number, "image_encode", ids, begin, end - begin))
+    for number, ended in encoded.items():
+        attempt.timings += attempt.timings_of_encoding(number, ended)
     return made
