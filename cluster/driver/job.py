@@ -24,12 +24,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from overtone.cluster.driver.loop import DriverLoop
-from overtone.cluster.driver.summary import Summary, conclude, summary_of
+from overtone.cluster.driver.summary import Summary, conclude, noting, summary_of
 from overtone.jobs.errors import JobError, SpecError, StoreError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work, make_plan
 from overtone.jobs.prompts import check_row_ids
-from overtone.jobs.report import card_rows, write_card
+from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.retry import find_rejects, job_to_retry, tolerating_rejects
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
@@ -74,9 +74,12 @@ def run_job(
         retry_plan = folder.unfinished_retry()
         if retry_plan is None:
             folder.repair_derived()
-            if card_rows(folder.store) is None:  # the run that finished the job ended before its card
-                write_card(folder.store, spec, job_plan)
-            return summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
+            notes: list[str] = []
+            with noting(notes, f"{CARD} is not written, `overtone card` tries again"):
+                if card_rows(folder.store) is None:  # the run that finished the job ended before its card
+                    write_card(folder.store, spec, job_plan)
+            summary = summary_of(spec, job_plan, folder.store, began, done=job_plan.num_shards)
+            return replace(summary, notes=tuple(notes))
         spec, work = tolerating_rejects(spec), retry_plan
     return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory)
 

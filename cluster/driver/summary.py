@@ -7,12 +7,15 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from overtone.cluster.driver.tally import Tally
-from overtone.jobs.errors import JobError, StoreError, VerifyError
+from overtone.cluster.faults import first_line
+from overtone.jobs.errors import JobError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work
 from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
@@ -125,17 +128,16 @@ def conclude(
         other = folder.unfinished_retry()
         if other is not None:
             notes.append(f"retry {other.number} lacks parts: the same command again goes on with it")
-        try:
+        with noting(notes, f"{CARD} is not written, `overtone card` tries again"):
             write_card(store, spec, job_plan)
-        except (StoreError, VerifyError) as error:
-            notes.append(f"{CARD} is not written, `overtone card` tries again: {error}")
     summary = summary_of(spec, work, store, began, done=len(tally.finished))
     sheet = summary.sheet
     if ending.error is None and not store.url.startswith("s3://"):
-        pictures = list(first_pictures(store, SHEET_PICTURES))
-        if pictures:
-            store.put(SHEET, contact_sheet(pictures), content_type="image/png")
-            sheet = short(store.where(SHEET))
+        with noting(notes, f"{SHEET} is not drawn, `overtone sheet` tries again"):
+            pictures = list(first_pictures(store, SHEET_PICTURES))
+            if pictures:
+                store.put(SHEET, contact_sheet(pictures), content_type="image/png")
+                sheet = short(store.where(SHEET))
     return replace(
         summary,
         rows=tally.rows,
@@ -147,6 +149,15 @@ def conclude(
         traceback=ending.traceback,
         sheet=sheet,
     )
+
+
+@contextmanager
+def noting(notes: list[str], what: str) -> Iterator[None]:
+    """What is only about the rows, which are committed, never changes how their job ended."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the end of a run: whatever it is, it becomes a note
+        notes.append(f"{what}: {first_line(error)}")
 
 
 def summary_of(spec: JobSpec, work: Work, store: Store, began: float, *, done: int) -> Summary:
