@@ -59,18 +59,22 @@ class JobFolder:
             attempt=uuid4().hex,
             content_type="application/vnd.apache.parquet",
         )
-        if not created:
-            self.check(job_plan)
-        self._kept_plan = job_plan
+        self._kept_plan = job_plan if created else self.check(job_plan)
         # After the plan, which decides, also where an earlier run ended between the two.
         self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
         return not created
 
-    def check(self, job_plan: JobPlan) -> None:
-        """FingerprintMismatch, which shows what differs, where the folder holds another job than this."""
+    @property
+    def plan(self) -> JobPlan:
+        """The job's plan as it was begun, which may be of an older version. UserError where there is none."""
+        return self._plan()
+
+    def check(self, job_plan: JobPlan) -> JobPlan:
+        """The plan that the folder keeps. FingerprintMismatch, which shows what differs, where it is of
+        another job than this."""
         kept = self._read_plan()
         if kept.fingerprint == job_plan.fingerprint:
-            return
+            return kept
         lines = difference(kept, job_plan) or ["the order of the input files changed"]
         raise FingerprintMismatch(
             f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "

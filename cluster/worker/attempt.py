@@ -188,6 +188,8 @@ class Batch:
     """Of each row."""
     denoise_seconds: list[float]
     """Of each row, with the expansions."""
+    truncated: Sequence[bool | None] | None = None
+    """Of each row, whether its prompt was cut; None: not known."""
 
     def pick(self, chunk: Iterable[int]) -> list[Row]:
         return [self.rows[index] for index in chunk]
@@ -231,6 +233,7 @@ class Picture:
     stages: tuple[StageTime, ...]
     denoise_seconds: float
     latents: np.ndarray | None
+    prompt_truncated: bool | None
     encoding: Future[EncodedMedia]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -28,6 +28,8 @@ from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store
 
 _log = logging.getLogger(__name__)
+Guidance = Mapping[str, float | None]
+"""`guidance_scale` and `true_cfg_scale` as an engine's pipeline gets them; empty where it does not tell."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,16 @@ class Commits:
     """
 
     def __init__(
-        self, spec: JobSpec, job_plan: JobPlan | None, store: Store | None, facts: AttemptFacts, kind: Kind
+        self,
+        spec: JobSpec,
+        job_plan: JobPlan | None,
+        store: Store | None,
+        facts: AttemptFacts,
+        kind: Kind,
+        guidance: Guidance,
     ) -> None:
         self._spec, self._job_plan, self._store = spec, job_plan, store
-        self._facts, self._kind = facts, kind
+        self._facts, self._kind, self._guidance = facts, kind, guidance
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._deriver = ThreadPoolExecutor(1, thread_name_prefix="derive")
         self._pending: list[Pending] = []
@@ -100,7 +108,7 @@ class Commits:
         assert self._job_plan is not None
         assert self._store is not None
         before = len(attempt.timings)
-        made = made_of(attempt)
+        made = made_of(attempt, self._guidance)
         part = build_part(
             self._spec,
             self._job_plan,
@@ -156,7 +164,7 @@ def _outcome(pending: Pending) -> Event:
     )
 
 
-def made_of(attempt: Attempt) -> list[Made]:
+def made_of(attempt: Attempt, guidance: Guidance) -> list[Made]:
     """What an attempt has made, once its pictures are encoded. A row whose picture cannot be is rejected."""
     made: list[Made] = []
     encoded: dict[int, list[tuple[str, EncodedMedia]]] = {}  # of each batch
@@ -183,6 +191,9 @@ def made_of(attempt: Attempt) -> list[Made]:
                 denoise_seconds=picture.denoise_seconds,
                 latents=picture.latents,
                 delta=sampling_plan.delta,
+                guidance_scale=guidance.get("guidance_scale"),
+                true_cfg_scale=guidance.get("true_cfg_scale"),
+                prompt_truncated=picture.prompt_truncated,
             )
         )
     attempt.pictures.clear()

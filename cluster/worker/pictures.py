@@ -94,6 +94,7 @@ class Pictures:
                 stages=tuple(batch.stages[index]),
                 denoise_seconds=batch.denoise_seconds[index],
                 latents=latents,
+                prompt_truncated=None if batch.truncated is None else batch.truncated[index],
                 encoding=self._encoders.submit(self._encode, medium),
             )
             attempt.pictures.append(picture)
