@@ -6,7 +6,7 @@ and the tables of README, card and `overtone schema --output` follow from these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,7 +22,14 @@ class Column(NamedTuple):
     type: pa.DataType
     meaning: str
     """Markdown."""
+    since: int = 1
+    """The generation of columns that it came with."""
 
+
+GENERATION = 2
+"""Of the columns of a job that begins now. A job keeps those that it began with, for all its parts are one
+data set, which some readers take only with the same columns in each. The later ones can all be null, and give
+way to a column of the input that has their name."""
 
 MEDIA = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 STAGES = pa.list_(
@@ -47,6 +54,14 @@ DATA = (
         "row asks for several images, `#0`, `#1`, ... follow.",
     ),
     Column("prompt", pa.string(), "As it was read."),
+    Column("negative_prompt", pa.string(), "As it was read; null: none was given.", since=2),
+    Column(
+        "prompt_truncated",
+        pa.bool_(),
+        "Whether every text encoder of the model cut the prompt, so that its end had no effect; null: not "
+        "known.",
+        since=2,
+    ),
     Column(
         "seed",
         pa.int64(),
@@ -59,7 +74,12 @@ DATA = (
     Column("mode", pa.string(), "`sampling.mode` of the spec."),
     Column("delta", pa.float64(), "Error allowed per frequency at a change of grid; the one that was used."),
     Column("num_steps", pa.int32(), "Scheduler steps over all stages."),
-    Column("guidance_scale", pa.float64(), "Of the spec; null: the pipeline's own default."),
+    Column(
+        "guidance_scale",
+        pa.float64(),
+        "What the pipeline was called with: of the spec, else its own default; null: it takes none.",
+    ),
+    Column("true_cfg_scale", pa.float64(), "The same, of `true_cfg_scale`.", since=2),
     Column("model", pa.string(), "`model.id`, with `@` and the revision where the spec has one."),
     Column(
         "stages",
@@ -91,18 +111,29 @@ TIMINGS_COLUMNS = (
         pa.string(),
         "`read`, `text_encode`, `denoise`, `expand`, `vae_decode`, `image_encode`, `part_write` or `upload`.",
     ),
-    Column("rows", pa.int32(), "Rows in the batch."),
+    Column("rows", pa.int32(), "Rows of the batch that the line is about."),
     Column("height", pa.int32(), "Latent cells, where the stage has a grid."),
     Column("width", pa.int32(), "Latent cells, where the stage has a grid."),
     Column("tokens", pa.int64(), "Of one row on that grid."),
     Column("steps", pa.int32(), "Scheduler steps, of `denoise`."),
-    Column("seconds", pa.float64(), "Of the whole batch."),
+    Column(
+        "seconds",
+        pa.float64(),
+        "Of all these rows, at work on them. Lines of one thread never overlap; pictures are encoded by "
+        "several threads.",
+    ),
     Column("start_s", pa.float64(), "Seconds from the attempt's beginning to the stage's."),
     Column("start", pa.timestamp("us", tz="UTC"), "The same as a time, by the worker's clock."),
     Column("worker", pa.string(), "The worker's name."),
     Column("device", pa.string(), "What it computed on."),
     Column("node", pa.string(), "The machine it ran on."),
-    Column("row_ids", pa.list_(pa.string()), "The rows in the batch, for joins with `data/`."),
+    Column("row_ids", pa.list_(pa.string()), "These rows, for joins with `data/`."),
+    Column(
+        "truncated",
+        pa.int32(),
+        "Of `part_write`: rows of the part with `prompt_truncated`; null: not known.",
+        since=2,
+    ),
 )
 
 REJECTS_COLUMNS = (
@@ -122,16 +153,26 @@ REJECTS_COLUMNS = (
 )
 
 TIMINGS = pa.schema([pa.field(column.name, column.type) for column in TIMINGS_COLUMNS])
+FIRST_TIMINGS = pa.schema([pa.field(name.name, name.type) for name in TIMINGS_COLUMNS if name.since == 1])
+"""Those of the first generation."""
 REJECTS = pa.schema([pa.field(column.name, column.type) for column in REJECTS_COLUMNS])
-OUTPUT_COLUMNS = frozenset([*(column.name for column in DATA), "latents_shape"])
-"""The names that a column of the input cannot pass through under: those of the output's own columns, and one
-that is kept free."""
+OUTPUT_COLUMNS = frozenset([*(column.name for column in DATA if column.since == 1), "latents_shape"])
+"""The names that a column of the input cannot pass through under: those of the output's own columns of the
+first generation, and one that is kept free."""
 
 
-def own_columns(kind: Kind, *, latents: bool) -> list[pa.Field]:
-    """The columns of a part that do not pass through from the input, with or without `latents`."""
+def own_columns(
+    kind: Kind, *, latents: bool, generation: int = GENERATION, taken: Collection[str] = ()
+) -> list[pa.Field]:
+    """The columns of a part that do not pass through from the input, with or without `latents`. `taken`: the
+    names of those that do."""
     absent = {"video" if kind == "image" else "image", *(() if latents else ("latents",))}
-    return [pa.field(column.name, column.type) for column in DATA if column.name not in absent]
+    return [
+        pa.field(column.name, column.type)
+        for column in DATA
+        if column.name not in absent
+        and (column.since == 1 or (column.since <= generation and column.name not in taken))
+    ]
 
 
 def output_reference_markdown() -> str:
@@ -144,9 +185,12 @@ def output_reference_markdown() -> str:
     return "\n\n".join(f"### {title}\n\n{columns_markdown(columns)}" for title, columns in tables)
 
 
-def data_columns_markdown(kind: Kind, *, latents: bool, passthrough: pa.Schema) -> str:
+def data_columns_markdown(
+    kind: Kind, *, latents: bool, passthrough: pa.Schema, generation: int = GENERATION
+) -> str:
     """The table of one job's own columns, and of those that pass through from its prompt table."""
-    names = {field.name for field in own_columns(kind, latents=latents)}
+    own = own_columns(kind, latents=latents, generation=generation, taken=passthrough.names)
+    names = {field.name for field in own}
     foreign = (Column(field.name, field.type, "From the prompt table, untouched.") for field in passthrough)
     return columns_markdown([*(column for column in DATA if column.name in names), *foreign])
 

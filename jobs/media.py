@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,9 @@ from overtone.jobs.errors import UserError
 from overtone.jobs.spec import Output
 
 Kind = Literal["image", "video"]
+BLANK_SPREAD = 2
+"""Two pixels of a blank picture differ by no more than this in any colour: what codecs with loss make of one
+colour."""
 _PNG_LEVEL = 4  # zlib's; 6 takes twice as long for a few percent
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _NAME_CHARACTERS = 80
@@ -76,12 +80,32 @@ def media_name(row_id: str, extension: str) -> str:
 
 def check_media(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels of a file, decoded to its last byte. ValueError where it is broken."""
+    seen = look_at(data)
+    return seen.height_px, seen.width_px
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at every pixel of a picture or video shows."""
+
+    height_px: int
+    width_px: int
+    spread: int
+    """The largest difference between two pixels in any colour, in [0, 255]; of a video, within any frame."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether all of it is one colour, as far as a codec keeps that."""
+        return self.spread <= BLANK_SPREAD
+
+
+def look_at(data: bytes) -> Seen:
+    """A file, decoded to its last byte. ValueError where it is broken."""
     if media_kind(data) == "video":
-        return _check_video(data)
+        return _look_at_video(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image.height, image.width
+            return Seen(image.height, image.width, _spread(image.convert("RGB")))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a whole picture: {error}") from None
 
@@ -135,23 +159,29 @@ def _encode_video(frames: np.ndarray, output: Output) -> bytes:
         return path.read_bytes()
 
 
-def _check_video(data: bytes) -> tuple[int, int]:
+def _spread(picture: Image.Image) -> int:
+    return max(int(high) - int(low) for low, high in picture.getextrema())  # type: ignore[misc]
+
+
+def _look_at_video(data: bytes) -> Seen:
     av = _av()
     size: tuple[int, int] | None = None
-    frames = promised = 0
+    frames = promised = spread = 0
     try:
         with av.open(io.BytesIO(data)) as container:
             promised = container.streams.video[0].frames
             for frame in container.decode(video=0):
                 size = frame.height, frame.width
                 frames += 1
+                if spread <= BLANK_SPREAD:  # one frame that is not blank is enough, and looking costs
+                    spread = _spread(frame.to_image())
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(f"not a whole video: {error}") from None
     if size is None:
         raise ValueError("a video without frames")
     if promised and frames != promised:
         raise ValueError(f"not a whole video: {frames} frames instead of {promised}")
-    return size
+    return Seen(*size, spread)
 
 
 def _av() -> Any:

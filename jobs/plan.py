@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from overtone.jobs.columns import GENERATION
 from overtone.jobs.errors import PromptsError, VerifyError
 from overtone.jobs.prompts import FileList, list_files
 from overtone.jobs.spec import JobSpec
@@ -100,6 +101,8 @@ class JobPlan:
     """Rows a shard; the last of a file may have fewer, for shards never span files."""
     samples: dict[str, Any]
     """`JobSpec.samples()`: the settings that change samples."""
+    generation: int = GENERATION
+    """Of the output's columns (`jobs.columns`), as the job began with them. No sample depends on it."""
 
     @cached_property
     def _first_shards(self) -> np.ndarray:
@@ -160,7 +163,7 @@ class JobPlan:
         the same files. All parts of a job have the same columns."""
         paths = self.files.table["path"]
         table = kept.files.table.set_column(kept.files.table.schema.get_field_index("path"), "path", paths)
-        return replace(self, files=FileList(table, kept.passthrough))
+        return replace(self, files=FileList(table, kept.passthrough), generation=kept.generation)
 
     @cached_property
     def fingerprint_parts(self) -> dict[str, Any]:
@@ -194,6 +197,7 @@ class JobPlan:
             "num_rows": self.num_rows,
             "shard_rows": self.shard_rows,
             "samples": self.samples,
+            "generation": self.generation,
             "passthrough": base64.b64encode(self.passthrough.serialize().to_pybytes()).decode(),
         }
         sink = io.BytesIO()
@@ -217,7 +221,7 @@ class JobPlan:
             files = FileList(
                 table.drop_columns(["first_shard", "num_shards"]).replace_schema_metadata(), passthrough
             )
-            plan = cls(files, about["shard_rows"], about["samples"])
+            plan = cls(files, about["shard_rows"], about["samples"], about.get("generation", 1))
             if plan.fingerprint != about["fingerprint"]:
                 raise ValueError("its fingerprint is not that of its contents")
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,9 +14,11 @@ _Out = TypeVar("_Out")
 _READERS = 16  # most of them wait for a store's answer
 
 
-def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def table_of(
+    data: bytes, columns: Sequence[str] | None = None, optional: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
     """The table that the bytes are, or these columns of it in this order. ArrowInvalid where they are none,
-    KeyError where a column is missing.
+    KeyError where a column is missing. Those that are `optional` are null where an older version wrote none.
 
     It is read in this thread alone: `pq.read_table` of a Python file leaves the last word to a thread of
     Arrow's, which aborts a process that ends just then (apache/arrow#34314): on a busy core, three of sixty
@@ -24,6 +26,9 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """
     wanted = None if columns is None else list(columns)
     table = pq.ParquetFile(pa.BufferReader(data)).read(wanted, use_threads=False)
+    for name, type in (optional or {}).items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, type))
     return table if wanted is None else table.select(wanted)
 
 

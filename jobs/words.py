@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def one_line(text: object, limit: int | None = None) -> str:
     """A text, or an error's message, with one space for every run of white space; cut after `limit`
     characters."""

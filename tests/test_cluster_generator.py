@@ -57,8 +57,9 @@ def test_a_batch_gives_the_columns_of_a_job_s_output_those_of_the_input_and_erro
     asked = table(["a", "b"], seed=pa.array([None, 2**62 + 1]), negative_prompt=["x", None], score=[0.5, 1.5])
     made = generator()(asked)
     assert made.column_names == [
-        *("row_id", "prompt", "seed", "height", "width", "image", "mode", "delta", "num_steps"),
-        *("guidance_scale", "model", "stages", "denoise_seconds", "negative_prompt", "score", "error"),
+        *("row_id", "prompt", "prompt_truncated", "seed", "height", "width", "image", "mode", "delta"),
+        *("num_steps", "guidance_scale", "true_cfg_scale", "model", "stages", "denoise_seconds"),
+        *("negative_prompt", "score", "error"),
     ]
     rows = made.to_pylist()
     assert [row["row_id"] for row in rows] == ["r0", "r1"]

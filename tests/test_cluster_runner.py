@@ -27,6 +27,7 @@ from overtone.cluster.dispatch import (
 )
 from overtone.cluster.faults import Verdict
 from overtone.cluster.worker import CPU_BATCH, Runner, in_lists
+from overtone.cluster.worker.attempt import Attempt, EncodedMedia
 from overtone.cluster.worker.batch_sizes import BATCH_MAX, BatchSizes
 from overtone.cluster.worker.reader import Reader
 from overtone.cluster.worker.texts import TEXTS
@@ -714,6 +715,36 @@ def test_the_stages_of_a_batch_cover_its_time(bench):
         ]
         begin_s, end_s = min(spans)[0], max(end for _, end in spans)
         assert covered(spans) >= 0.95 * (end_s - begin_s)
+
+
+def test_encoding_is_timed_at_work_and_not_from_first_to_last(bench):
+    """Between the chunks of a batch the others are denoised, which is no encoding."""
+    job = bench(plain(6), workers={"batch_size": 2})
+    job.engine.step_s = 0.1
+    job.attempt()
+    lines = [line for line in job.timings if line["stage"] == "image_encode"]
+    assert sorted(row_id for line in lines for row_id in line["row_ids"]) == [f"r{k}" for k in range(6)]
+    assert all(line["rows"] == len(line["row_ids"]) for line in lines)
+    assert {line["batch"] for line in lines} == {0}
+    first, last = min(line["start_s"] for line in lines), max(line["start_s"] for line in lines)
+    assert last - first > 0.2  # two more chunks were denoised on the full grid meanwhile
+    assert sum(line["seconds"] for line in lines) < 0.1
+
+
+def test_a_line_of_encoding_is_a_run_of_one_thread():
+    attempt = Attempt(Assignment(0, 1), started=100.0)
+    encoded = [
+        ("a", EncodedMedia(b"", 101.0, 101.5, thread=1)),
+        ("b", EncodedMedia(b"", 101.2, 101.4, thread=2)),
+        ("c", EncodedMedia(b"", 101.5, 101.75, thread=1)),
+        ("d", EncodedMedia(b"", 103.0, 103.125, thread=1)),
+    ]
+    lines = list(attempt.timings_of_encoding(7, encoded[::-1]))
+    assert [(line.batch, line.row_ids, line.rows) for line in lines] == [
+        *((7, ("a", "c"), 2), (7, ("b",), 1), (7, ("d",), 1)),
+    ]
+    assert [line.start_s for line in lines] == pytest.approx([1.0, 1.2, 3.0])
+    assert [line.seconds for line in lines] == pytest.approx([0.75, 0.2, 0.125])
 
 
 def covered(spans):

@@ -23,6 +23,8 @@ from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part
 from overtone.jobs.prompts import read_shard
+from overtone.jobs.report import Timings
+from overtone.jobs.report.timings import COLUMNS
 from overtone.jobs.store import open_store
 
 pytestmark = pytest.mark.ray
@@ -221,9 +223,17 @@ def test_what_the_readme_tells_to_type_works(ray, datasets, output, tmp_path):
     section = readme.partition("### Reading the output")[2].partition("\n## ")[0]
     section = section.replace("out/quickstart", output).replace("out/tars", tars).replace(".show()", "")
     (query,) = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
-    assert {row[:3] for row in duckdb.sql(query).fetchall()} == {
-        (SIDE_PX, SIDE_PX, stage) for stage in ("text_encode", "denoise", "expand")
-    }
+    figures = {row[:3]: row[3] for row in duckdb.sql(query).fetchall()}
+    # A row is denoised on two grids, which is two lines; the one reject was never in any batch.
+    assert figures == pytest.approx(
+        {(SIDE_PX, SIDE_PX, stage): spent for stage, spent in (("text_encode", 0.125), ("expand", 0.125))}
+        | {(SIDE_PX, SIDE_PX, "denoise"): 0.25},
+        rel=0.2,  # the last batch of a shard has one row
+    )
+    lines = pa.dataset.dataset(f"{output}/timings").to_table(columns=list(COLUMNS))
+    timings = Timings(lines)
+    spent = sum(worker.of("denoise") for worker in timings.workers()) / timings.rows
+    assert figures[SIDE_PX, SIDE_PX, "denoise"] == pytest.approx(spent)  # what the report says
     found = {}
     for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         *imports, body = re.split(r"\n\n", snippet.strip())

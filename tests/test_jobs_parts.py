@@ -43,8 +43,9 @@ def test_columns_are_the_promised_ones_then_those_that_pass_through(tmp_path):
     spec, plan = small_job(tmp_path, prompt_table(6))
     table = table_of(small_part(spec, plan, 0))
     assert table.column_names == [
-        *("row_id", "prompt", "seed", "height", "width", "image", "mode", "delta", "num_steps"),
-        *("guidance_scale", "model", "stages", "denoise_seconds", "tag", "score"),
+        *("row_id", "prompt", "negative_prompt", "prompt_truncated", "seed", "height", "width", "image"),
+        *("mode", "delta", "num_steps", "guidance_scale", "true_cfg_scale", "model", "stages"),
+        *("denoise_seconds", "tag", "score"),
     ]
     image = table.schema.field("image").type
     assert [(f.name, f.type, f.nullable) for f in image] == [
@@ -230,7 +231,7 @@ def test_a_commit_is_won_once_and_writes_what_is_derived(tmp_path):
             "width": 1,
         },
         **{"tokens": 1, "steps": 5, "seconds": 0.25, "start_s": 0.26, "worker": "w7", "device": "cpu"},
-        **{"node": "here", "row_ids": ["../row/4"]},
+        **{"node": "here", "row_ids": ["../row/4"], "truncated": None},
     }
     rejects = pq.read_table(io.BytesIO(store.read("rejects/part-00001.parquet"))).to_pylist()
     assert rejects == [

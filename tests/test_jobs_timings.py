@@ -36,6 +36,7 @@ def attempt(
     def note(batch: int | None, stage: str, at: float, seconds: float, rows: int = ROWS, **grid: Any) -> None:
         about = {"batch": batch, "stage": stage, "seconds": seconds, "rows": rows, "start_s": at}
         about |= {"shard": shard, "worker": worker, "device": "cuda:0", "node": "here"}
+        about |= {"attempt": f"s{shard}-at-{start:.0f}"}
         lines.append(about | {"start": datetime.fromtimestamp(start + at, UTC)} | grid)
 
     note(None, "read", 0.0, 1.0)
@@ -144,6 +145,21 @@ def test_what_goes_on_beside_the_denoiser_does_not_fill_the_wall_time():
     assert worker.exposed["vae_decode", None] == pytest.approx(6 - 3.5)
     assert worker.denoise_s == pytest.approx(2 * 8.5)
     assert worker.exposed["denoise", (16, 16)] == pytest.approx(12)
+
+
+def test_a_retry_of_a_shard_is_an_attempt_of_its_own():
+    """Its batches are numbered from 0 again, and an hour lies between."""
+    first, retried = attempt(0, START), attempt(0, START + 3600, batches=1)
+    job = timings(first, retried)
+    assert len(job.batches.rows) == 3
+    assert job.batches.seconds.tolist() == pytest.approx([8.5] * 3)
+    (worker,) = job.workers()
+    assert worker.wall_s == pytest.approx(24 + 14)
+    assert worker.denoise_s == pytest.approx(3 * 8.5)
+    assert worker.exposed["text_encode", None] == pytest.approx(3 * 0.5)
+    assert sum(worker.exposed.values()) <= worker.wall_s
+    assert job.batch_sizes() == {ROWS: 3}
+    assert job.timeline().denoise_share <= 1
 
 
 def test_some_of_the_shards_stand_for_all(job):

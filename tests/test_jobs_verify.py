@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import tracemalloc
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_jobs import commit_part, finish, prompt_table, small_job, small_part
+from PIL import Image
+from small_jobs import SIDE_PX, commit_part, finish, picture, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
+from overtone.jobs.media import encode_media, look_at
 from overtone.jobs.parts import AttemptFacts, Made, build_part, part_name, read_rows
 from overtone.jobs.parts.build import Part
 from overtone.jobs.parts.footer import FOOTER_KEY
+from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import Reject
+from overtone.jobs.spec.sections import Output
 from overtone.jobs.store import open_store
 from overtone.jobs.verify import verify
 from overtone.jobs.verify.check import verify_job
@@ -220,6 +225,78 @@ def test_input_that_is_gone_leaves_the_rest_checked(job, tmp_path):
     report = verify(store.url)
     assert kinds(report) == {"unreadable_input": 1}
     assert (report.rows, report.rejects) == (9, 2)
+
+
+def test_input_files_that_came_or_changed_after_the_plan_are_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b"):
+        pq.write_table(prompt_table(2, row_id=None), folder / f"{name}.parquet")
+    spec, _ = small_job(tmp_path, prompt_table(1))
+    spec = spec.model_copy(update={"prompts": spec.prompts.model_copy(update={"path": (str(folder),)})})
+    plan, store = make_plan(spec), open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    finish(store, spec, plan)
+    assert verify(store.url).ok
+    pq.write_table(prompt_table(3, row_id=None), folder / "b.parquet")
+    pq.write_table(prompt_table(1, row_id=None), folder / "c.parquet")
+    report = verify(store.url)
+    assert kinds(report) == {"changed_input": 2}
+    assert "input file c.parquet is new" in report.text()
+    assert "input file b.parquet changed: " in report.text()
+    assert "number of rows used was 2, now 3" in report.text()
+    (folder / "c.parquet").write_bytes(b"no table")
+    assert kinds(verify(store.url)) == {"unreadable_input": 1}
+
+
+def with_pictures(folder, colours):
+    """A finished job; a row without a colour has a picture of noise."""
+    spec, plan = small_job(folder, prompt_table(len(colours)), shard_rows=len(colours))
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    read = read_shard(spec, plan.files[0], 0, len(colours))
+    made = [
+        Made(row, encode_media(Image.new("RGB", (SIDE_PX, SIDE_PX), colour) if colour else picture(row),
+                               spec.output), SIDE_PX, SIDE_PX, 10, (), 0.0)
+        for row, colour in zip(read.rows, colours, strict=True)
+    ]  # fmt: skip
+    part = build_part(
+        spec, plan, plan.shard(0), attempt=AttemptFacts("a", "w", "cpu"), made=made, rejects=[],
+        passthrough=read.passthrough, first_row=0, timings=[],
+    )  # fmt: skip
+    assert commit_part(store, part)
+    return store
+
+
+def test_a_blank_picture_among_others_is_a_problem(tmp_path):
+    store = with_pictures(tmp_path, [None, None, "black", None])
+    report = verify(store.url)
+    assert (kinds(report), report.blank) == ({"blank_media": 1}, 1)
+    assert "row '../row/2': all of it is one colour, unlike 3 others" in report.text()
+    assert "--allow-blank" in report.text()
+    allowed = verify(store.url, allow_blank=True)
+    assert allowed.ok
+    assert "1 of 4 pictures are of one colour, as you allow: '../row/2'" in allowed.text()
+    assert verify(store.url, decode=False).ok
+
+
+@pytest.mark.parametrize("colours", [["red", "white", "black", "#123456"], ["red", None, None], ["red"]])
+def test_a_job_of_flat_pictures_passes_with_a_remark(tmp_path, colours):
+    report = verify(with_pictures(tmp_path, colours).url)
+    assert report.ok
+    assert f"{report.blank} of {len(colours)} pictures are of one colour, which may be" in report.text()
+    assert report.as_dict()["remarks"] == report.remarks
+
+
+def test_a_spread_of_pixels_is_of_the_frame_that_has_most():
+    black, noise = (np.zeros((3, 16, 16, 3), np.uint8) for _ in range(2))
+    noise[2] = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
+    settings = Output(path="out")
+    assert look_at(encode_media(black, settings)).blank
+    assert not look_at(encode_media(noise, settings)).blank
+    nearly = Image.fromarray(np.random.default_rng(0).integers(99, 102, (64, 64, 3), np.uint8))
+    assert look_at(encode_media(nearly, settings)).blank
+    assert look_at(encode_media(Image.new("L", (8, 8), 7), settings)).spread == 0
 
 
 def test_no_job_no_proof(tmp_path):

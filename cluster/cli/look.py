@@ -52,14 +52,32 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
 @store_options
 @click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
 @click.option("--no-decode", is_flag=True, help="Do not decode the images (much faster).")
+@click.option("--allow-blank", is_flag=True, help="Pictures of one colour among others are as asked for.")
 @json_option
 def verify(
-    output: str, endpoint_url: str | None, region: str | None, repair: bool, no_decode: bool, as_json: bool
+    output: str,
+    endpoint_url: str | None,
+    region: str | None,
+    repair: bool,
+    no_decode: bool,
+    allow_blank: bool,
+    as_json: bool,
 ) -> None:
-    """Prove that every input row is in OUTPUT exactly once, in data or in rejects."""
+    """Prove that every input row is in OUTPUT exactly once, in data or in rejects.
+
+    The input files are listed anew, so that one that came later is named. A picture of one colour is a
+    problem where at most one in four is such a picture.
+    """
     from overtone.jobs.verify import verify as check
 
-    report = check(output, endpoint_url=endpoint_url, region=region, repair=repair, decode=not no_decode)
+    report = check(
+        output,
+        endpoint_url=endpoint_url,
+        region=region,
+        repair=repair,
+        decode=not no_decode,
+        allow_blank=allow_blank,
+    )
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
     if not report.ok:
         click.get_current_context().exit(VerifyError.exit_code)

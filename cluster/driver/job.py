@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from overtone.cluster.driver.interrupts import Interrupts, stoppable
 from overtone.cluster.driver.loop import DriverLoop
-from overtone.cluster.driver.summary import Summary, conclude, summary_of
+from overtone.cluster.driver.summary import Ending, Summary, conclude, summary_of
 from overtone.jobs.errors import JobError, SpecError, StoreError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work, make_plan
 from overtone.jobs.prompts import check_row_ids
-from overtone.jobs.report import card_rows, write_card
+from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.retry import find_rejects, job_to_retry, tolerating_rejects
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
@@ -72,9 +72,12 @@ def run_job(
             retry_plan = folder.unfinished_retry()
             if retry_plan is None:
                 folder.repair_derived()
+                ending = Ending()
                 if card_rows(folder.store) is None:  # the run that finished the job ended before its card
-                    write_card(folder.store, spec, job_plan)
-                return summary_of(spec, job_plan, job_plan, folder.store, began, done=job_plan.num_shards)
+                    ending.add_extra(CARD, lambda: write_card(folder.store, spec, job_plan))
+                done = job_plan.num_shards
+                summary = summary_of(spec, job_plan, job_plan, folder.store, began, done=done)
+                return replace(summary, notes=tuple(ending.notes))
             spec, work = tolerating_rejects(spec), retry_plan
         return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
 

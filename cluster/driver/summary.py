@@ -49,7 +49,9 @@ class Ending:
         try:
             write()
         except Exception as error:  # noqa: BLE001 - whatever it is, the pictures are there
-            self.notes.append(f"{name} is not written: {one_line(error, 300)}")
+            command = "card" if name == CARD else "sheet"
+            text = f"{name} is not written, `overtone {command}` tries again: {one_line(error, 300)}"
+            self.notes.append(text)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from overtone.progressive.schedule import SamplingPlan
 
 ALIVE_S = 1.0
 """How often an attempt that waits for a thread reports that it continues."""
+PAUSE_S = 1e-3
+"""A thread that does nothing for longer than this has ended what its line of the timings is about."""
 
 _log = logging.getLogger(__name__)
 
@@ -153,6 +155,23 @@ class Attempt:
         """A line of the timings for what is done once for all rows, which it does not name."""
         return Timing(None, stage, num_rows, seconds=seconds, start_s=begin - self.started)
 
+    def timings_of_encoding(
+        self, batch: int, encoded: Iterable[tuple[str, EncodedMedia]]
+    ) -> Iterator[Timing]:
+        """Lines of the timings for the pictures of a batch, by row_id: one for each unbroken run of a thread,
+        with its time at work. A batch's pictures are encoded as its chunks are decoded, so that from the
+        first to the last of them most of the time is denoising."""
+        runs: list[list[tuple[str, EncodedMedia]]] = []
+        for one in sorted(encoded, key=lambda one: (one[1].thread, one[1].begin)):
+            last = runs[-1][-1][1] if runs else None
+            if last is None or last.thread != one[1].thread or one[1].begin - last.end > PAUSE_S:
+                runs.append([])
+            runs[-1].append(one)
+        for run in sorted(runs, key=lambda run: run[0][1].begin):
+            ids = tuple(row_id for row_id, _ in run)
+            seconds = sum(media.end - media.begin for _, media in run)
+            yield self.timing(batch, "image_encode", ids, run[0][1].begin, seconds)
+
     def record(self, timings: Sequence[Timing]) -> None:
         self.timings += timings
         self.on_timings(timings)
@@ -172,6 +191,8 @@ class Batch:
     """Of each row."""
     denoise_seconds: list[float]
     """Of each row, with the expansions."""
+    truncated: Sequence[bool | None] | None = None
+    """Of each row, whether its prompt was cut; None: not known."""
 
     def pick(self, chunk: Iterable[int]) -> list[Row]:
         return [self.rows[index] for index in chunk]
@@ -215,8 +236,19 @@ class Picture:
     stages: tuple[StageTime, ...]
     denoise_seconds: float
     latents: np.ndarray | None
-    encoding: Future[tuple[bytes, float, float]]
-    """Gives the bytes, and when their encoding began and ended, in seconds since 1970."""
+    prompt_truncated: bool | None
+    encoding: Future[EncodedMedia]
+
+
+@dataclass(frozen=True)
+class EncodedMedia:
+    """A picture or video as bytes of a file, and when its encoding began and ended, in seconds since 1970."""
+
+    data: bytes
+    begin: float
+    end: float
+    thread: int
+    """Of the threads that encode, which one."""
 
 
 def ids_of(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from typing import Any
 
 from overtone.cluster.dispatch import Event, ShardAlive, ShardCommitted
 from overtone.cluster.faults import Failure, Verdict, first_line
-from overtone.cluster.worker.attempt import Attempt
+from overtone.cluster.worker.attempt import Attempt, EncodedMedia
 from overtone.jobs.errors import StoreError
 from overtone.jobs.media import Kind
 from overtone.jobs.parts import (
@@ -44,6 +44,8 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 
 _log = logging.getLogger(__name__)
+Guidance = Mapping[str, float | None]
+"""`guidance_scale` and `true_cfg_scale` as an engine's pipeline gets them; empty where it does not tell."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,16 @@ class Commits:
     """
 
     def __init__(
-        self, spec: JobSpec, job_plan: JobPlan | None, store: Store | None, facts: AttemptFacts, kind: Kind
+        self,
+        spec: JobSpec,
+        job_plan: JobPlan | None,
+        store: Store | None,
+        facts: AttemptFacts,
+        kind: Kind,
+        guidance: Guidance,
     ) -> None:
         self._spec, self._job_plan, self._store = spec, job_plan, store
-        self._facts, self._kind = facts, kind
+        self._facts, self._kind, self._guidance = facts, kind, guidance
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._deriver = ThreadPoolExecutor(1, thread_name_prefix="derive")
         self._pending: list[Pending] = []
@@ -117,7 +125,7 @@ class Commits:
         assert self._job_plan is not None
         assert self._store is not None
         before = len(attempt.timings)
-        made = made_of(attempt)
+        made = made_of(attempt, self._guidance)
         part = build_part(
             self._spec,
             self._job_plan,
@@ -192,14 +200,14 @@ def _outcome(pending: Pending) -> Event:
     )
 
 
-def made_of(attempt: Attempt) -> list[Made]:
+def made_of(attempt: Attempt, guidance: Guidance) -> list[Made]:
     """What an attempt has made, once its pictures are encoded. A row whose picture cannot be is rejected."""
     made: list[Made] = []
-    spans: dict[int, list[tuple[str, float, float]]] = {}  # of each batch: row_id, begin, end
+    encoded: dict[int, list[tuple[str, EncodedMedia]]] = {}  # of each batch
     for picture in attempt.pictures:
         row, sampling_plan = picture.row, picture.sampling_plan
         try:
-            data, begin, end = picture.encoding.result()
+            media = picture.encoding.result()
         except Exception as error:  # the row boundary again
             failure = Failure.of(error, "image_encode")
             if failure.verdict is not Verdict.REJECT_ROW:
@@ -207,11 +215,11 @@ def made_of(attempt: Attempt) -> list[Made]:
             name, message, phase = failure.error_class, failure.message, failure.phase
             attempt.add_reject(row, name, message, phase, attempt.assignment.attempt)
             continue
-        spans.setdefault(picture.batch, []).append((row.row_id, begin, end))
+        encoded.setdefault(picture.batch, []).append((row.row_id, media))
         made.append(
             Made(
                 row=row,
-                data=data,
+                data=media.data,
                 height_px=sampling_plan.height_px,
                 width_px=sampling_plan.width_px,
                 num_steps=sampling_plan.num_steps,
@@ -219,11 +227,12 @@ def made_of(attempt: Attempt) -> list[Made]:
                 denoise_seconds=picture.denoise_seconds,
                 latents=picture.latents,
                 delta=sampling_plan.delta,
+                guidance_scale=guidance.get("guidance_scale"),
+                true_cfg_scale=guidance.get("true_cfg_scale"),
+                prompt_truncated=picture.prompt_truncated,
             )
         )
     attempt.pictures.clear()
-    for number, span in spans.items():
-        ids = tuple(row_id for row_id, _, _ in span)
-        begin, end = min(begin for _, begin, _ in span), max(end for _, _, end in span)
-        attempt.timings.append(attempt.timing(number, "image_encode", ids, begin, end - begin))
+    for number, ended in encoded.items():
+        attempt.timings += attempt.timings_of_encoding(number, ended)
     return made

@@ -156,7 +156,8 @@ class Device:
         trajectories = self._engine.begin(sampling_plan, encoded.prompts, seeds, self._spec.sampling)
         attempt.record([timing])
         number, attempt.num_batches = attempt.num_batches, attempt.num_batches + 1
-        return Batch(number, rows, sampling_plan, trajectories, [[] for _ in rows], [0.0] * len(rows))
+        stages: list[list[StageTime]] = [[] for _ in rows]
+        return Batch(number, rows, sampling_plan, trajectories, stages, [0.0] * len(rows), encoded.truncated)
 
     def _stage(
         self, attempt: Attempt, batch: Batch, index: int, rows: list[int]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from overtone.cluster.dispatch import Event
-from overtone.cluster.worker.attempt import Attempt, Batch, Decoded, Decoding, Picture
+from overtone.cluster.worker.attempt import Attempt, Batch, Decoded, Decoding, EncodedMedia, Picture
 from overtone.cluster.worker.protocol import Engine
 from overtone.cluster.worker.texts import executor_beside
 from overtone.jobs.media import encode_media
@@ -97,6 +98,7 @@ class Pictures:
                 stages=tuple(batch.stages[index]),
                 denoise_seconds=batch.denoise_seconds[index],
                 latents=latents,
+                prompt_truncated=None if batch.truncated is None else batch.truncated[index],
                 encoding=self._encoders.submit(self._encode, medium),
             )
             attempt.pictures.append(picture)
@@ -104,10 +106,10 @@ class Pictures:
         if waiting:  # pictures not yet encoded are large: at most two chunks of them
             wait(waiting)
 
-    def _encode(self, medium: Any) -> tuple[bytes, float, float]:
+    def _encode(self, medium: Any) -> EncodedMedia:
         """In a thread that encodes."""
         begin = time.time()
-        return encode_media(medium, self._output), begin, time.time()
+        return EncodedMedia(encode_media(medium, self._output), begin, time.time(), get_ident())
 
     def close(self) -> None:
         self._decoder.shutdown(wait=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterator, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from overtone.progressive.schedule import SamplingPlan
@@ -79,8 +82,35 @@ class Compiles(Protocol):
     ) -> Iterator[Any]: ...
 
 
+@runtime_checkable
+class Guided(Protocol):
+    """An engine that tells how its pipeline is guided, as `progressive.engine.Engine`."""
+
+    def guidance(self, sampling: Sampling) -> dict[str, float | None]: ...
+
+
 def compile_for(engine: Engine, sampling_plan: SamplingPlan, rows: int, sampling: Sampling) -> None:
     """Let an engine that compiles do so for chunks of up to this many rows, where it has not yet."""
     if isinstance(engine, Compiles):
         for _ in engine.warm_each(sampling_plan, [(rows,)] * len(sampling_plan.stages), sampling):
             pass
+
+
+def device_name(engine: Engine) -> str:
+    """The kind of processor that an engine computes on, on which the last bits of a sample depend; empty
+    where there is no torch, as in tests."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ""
+    if str(engine.device).startswith("cuda"):
+        return str(torch.cuda.get_device_name(engine.device))
+    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

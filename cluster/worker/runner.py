@@ -32,7 +32,7 @@ from overtone.cluster.logs import about
 from overtone.cluster.worker.attempt import Attempt, Failed, Returned
 from overtone.cluster.worker.commits import Commits, made_of
 from overtone.cluster.worker.device import Device
-from overtone.cluster.worker.protocol import Engine
+from overtone.cluster.worker.protocol import Engine, Guided, device_name
 from overtone.cluster.worker.reader import Reader
 from overtone.jobs.media import Kind
 from overtone.jobs.parts import AttemptFacts, Made, Timing
@@ -85,10 +85,12 @@ class Runner:
             device=str(engine.device),
             node=node,
             retry=0 if retry_plan is None else retry_plan.number,
+            device_name=device_name(engine),
         )
+        self._guidance = engine.guidance(spec.sampling) if isinstance(engine, Guided) else {}
         self._reader = reader or Reader(spec, job_plan, store, retry_plan)
         self._device = Device(spec, engine)
-        self._commits = Commits(spec, job_plan, store, facts, self.kind)
+        self._commits = Commits(spec, job_plan, store, facts, self.kind, self._guidance)
 
     def attempt(
         self, assignment: Assignment, cancelled: Callable[[], bool] = lambda: False
@@ -145,7 +147,7 @@ class Runner:
                 pass  # nobody waits for these events
         except Failed as failed:
             raise failed.__cause__ or failed from None
-        return made_of(attempt), attempt.rejects
+        return made_of(attempt, self._guidance), attempt.rejects
 
     def warm_up(self, sampling_plan: SamplingPlan) -> Iterator[None]:
         """Let an engine that compiles do so for every chunk that rows with this plan can come in."""

@@ -31,6 +31,11 @@ class Encoded:
     """Seconds since 1970."""
     seconds: float
 
+    @property
+    def truncated(self) -> Sequence[bool | None] | None:
+        """For each row whether every text encoder cut its prompt; None: the engine does not tell."""
+        return getattr(self.prompts, "truncated", None)
+
 
 class Texts:
     """Encodes prompts, and remembers those that were used last."""

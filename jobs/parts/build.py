@@ -13,6 +13,7 @@ The last stop of the tour: `build_part` here, then `create_part` in jobs/parts/c
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,8 @@ class AttemptFacts:
     """Seconds since 1970; the timings' `start_s` count from then."""
     retry: int = 0
     """The number of the retry that it belongs to; 0: the job itself."""
+    device_name: str = ""
+    """The kind of processor behind `device`; empty: not known."""
 
 
 def build_part(
@@ -89,6 +92,8 @@ def build_part(
     rejects = sorted(rejects, key=lambda reject: reject.source)
     kind = kind or (media_kind(made[0].data) if made else "image")
     format = spec.output.format
+    schema = part_schema(spec, passthrough.schema, kind, job_plan.generation)
+    foreign = {*passthrough.column_names}
     footer = Footer(
         shard=shard.index,
         num_shards=job_plan.num_shards,
@@ -108,8 +113,17 @@ def build_part(
         versions=package_versions(),
         rejects=tuple(rejects),
         retry=attempt.retry,
+        device_name=attempt.device_name,
+        settings=job_plan.samples,
+        compute={
+            "threads": spec.workers.threads or math.ceil(spec.workers.num_cpus),
+            "compile": spec.workers.compile,
+            "offload": spec.model.offload,
+        },
+        # None of the first generation, whose readers know them.
+        own_columns=tuple(n for n in schema.names if n not in foreign) if job_plan.generation > 1 else (),
     )
-    schema = part_schema(spec, passthrough.schema, kind)
+    cut = [sample.prompt_truncated for sample in made if sample.prompt_truncated is not None]
     more_bytes = passthrough.nbytes // max(1, passthrough.num_rows)
     groups = row_groups(made, more_bytes)
     tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in groups)
@@ -122,6 +136,7 @@ def build_part(
             len(made),
             seconds=time.time() - begin,
             start_s=None if attempt.started is None else begin - attempt.started,
+            truncated=sum(cut) if cut else None,
         )
         return replace(footer, timings=(*timings, writing))
 

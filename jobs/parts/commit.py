@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overtone.jobs.columns import REJECTS, TIMINGS
+from overtone.jobs.columns import FIRST_TIMINGS, REJECTS, TIMINGS
 from overtone.jobs.parts.build import Part
 from overtone.jobs.parts.footer import Footer, Timing
 from overtone.jobs.parts.names import rejects_name, timings_name
@@ -64,7 +64,8 @@ def timings_table(footer: Footer, more: Sequence[Timing] = ()) -> pa.Table:
     columns = {name: value * len(timings) for name, value in same.items()}
     columns |= {f.name: [getattr(timing, f.name) for timing in timings] for f in fields(Timing)}
     columns["start"] = [_moment(footer.started, timing.start_s) for timing in timings]
-    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in TIMINGS], schema=TIMINGS)
+    schema = TIMINGS if footer.own_columns else FIRST_TIMINGS
+    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 
 
 def rejects_table(footer: Footer) -> pa.Table:

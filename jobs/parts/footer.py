@@ -18,7 +18,9 @@ from overtone.jobs.rows import Reject
 
 _T = TypeVar("_T")
 FOOTER_KEY = b"overtone"
-FOOTER_VERSION = 1
+FOOTER_VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 lacks `settings`, `compute`, `device_name` and `own_columns`, and `truncated` of the timings."""
 _PACKAGES = ("overtone", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow", "av")
 
 
@@ -57,6 +59,8 @@ class Timing:
     work that was done ahead, beside the shard before."""
     row_ids: tuple[str, ...] = ()
     """The names of the rows, for joins with the data."""
+    truncated: int | None = None
+    """Of part_write: rows whose prompt was cut by every text encoder. None: not known."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ class Footer:
     retry: int = 0
     """The retry that made the part, from the rejects of the shard's part before. 0: the job made it, from all
     the shard's rows."""
+    device_name: str = ""
+    """The kind of processor behind `device`, on which the last bits of a sample depend; empty: not known."""
+    settings: dict[str, Any] | None = None
+    """`JobSpec.samples()`: with the columns of a row, all that the row is made from. None: not kept."""
+    compute: dict[str, Any] | None = None
+    """The settings of the worker that change last bits alone: `threads`, `compile`, `offload`."""
+    own_columns: tuple[str, ...] = ()
+    """The columns of the part that do not pass through; empty: those of the first generation."""
     version: int = FOOTER_VERSION
 
     def to_bytes(self) -> bytes:
@@ -101,10 +113,11 @@ class Footer:
         """The footer of `to_bytes`. VerifyError where the bytes are not one, or are of another version."""
         try:
             about = json.loads(data)
-            if about["version"] != FOOTER_VERSION:
+            if about["version"] not in _READABLE:
                 raise VerifyError(
                     f"a part of footer version {about['version']}; this overtone reads {FOOTER_VERSION}"
                 )
+            about["own_columns"] = tuple(about.get("own_columns", ()))
             num_rejects = about.pop("num_rejects")
             about["rejects"] = _unpacked(Reject, about["rejects"])
             about["timings"] = tuple(
@@ -116,6 +129,12 @@ class Footer:
             return cls(**about)
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise VerifyError(f"its footer is damaged: {error}") from error
+
+    @property
+    def truncated(self) -> int | None:
+        """Rows whose prompt was cut by every text encoder; None: not known."""
+        known = [timing.truncated for timing in self.timings if timing.truncated is not None]
+        return sum(known) if known else None
 
     @property
     def kind(self) -> Kind:

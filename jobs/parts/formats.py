@@ -192,29 +192,41 @@ def read_footer(file: BinaryIO, format: Format = "parquet") -> Footer:
 
 
 def read_rows(
-    file: BinaryIO, kind: Kind, format: Format = "parquet", *, limit: int | None = None
+    file: BinaryIO,
+    kind: Kind,
+    format: Format = "parquet",
+    *,
+    limit: int | None = None,
+    also: Sequence[str] = (),
 ) -> Iterator[PartRow]:
     """The rows of a part in order, a few at a time, with page checksums verified. With a `limit`, little more
-    than the first `limit` rows is read. VerifyError where the part is broken."""
-    rows = _tar_rows(file) if format == "webdataset" else _parquet_rows(file, kind, limit)
+    than the first `limit` rows is read. `also`: more columns, of those that a `PartRow` has a place for.
+    VerifyError where the part is broken."""
+    if format == "webdataset":
+        rows = _tar_rows(file, also)
+    else:
+        rows = _parquet_rows(file, kind, limit, also)
     try:
         yield from islice(rows, limit)
     except (pa.ArrowException, OSError, KeyError, ValueError, tarfile.TarError) as error:
         raise VerifyError(f"it cannot be read: {error}") from error
 
 
-def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None) -> Iterator[PartRow]:
+def _parquet_rows(file: BinaryIO, kind: Kind, limit: int | None, also: Sequence[str]) -> Iterator[PartRow]:
     # Whole columns of a row group at once, or for a few rows page by page. Never `pre_buffer`: its threads
     # may hold the file a moment longer than we do, and abort a process that ends just then (jobs/tables.py).
     buffer = 0 if limit is None else _PAGE_BYTES
     parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer)
-    columns = ["row_id", "prompt", "height", "width", kind]
+    columns = ["row_id", "prompt", "height", "width", *also, kind]
     batch_rows = min(_READ_ROWS, _READ_BYTES // max(1, _mean_bytes(parquet.metadata)))
     batch_rows = max(1, batch_rows if limit is None else min(limit, batch_rows))
     for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
         *plain, media = (batch.column(name) for name in columns)
         data = (value.as_py() for value in media.field("bytes"))  # one after the other, for they are large
-        yield from map(PartRow, *(column.to_pylist() for column in plain), data)
+        row_ids, prompts, heights, widths, *more = (column.to_pylist() for column in plain)
+        for i, one in enumerate(data):
+            further = {name: values[i] for name, values in zip(also, more, strict=True)}
+            yield PartRow(row_ids[i], prompts[i], heights[i], widths[i], one, **further)
 
 
 def _mean_bytes(metadata: pq.FileMetaData) -> int:
@@ -223,7 +235,7 @@ def _mean_bytes(metadata: pq.FileMetaData) -> int:
     return sum(groups) // max(1, metadata.num_rows)
 
 
-def _tar_rows(file: BinaryIO) -> Iterator[PartRow]:
+def _tar_rows(file: BinaryIO, also: Sequence[str]) -> Iterator[PartRow]:
     media = b""
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
@@ -232,7 +244,8 @@ def _tar_rows(file: BinaryIO) -> Iterator[PartRow]:
                 continue
             if member.name.endswith(".json"):  # comes after its picture
                 row = json.loads(inside.read())
-                yield PartRow(row["row_id"], row["prompt"], row["height"], row["width"], media)
+                further = {name: row[name] for name in also}
+                yield PartRow(row["row_id"], row["prompt"], row["height"], row["width"], media, **further)
             else:
                 media = inside.read()
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import fitted, plain
-from overtone.jobs.columns import OUTPUT_COLUMNS, own_columns
+from overtone.jobs.columns import GENERATION, OUTPUT_COLUMNS, own_columns
 from overtone.jobs.features import as_metadata, features_of, known_features
 from overtone.jobs.media import Kind, media_extension, media_name
 from overtone.jobs.parts.footer import StageTime
@@ -43,6 +43,10 @@ class Made:
     """The one used; None: the spec's."""
     guidance_scale: float | None = None
     """The one used; None: the spec's."""
+    true_cfg_scale: float | None = None
+    """The one used; None: the spec's."""
+    prompt_truncated: bool | None = None
+    """None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +58,32 @@ class PartRow:
     height_px: int
     width_px: int
     data: bytes
+    seed: int = 0
+    num_steps: int = 0
+    negative_prompt: str | None = None
+    """None: there is none, or no column for it."""
 
 
-def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> pa.Schema:
+def part_schema(
+    spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image", generation: int = GENERATION
+) -> pa.Schema:
     """The columns of every part of a job. The metadata has what `datasets` needs in order to see pictures.
 
-    Every column is nullable, as `datasets` wants it, and of a type that rows can be taken of. ValueError for
-    a pass-through column with a name of ours.
+    Every column is nullable, as `datasets` wants it, and of a type that rows can be taken of. `generation` is
+    the plan's. ValueError for a pass-through column with a name of ours.
     """
-    return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents)
+    return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents, generation)
 
 
 @lru_cache(maxsize=16)  # every part of a job has the same
-def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool) -> pa.Schema:
+def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool, generation: int) -> pa.Schema:
     """The cache needs the schema's bytes: to Arrow, schemas that differ only in their metadata, which
     `datasets` reads, are equal."""
     passthrough = pa.ipc.read_schema(pa.py_buffer(passthrough_ipc))
     taken = sorted(set(passthrough.names) & set(OUTPUT_COLUMNS))
     if taken:
         raise ValueError(f"pass-through columns {', '.join(taken)} have the names of output columns")
-    own = own_columns(kind, latents=latents)
+    own = own_columns(kind, latents=latents, generation=generation, taken=passthrough.names)
     foreign = (pa.field(f.name, plain(f.type), metadata=f.metadata) for f in passthrough)
     schema = pa.schema([*own, *foreign])
     features = features_of(schema) | known_features(passthrough)
@@ -91,6 +101,8 @@ def rows_table(
     columns: dict[str, Any] = {
         "row_id": [sample.row.row_id for sample in made],
         "prompt": [sample.row.prompt for sample in made],
+        "negative_prompt": [sample.row.negative_prompt for sample in made],
+        "prompt_truncated": [sample.prompt_truncated for sample in made],
         "seed": [sample.row.seed for sample in made],
         "height": [sample.height_px for sample in made],
         "width": [sample.width_px for sample in made],
@@ -100,6 +112,10 @@ def rows_table(
         "num_steps": [sample.num_steps for sample in made],
         "guidance_scale": [
             sampling.guidance_scale if sample.guidance_scale is None else sample.guidance_scale
+            for sample in made
+        ],
+        "true_cfg_scale": [
+            sampling.true_cfg_scale if sample.true_cfg_scale is None else sample.true_cfg_scale
             for sample in made
         ],
         "model": [name] * len(made),

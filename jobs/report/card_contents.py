@@ -27,6 +27,8 @@ class Contents:
     """The versions of the packages that took part. There are several where a job was continued after an
     upgrade."""
     devices: tuple[str, ...]
+    truncated: int | None
+    """Rows whose prompt every text encoder cut; None: not known."""
 
 
 def contents(store: Store, job_plan: JobPlan) -> Contents:
@@ -47,10 +49,12 @@ def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int
     rows, rejects, kinds = 0, Counter[str](), set()
     versions: dict[str, set[str]] = {}
     devices: set[str] = set()
+    cut: list[int] = []
     for footer in footers:  # one at a time: they hold all timings
         rows += footer.rows
         if newest[footer.shard] == footer.retry:
             rejects.update(reject.error_class for reject in footer.rejects)
+        cut += [] if footer.truncated is None else [footer.truncated]
         kinds.add(footer.kind)
         devices.add(footer.device)
         for name, number in footer.versions.items():
@@ -63,4 +67,5 @@ def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int
         rejects=rejects,
         versions={name: tuple(sorted(numbers)) for name, numbers in versions.items()},
         devices=tuple(sorted(devices)),
+        truncated=sum(cut) if cut else None,
     )

@@ -71,7 +71,7 @@ def license_fields(spec: JobSpec) -> dict[str, str] | None:
 
 def _features(spec: JobSpec, job_plan: JobPlan, kind: Kind) -> dict[str, Feature] | None:
     """The features of all columns as they are stored. None where `datasets` has no type for one of them."""
-    schema = part_schema(spec, job_plan.passthrough, kind)
+    schema = part_schema(spec, job_plan.passthrough, kind, job_plan.generation)
     stored = stored_schema(schema)
     features = features_of(stored)
     if len(features) < len(stored):

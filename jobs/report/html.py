@@ -34,7 +34,7 @@ from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import status
 from overtone.jobs.store import NoSuchObject, Store, open_store
 from overtone.jobs.tables import read_all, stride_of, table_of
-from overtone.jobs.words import duration
+from overtone.jobs.words import counted, duration
 from overtone.progressive.schedule import SamplingPlan
 
 _PICTURE_PX = 256
@@ -67,6 +67,11 @@ def report(
     table, weight, found = _tables(store, "timings/", TIMINGS, COLUMNS, tables)
     timings = Timings(table, weight)
     notes, shown, versions = _pictures(store, job_plan, pictures)
+    if state.rows_truncated:
+        notes.append(
+            f"Prompts cut: of {counted(state.rows_truncated, 'row')}, whose end no text encoder read. They "
+            "have true in the column prompt_truncated."
+        )
     if found < state.shards_done:
         missing = f"{state.shards_done - found:,} of {state.shards_done:,} parts"
         notes.append(

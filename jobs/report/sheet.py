@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +20,7 @@ _MARGIN_PX = 8
 _FONT_PX = 11
 _LINE_PX = 14
 _CHARACTER_PX = 7  # a little more than most are wide
+_JOINERS = "\u200c\u200d"  # not printable by themselves, but they shape the letters beside them
 
 
 def first_pictures(store: Store, limit: int) -> Iterator[tuple[str, Image.Image]]:
@@ -45,7 +47,7 @@ def contact_sheet(pictures: list[tuple[str, Image.Image]], *, columns: int = 8, 
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
     font = _font()
-    heights = [round(cell_px * picture.height / picture.width) for _, picture in pictures]
+    heights = [max(1, round(cell_px * picture.height / picture.width)) for _, picture in pictures]
     cell_height_px = max(heights) + _CAPTION_LINES * _LINE_PX + _MARGIN_PX
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -56,12 +58,27 @@ def contact_sheet(pictures: list[tuple[str, Image.Image]], *, columns: int = 8, 
         x = _MARGIN_PX + (i % columns) * (cell_px + _MARGIN_PX)
         y = _MARGIN_PX + (i // columns) * (cell_height_px + _MARGIN_PX)
         sheet.paste(picture.resize((cell_px, height), Image.Resampling.LANCZOS), (x, y))
-        width = max(10, cell_px // _CHARACTER_PX)
-        caption = textwrap.wrap(prompt[:1000], width, max_lines=_CAPTION_LINES, placeholder=" ...")
-        draw.multiline_text((x, y + height + 2), "\n".join(caption), fill=(60, 60, 60), font=font, spacing=2)
+        _write(draw, (x, y + height + 2), _caption(prompt, max(10, cell_px // _CHARACTER_PX)), font)
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def _caption(prompt: str, width: int) -> str:
+    """The first lines of a prompt. What is no sign of its own, such as a control character, becomes a space:
+    layout engines refuse some, which ones depends on their version."""
+    plain = "".join(c if c.isprintable() or c in _JOINERS else " " for c in prompt[:1000])
+    return "\n".join(textwrap.wrap(plain, width, max_lines=_CAPTION_LINES, placeholder=" ..."))
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Any) -> None:
+    """Draw a caption. A prompt is foreign text: what no layout engine takes is written in ASCII, so that no
+    caption costs the sheet."""
+    about: dict[str, Any] = {"fill": (60, 60, 60), "font": font, "spacing": 2}
+    try:
+        draw.multiline_text(place, text, **about)
+    except (ValueError, OSError):
+        draw.multiline_text(place, text.encode("ascii", "replace").decode(), **about)
 
 
 def _font() -> ImageFont.FreeTypeFont:

@@ -36,7 +36,7 @@ from overtone.jobs.report.times import (
 )
 
 COLUMNS = (
-    *("shard", "batch", "stage", "rows", "height", "width", "tokens", "steps", "seconds"),
+    *("shard", "attempt", "batch", "stage", "rows", "height", "width", "tokens", "steps", "seconds"),
     *("start_s", "start", "worker", "device", "node"),
 )
 """The columns of the timings that are used."""
@@ -66,7 +66,10 @@ class Timings:
         self._seconds = table["seconds"].to_numpy()
         self._begin = table["start"].cast(pa.int64()).to_numpy() / 1e6
         self._end = self._begin + self._seconds
-        first, self._attempt = groups(table["shard"].to_numpy())  # a shard's lines are those of one attempt
+        # A shard has an attempt of the job's, and one of each retry's that tried its rejects again.
+        first, self._attempt = groups(
+            table["shard"].to_numpy(), table["attempt"].to_numpy(zero_copy_only=False).astype(str)
+        )
         about = table.select(["worker", "device", "node"]).take(first).to_pylist()
         who = [(attempt["worker"], attempt["device"], attempt["node"]) for attempt in about]
         self.names = sorted(set(who))

@@ -22,6 +22,7 @@ from overtone.jobs.status.sums import (
     rejected_of,
     sum_rejects,
     sum_times,
+    sum_truncated,
     times_of,
 )
 from overtone.jobs.status.tables import Names, Tables
@@ -108,6 +109,7 @@ class StatusReader:
             workers=workers,
             rejects_by_class=classes,
             newest_rejects=newest_rejects(self._rejects),
+            rows_truncated=sum_truncated(timings),
             sampled=any(tables.weight > 1 for tables in (self._rejects, *timings)),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from overtone.jobs.words import duration
+from overtone.jobs.words import counted, duration
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Status:
     """These are samples, not input rows: a row that asks for several images may count several times."""
     newest_rejects: tuple[RejectSeen, ...]
     """A few of them, the last one first."""
+    rows_truncated: int | None
+    """Rows whose prompt every text encoder cut; None: not known."""
     sampled: bool
     """Whether seconds and rejects are estimates from some of the parts."""
 
@@ -111,6 +113,11 @@ class Status:
         if self.rejects_by_class:
             reasons = ", ".join(f"{count:,} {name}" for name, count in self.rejects_by_class.items())
             lines.append(f"rejects: {reasons}")
+        if self.rows_truncated:
+            lines.append(
+                f"prompts cut: of {counted(self.rows_truncated, 'row')}, whose end no text encoder read "
+                "(column prompt_truncated)"
+            )
         if self.rows_quarantined:
             lines.append(f"{self.rows_quarantined:,} rows killed workers and are not run again")
         total = sum(self.seconds_by_stage.values())

@@ -18,7 +18,7 @@ from overtone.jobs.store import Store
 _RATE_OVER_S = 600.0
 _RATE_PARTS = 20
 _STALLED_AFTER = 4.0  # times the usual pause between two parts
-_TIMES_COLUMNS = ["stage", "rows", "seconds", "worker", "device", "node"]
+_TIMES_COLUMNS = ["stage", "rows", "seconds", "truncated", "worker", "device", "node"]
 REJECT_COLUMNS = ["source", "row_id", "error_class", "message"]
 _Worker = tuple[str, str, str]
 
@@ -120,7 +120,7 @@ def times_of(store: Store, num_shards: int, retry: int = 0) -> Tables:
         return place[0] if place is not None and place[1] == retry else None
 
     names = Names(store, "timings/", index_of, lambda shard: timings_name(num_shards, shard, retry))
-    return Tables(store, names, _times, _TIMES_COLUMNS)
+    return Tables(store, names, _times, _TIMES_COLUMNS, {"truncated": pa.int32()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +130,23 @@ class _Times:
     seconds_by_stage: dict[str, float]
     workers: dict[_Worker, tuple[int, float]]
     """Rows and seconds of each (worker, device, node)."""
+    truncated: int | None
+    """Rows whose prompt was cut; None: not known."""
 
 
 def _times(table: pa.Table) -> _Times:
     seconds: defaultdict[str, float] = defaultdict(float)
     rows_of: Counter[_Worker] = Counter()
     seconds_of: defaultdict[_Worker, float] = defaultdict(float)
-    for stage, rows, took, *who in zip(*table.to_pydict().values(), strict=True):
+    cut: list[int] = []
+    for stage, rows, took, truncated, *who in zip(*table.to_pydict().values(), strict=True):
         worker = (who[0], who[1], who[2])
         seconds[stage] += took
         seconds_of[worker] += took
         rows_of[worker] += rows if stage == "part_write" else 0
-    return _Times(dict(seconds), {worker: (rows_of[worker], seconds_of[worker]) for worker in seconds_of})
+        cut += [] if truncated is None else [truncated]
+    workers = {worker: (rows_of[worker], seconds_of[worker]) for worker in seconds_of}
+    return _Times(dict(seconds), workers, sum(cut) if cut else None)
 
 
 def sum_times(runs: Sequence[Tables]) -> tuple[dict[str, float], tuple[WorkerSeen, ...]]:
@@ -161,6 +166,17 @@ def sum_times(runs: Sequence[Tables]) -> tuple[dict[str, float], tuple[WorkerSee
         for parts, rows, took in [map(sum, zip(*shares, strict=True))]
     )
     return dict(seconds), workers
+
+
+def sum_truncated(runs: Sequence[Tables]) -> int | None:
+    """How many rows' prompts were cut, over the timings of a job and its retries; None: not known."""
+    counts = [
+        tables.weight * times.truncated
+        for tables in runs
+        for times in tables.digests(tables.chosen)
+        if times.truncated is not None
+    ]
+    return round(sum(counts)) if counts else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ names.look(), tables.look()             # later looks ask only for what is new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -59,9 +59,15 @@ class Tables:
     """What small tables of shards hold. Each is read once, and kept as `digest` makes it."""
 
     def __init__(
-        self, store: Store, names: Names, digest: Callable[[pa.Table], Any], columns: list[str]
+        self,
+        store: Store,
+        names: Names,
+        digest: Callable[[pa.Table], Any],
+        columns: list[str],
+        optional: Mapping[str, pa.DataType] | None = None,
     ) -> None:
-        self._store, self.names, self._digest, self._columns = store, names, digest, columns
+        self._store, self.names, self._digest = store, names, digest
+        self._columns, self._optional = columns, optional
         self._settled = 0
         self._kept: dict[int, tuple[str, Any]] = {}  # with the etag of what was read
         self.chosen: list[int] = []
@@ -107,4 +113,4 @@ class Tables:
             data = self._store.read(info.key)
         except NoSuchObject:  # replaced or removed while we looked
             return None
-        return self._digest(table_of(data, self._columns))
+        return self._digest(table_of(data, self._columns, self._optional))

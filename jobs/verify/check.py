@@ -17,12 +17,12 @@ from os import cpu_count
 
 from overtone.jobs.errors import StoreError, UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.plan import JobPlan
+from overtone.jobs.plan import JobPlan, difference, make_plan
 from overtone.jobs.prompts import expected_row_ids
 from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store, open_store
-from overtone.jobs.verify.found import Checked, VerifyReport
+from overtone.jobs.verify.found import Blanks, Checked, VerifyReport
 from overtone.jobs.verify.names import Seen, There, name_duplicates
 from overtone.jobs.verify.shard import Checker
 
@@ -37,24 +37,29 @@ def verify(
     region: str | None = None,
     repair: bool = False,
     decode: bool = True,
+    allow_blank: bool = False,
     on_part: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check the whole output of a job against its input. UserError where there is no job.
 
     `repair` writes missing or wrong timings, rejects and card again, from the parts; it changes nothing under
-    `data/`. `on_part(done, of)` is called after each part.
+    `data/`. `allow_blank`: pictures of one colour are what was asked for, however few they are (`Blanks`).
+    `on_part(done, of)` is called after each part.
     """
     store = open_store(url, endpoint_url=endpoint_url, region=region)
     spec, job_plan = JobFolder(store).load()
-    return verify_job(
+    report = verify_job(
         store,
         spec,
         job_plan,
         expected_row_ids(spec, job_plan.files, job_plan.shard_rows),
         repair=repair,
         decode=decode,
+        allow_blank=allow_blank,
         on_part=on_part,
     )
+    _check_input(spec, job_plan, report)
+    return report
 
 
 def verify_job(
@@ -65,13 +70,14 @@ def verify_job(
     *,
     repair: bool = False,
     decode: bool = True,
+    allow_blank: bool = False,
     on_part: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """`verify` for a job that the caller holds. `expected` gives (shard, row_ids) in shard order, and may
     give a shard in several pieces."""
     report = VerifyReport(store.url, shards_total=job_plan.num_shards, decoded=decode)
     there = There(store, job_plan, spec.output.format, report)
-    seen = Seen()
+    seen, blanks = Seen(), Blanks()
     with (
         ThreadPoolExecutor(cpu_count() or 1, "decode") as decoders,
         ThreadPoolExecutor(_SHARDS_AT_ONCE, "shard") as pool,
@@ -80,8 +86,10 @@ def verify_job(
         for done, checked in enumerate(_in_order(pool, checker, _by_shard(expected, job_plan, report)), 1):
             checked.add_to(report)
             seen.add(checked.row_ids)
+            blanks.add(checked.blank)
             if on_part is not None:
                 on_part(done, job_plan.num_shards)
+    blanks.report(report, allow=allow_blank)
     twice = seen.twice()
     if len(twice):
         name_duplicates(store, spec, job_plan, there, twice, report)
@@ -124,6 +132,19 @@ def _by_shard(
         report.add("unreadable_input", "input", f"{problem}; the parts from {following} on lack this check")
     for index in range(following, job_plan.num_shards):
         yield index, None if problem is not None else []
+
+
+def _check_input(spec: JobSpec, job_plan: JobPlan, report: VerifyReport) -> None:
+    """List the input files anew: each that the plan does not have, or has otherwise, is a problem. Nobody
+    else would notice, for a driver and its workers know the plan's files alone."""
+    try:
+        now = make_plan(spec)
+    except (UserError, StoreError) as error:
+        if not report.num_problems["unreadable_input"]:
+            report.add("unreadable_input", "input", f"{error}; so it is not known which files are new")
+        return
+    for line in difference(job_plan, now):
+        report.add("changed_input", "input", line)
 
 
 def _check_card(

@@ -11,12 +11,17 @@ from overtone.jobs.report import CARD
 _KEPT_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
 _SHOWN_IDS = 3
+_BLANK_AMONG = 4
 _ADVICE = {
     "missing_part": "Run the job again: it makes the missing parts.",
     "missing_derived": "`overtone verify --repair` writes missing timings and rejects again.",
     "wrong_derived": "`overtone verify --repair` writes wrong timings and rejects again.",
     "broken_part": "Delete a broken part and run the job again: it makes it anew.",
     "orphaned_part": "Delete a retry's part whose part before is missing or broken, then run the job again.",
+    "blank_media": "Look at the blank pictures: a pipeline whose numbers overflow makes such, and "
+    "`model.dtype: float32` mends that. Where they are as asked for, `--allow-blank` lets them pass.",
+    "changed_input": "Rows of new or changed input files are in no part: put the files back as they were, or "
+    "make them with a new `output`.",
     "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
     "job again: it makes them anew.",
 }
@@ -25,8 +30,8 @@ _ADVICE = {
 @dataclass(frozen=True)
 class Problem:
     """One thing that is not as the job promised. Its `kind` is missing_part, foreign_file, broken_part,
-    orphaned_part, wrong_rows, duplicate_rows, broken_media, missing_derived, wrong_derived, broken_retry or
-    unreadable_input."""
+    orphaned_part, wrong_rows, duplicate_rows, broken_media, blank_media, missing_derived, wrong_derived,
+    broken_retry, changed_input or unreadable_input."""
 
     kind: str
     where: str
@@ -58,6 +63,10 @@ class VerifyReport:
     repaired: int = 0
     """Parts whose timings and rejects were written again."""
     wrote_card: bool = False
+    blank: int = 0
+    """Pictures of one colour, where they were decoded."""
+    remarks: list[str] = field(default_factory=list)
+    """What is worth knowing and no problem."""
     problems: list[Problem] = field(default_factory=list)
     """The first thousand problems; `num_problems` counts all."""
     num_problems: Counter[str] = field(default_factory=Counter)
@@ -88,6 +97,8 @@ class VerifyReport:
             "decoded": self.decoded,
             "repaired": self.repaired,
             "wrote_card": self.wrote_card,
+            "blank": self.blank,
+            "remarks": self.remarks,
             "num_problems": dict(self.num_problems),
             "problems": [vars(problem) for problem in self.problems],
         }
@@ -105,6 +116,7 @@ class VerifyReport:
             lines.append(f"wrote the timings and rejects of {self.repaired:,} parts again")
         if self.wrote_card:
             lines.append(f"wrote {CARD} again")
+        lines += self.remarks
         if self.ok:
             read = "every picture decodes" if self.decoded else "pictures were not decoded"
             lines.append(f"every row is there exactly once; checksums agree; {read}")
@@ -128,6 +140,8 @@ class Checked:
     rows: int = 0
     rejects: int = 0
     repaired: int = 0
+    blank: list[tuple[str, str]] = field(default_factory=list)
+    """(part, row_id) of the pictures that are one colour."""
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, kind: str, where: str, message: str) -> None:
@@ -145,3 +159,41 @@ def shown_ids(row_ids: list[str]) -> str:
     """The first few row_ids, for a message."""
     shown = ", ".join(repr(row_id[:100]) for row_id in row_ids[:_SHOWN_IDS])
     return shown + (", ..." if len(row_ids) > _SHOWN_IDS else "")
+
+
+class Blanks:
+    """The pictures of one colour, and whether they are too few to be what was asked for.
+
+    A picture of one colour is a problem where at most one in four of the job's pictures is one: a pipeline
+    whose numbers overflowed makes such pictures among others. Where more are, the job may be of flat
+    pictures, which is for its user to say, and so it is a remark. So a job of flat pictures always passes.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str]] = []  # the first of them
+        self._count = 0
+
+    def add(self, found: list[tuple[str, str]]) -> None:
+        self._count += len(found)
+        self._found += found[: _KEPT_PROBLEMS - len(self._found)]
+
+    def report(self, report: VerifyReport, *, allow: bool) -> None:
+        """Note them, as problems or as a remark. The counts in `report` are complete by now."""
+        report.blank = self._count
+        if not self._count:
+            return
+        if allow or self._count * _BLANK_AMONG > report.rows:
+            known = "as you allow" if allow else "which may be what was asked for"
+            report.remarks.append(
+                f"{self._count:,} of {report.rows:,} pictures are of one colour, {known}: "
+                + shown_ids([row_id for _, row_id in self._found])
+            )
+            return
+        for key, row_id in self._found:
+            others = report.rows - self._count
+            report.add(
+                "blank_media",
+                key,
+                f"row {shown_ids([row_id])}: all of it is one colour, unlike {others:,} others",
+            )
+        report.num_problems["blank_media"] = self._count

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.errors import StoreError, VerifyError
-from overtone.jobs.media import check_media
+from overtone.jobs.media import look_at
 from overtone.jobs.parts import (
     Footer,
     PartRow,
@@ -125,14 +125,14 @@ class Checker:
         kind = footer.kind
         row_ids: list[str] = []
         media_sha = sha256()
-        decoding: deque[tuple[str, Future[str | None]]] = deque()
+        decoding: deque[tuple[str, Future[str | bool]]] = deque()
         with self._store.open(key) as file:
             for row in read_rows(file, kind, self._spec.output.format):
                 row_ids.append(row.row_id)
                 media_sha.update(len(row.data).to_bytes(8, "little"))
                 media_sha.update(row.data)
                 if self._decode:
-                    decoding.append((row.row_id, self._decoders.submit(_broken, row)))
+                    decoding.append((row.row_id, self._decoders.submit(_look, row)))
                 while len(decoding) > _DECODED_AHEAD:
                     _settle(key, *decoding.popleft(), checked)
         for row_id, future in decoding:
@@ -182,10 +182,12 @@ class Checker:
             return False
 
 
-def _settle(key: str, row_id: str, future: Future[str | None], checked: Checked) -> None:
-    problem = future.result()
-    if problem is not None:
-        checked.add("broken_media", key, f"row {shown_ids([row_id])}: {problem}")
+def _settle(key: str, row_id: str, future: Future[str | bool], checked: Checked) -> None:
+    found = future.result()
+    if isinstance(found, str):
+        checked.add("broken_media", key, f"row {shown_ids([row_id])}: {found}")
+    elif found:
+        checked.blank.append((key, row_id))
 
 
 def _compare(key: str, expected: list[str], found: list[str], checked: Checked) -> None:
@@ -199,12 +201,15 @@ def _compare(key: str, expected: list[str], found: list[str], checked: Checked) 
         checked.add("wrong_rows", key, f"{len(extra):,} rows are too many: {shown_ids(extra)}")
 
 
-def _broken(row: PartRow) -> str | None:
-    """Why a row's picture or video is not what the row says; None where it is."""
+def _look(row: PartRow) -> str | bool:
+    """Why a row's picture or video is not what the row says; else whether all of it is one colour."""
     try:
-        height, width = check_media(row.data)
+        seen = look_at(row.data)
     except ValueError as error:
         return str(error)
-    if (height, width) != (row.height_px, row.width_px):
-        return f"{width}x{height} pixels instead of {row.width_px}x{row.height_px}"
-    return None
+    if (seen.height_px, seen.width_px) != (row.height_px, row.width_px):
+        return (
+            f"{seen.width_px}x{seen.height_px} pixels instead of {row.width_px}x{row.height_px} "
+            "(width x height)"
+        )
+    return seen.blank

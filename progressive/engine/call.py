@@ -138,6 +138,15 @@ class PipelineCall:
             call |= dict.fromkeys(self.family.per_step)
         return {name: value for name, value in call.items() if name in self.defaults}
 
+    def guidance(self, sampling: Sampling) -> dict[str, float | None]:
+        """`guidance_scale` and `true_cfg_scale` as the pipeline's call gets them; None where it takes none,
+        or takes one a step."""
+        given = self.arguments(sampling)
+        found = {
+            name: given.get(name, self.defaults.get(name)) for name in ("guidance_scale", "true_cfg_scale")
+        }
+        return {name: float(v) if isinstance(v, int | float) else None for name, v in found.items()}
+
     def blank(self) -> dict[str, Any]:
         """Text arguments of one row without text or guidance, for calls that never reach the transformer."""
         if self.family.text is None:

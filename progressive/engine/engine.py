@@ -114,6 +114,10 @@ class Engine:
             num_frames=num_frames,
         )
 
+    def guidance(self, sampling: Sampling) -> dict[str, float | None]:
+        """`guidance_scale` and `true_cfg_scale` as the pipeline's call gets them."""
+        return self.call.guidance(sampling)
+
     @torch.no_grad()
     def encode(
         self,

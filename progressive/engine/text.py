@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from overtone.progressive.engine.call import PipelineCall, Text
+from overtone.progressive.engine.cut_texts import watching
 from overtone.progressive.settings import Sampling
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,15 @@ class TextEncoder:
         with self._call.aside("encode") as pipe:
             for start in range(0, len(texts), _ENCODE_TOGETHER):
                 chunk = texts[start : start + _ENCODE_TOGETHER]
-                # A list of its own: some pipelines write their chat template into it.
-                values = pipe.encode_prompt(**(arguments | {"prompt": list(chunk)}))
+                with watching(pipe) as seen:
+                    # A list of its own: some pipelines write their chat template into it.
+                    values = pipe.encode_prompt(**(arguments | {"prompt": list(chunk)}))
                 values = values if isinstance(values, tuple) else (values,)
                 named = {n: v for n, v in zip(names, values, strict=False) if n and v is not None}
-                rows += [self._row(named, i) for i in range(len(chunk))]
+                rows += [
+                    EncodedText(self._row(named, i), truncated)
+                    for i, truncated in enumerate(seen.cut(len(chunk)))
+                ]
         return rows
 
     def _arguments(self, sampling: Sampling) -> dict[str, Any]:
@@ -105,6 +110,15 @@ class TextEncoder:
             logger.warning("%s: %s", self._call.family.name, message)
 
 
+class EncodedText(dict[str, Any]):
+    """One prompt as the pipeline's call takes it (`Text`), which remembers whether it was cut."""
+
+    def __init__(self, values: Mapping[str, Any], truncated: bool | None) -> None:
+        super().__init__(values)
+        self.truncated = truncated
+        """Whether every text encoder cut it; None: not known."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Encoded prompts, one a row. Rows with the same text share tensors."""
@@ -119,6 +133,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+    @property
+    def truncated(self) -> tuple[bool | None, ...]:
+        """For each row whether every text encoder cut its prompt; None: not known."""
+        return tuple(text.truncated if isinstance(text, EncodedText) else None for text in self.positive)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Encoded:
         if isinstance(rows, slice):
