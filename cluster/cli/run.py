@@ -41,13 +41,18 @@ def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet:
 @main.command()
 @spec_argument
 @set_option()
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Also read every row (sizes, rejects, names) and try the output with a few bytes, removed again.",
+)
 @json_option
-def plan(spec_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what SPEC would do: shards, stages with their noise levels, token-steps, predicted saving."""
+def plan(spec_path: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
+    """Show what SPEC would do: shards, stages with their noise levels, saving, memory, disk, place."""
     from overtone.jobs.preview import preview
     from overtone.jobs.spec import load_spec
 
-    shown = preview(load_spec(spec_path, overrides))
+    shown = preview(load_spec(spec_path, overrides), check=check)
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
