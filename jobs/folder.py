@@ -25,7 +25,7 @@ from uuid import uuid4
 
 from overtone.jobs.errors import FingerprintMismatch, StoreError, UserError, VerifyError
 from overtone.jobs.parts import part_format, part_index, part_place, read_footer, timings_name, write_derived
-from overtone.jobs.plan import JobPlan, Work, difference
+from overtone.jobs.plan import JobPlan, Work, mismatch
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.shard_set import ShardSet
@@ -95,11 +95,7 @@ class JobFolder:
         kept = self._read_plan()
         if kept.fingerprint == job_plan.fingerprint:
             return job_plan.as_begun(kept)
-        lines = difference(kept, job_plan) or ["the order of the input files changed"]
-        raise FingerprintMismatch(
-            f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
-            "Undo that to go on with the job, or choose a new `output`"
-        )
+        raise FingerprintMismatch(f"{self.store.url} holds {mismatch(kept, job_plan)}")
 
     def wait_until_seen(
         self, job_plan: JobPlan, epoch: int = 0, *, patience_s: float = SEEN_WITHIN_S

@@ -29,12 +29,13 @@ import pyarrow.parquet as pq
 from overtone.jobs.columns import GENERATION
 from overtone.jobs.errors import PromptsError, VerifyError
 from overtone.jobs.prompts import FileList, list_files
+from overtone.jobs.prompts.changes import changes
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.tables import table_of
 
 MAX_SHARDS = 100_000_000
 _VERSION = 1
-_SHOWN_FILES = 10
+_OF_PARTS = ("keep", "output.")  # settings that change what stands beside a sample, or how it is kept
 
 
 def make_plan(spec: JobSpec) -> JobPlan:
@@ -233,46 +234,46 @@ class JobPlan:
 
 def difference(old: JobPlan, new: JobPlan) -> list[str]:
     """Why two fingerprints differ, one sentence each, for people; empty where they do not."""
-    lines = []
     before, after = _flat(old.samples), _flat(new.samples)
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            lines.append(f"{key} was {_shown(before.get(key))}, now {_shown(after.get(key))}")
+    lines = [
+        f"{_key(key)} was {_shown(before.get(key))}, now {_shown(after.get(key))}"
+        for key in _changed(old, new)
+    ]
     if old.shard_rows != new.shard_rows:
         lines.append(f"shards.rows was {old.shard_rows}, now {new.shard_rows}")
-    return lines + _file_differences(old.files, new.files)
+    return lines + changes(old.files, new.files)
 
 
-def _file_differences(old: FileList, new: FileList) -> list[str]:
-    before, after = old.identities(), new.identities()
-    lines = [f"input file {name} is no longer there" for name in before if name not in after]
-    lines += [f"input file {name} is new" for name in after if name not in before]
-    for name, was in before.items():
-        now = after.get(name, was)
-        if was != now:
-            changes = [
-                f"{what} was {a}, now {b}"
-                for what, a, b in zip(FileList.IDENTITY, was, now, strict=True)
-                if a != b
-            ]
-            lines.append(f"input file {name} changed: {'; '.join(changes)}")
-    if len(lines) > _SHOWN_FILES:
-        lines = [
-            *lines[:_SHOWN_FILES],
-            f"and {len(lines) - _SHOWN_FILES:,} more such differences of input files",
-        ]
-    return lines
+def mismatch(old: JobPlan, new: JobPlan) -> str:
+    """What a folder of the old plan holds, for whoever brings the new one, and what may change in it."""
+    same = all(key.startswith(_OF_PARTS) for key in _changed(old, new)) and not changes(old.files, new.files)
+    what = "the same samples, but in other parts" if same else "another job, whose samples would differ"
+    return (
+        f"{what}: {'; '.join(difference(old, new))}. "
+        "Undo that to go on with the job, or choose a new `output`; "
+        "what may change is `workers`, `faults`, `name`, and where the prompts and the output are"
+    )
+
+
+def _changed(old: JobPlan, new: JobPlan) -> list[str]:
+    before, after = _flat(old.samples), _flat(new.samples)
+    return [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    if isinstance(value, dict) and value:
+    """{"a": {"b": 1}} as {"a.b": 1}; what is empty is left out."""
+    if isinstance(value, dict):
         return {
             k: v
             for name, inner in value.items()
             for k, v in _flat(inner, f"{key}.{name}" if key else name).items()
         }
     return {key: value}
+
+
+def _key(key: str) -> str:
+    """The spec's name of one of `JobSpec.samples`."""
+    return f"prompts.{key}" if key.partition(".")[0] in ("columns", "keep") else key
 
 
 def _shown(value: Any) -> str:

@@ -1,29 +1,46 @@
-"""What a job would do, from the spec, Parquet footers and row_ids: shards, stages, token-steps, saving.
-Loads neither torch nor ray; knows nothing of how long anything takes."""
+"""What a job would do, from the spec and Parquet footers alone: shards, stages, token-steps, saving, memory,
+disk and place. Loads neither torch nor ray; knows nothing of how long anything takes.
+
+    preview(spec)                   # reads no rows, but for the names of a small table
+    preview(spec, check=True)       # reads every row, and tries the output's store with a few bytes
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from overtone.jobs.needs import NEW, Needs, needs_of, try_output
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import check_row_ids
+from overtone.jobs.row_check import RowCheck, check_rows, gives, names_told_soon
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
+from overtone.progressive.families import MEASURED_SPECTRA
 from overtone.progressive.schedule import SamplingPlan
 
-_CHECKED_ROWS = 1_000_000
-"""Of more rows, that no two have one row_id is seen only by a run."""
 
+def preview(spec: JobSpec, *, check: bool = False) -> Preview:
+    """Plan a job without starting it. UserError for whatever `run` would refuse: a spec, prompt table, size
+    or output that cannot be used.
 
-def preview(spec: JobSpec) -> Preview:
-    """Plan a job without starting it. UserError for a spec, prompt table or size that cannot be used."""
+    `check` also reads every row and tries whether the output's store is safe; without it, rows are read only
+    for their names, and only where the table is small.
+    """
     checkpoint = checkpoint_of(spec)
-    job_plan, plan = make_plan(spec), sampling_plan(spec, checkpoint)
-    if job_plan.num_rows <= _CHECKED_ROWS:
+    stages, job_plan = sampling_plan(spec, checkpoint), make_plan(spec)
+    needs = needs_of(spec, job_plan, checkpoint)
+    rows = check_rows(spec, job_plan, checkpoint) if check else None
+    named = needs.state != NEW or not gives(job_plan, "row_id")  # a job that was begun has passed
+    if rows is not None:
+        try_output(spec)
+        own = job_plan.num_rows * stages.height_px * stages.width_px
+        needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
+    elif not named and names_told_soon(job_plan):
         check_row_ids(spec, job_plan.files)
-    return Preview(spec, job_plan, checkpoint, plan)
+        named = True
+    return Preview(spec, job_plan, checkpoint, stages, needs, rows, named=named or check)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,16 @@ class Preview:
     job: JobPlan
     checkpoint: Checkpoint
     sampling: SamplingPlan
+    needs: Needs
+    rows: RowCheck | None
+    """None: they were not read."""
+    named: bool
+    """Known: no two rows have one name."""
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether the transitions follow a spectrum that was fitted on another model's latents."""
+        return self.spec.sampling.spectrum is None and self.checkpoint.family not in MEASURED_SPECTRA
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `text`, as data."""
@@ -46,7 +73,13 @@ class Preview:
             "rows": self.job.num_rows,
             "shards": self.job.num_shards,
             "sampling": self.sampling.as_dict(),
-            "job_token_steps": self.job.num_rows * self.sampling.token_steps,
+            "job_token_steps": self.rows.token_steps
+            if self.rows
+            else self.job.num_rows * self.sampling.token_steps,
+            "stand_in_spectrum": self.stand_in,
+            "row_ids_checked": self.named,
+            "needs": self.needs.as_dict(),
+            "rows_checked": None if self.rows is None else self.rows.as_dict(),
         }
 
     def text(self) -> str:
@@ -71,8 +104,33 @@ class Preview:
             "",
             f"token-steps a row: {plan.token_steps:,} of {plan.fullres_token_steps:,} at full resolution; "
             f"predicted saving {plan.saving:.2f}x",
+            "",
+            *self.needs.lines(),
+            *self._row_lines(),
+            *self._spectrum_lines(),
         ]
         return "\n".join(lines)
+
+    def _row_lines(self) -> list[str]:
+        """What was found in the rows, or what was not looked for in them."""
+        if self.rows is not None:
+            return ["", *self.rows.lines()]
+        unknown = ["which are rejected"]
+        if gives(self.job, "height", "width"):
+            unknown.append("the sizes that they ask for themselves")
+        if gives(self.job, "num_images"):
+            unknown.append("how many samples they ask for")
+        if not self.named:
+            unknown.append("whether two have one row_id")
+        return [f"rows        not read; `overtone plan SPEC --check` tells {', '.join(unknown)}"]
+
+    def _spectrum_lines(self) -> list[str]:
+        if not self.stand_in or len(self.sampling.stages) == 1:
+            return []
+        return [
+            f"spectrum    a stand-in: none was measured for {self.checkpoint.family}, so the same delta may "
+            "cost more or less here; `overtone calibrate` measures it"
+        ]
 
 
 def _count(number: int, what: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -53,9 +53,13 @@ class Calibration:
     def spectrum(self) -> Spectrum:
         return Spectrum(self.amplitude, self.beta)
 
+    def to_json(self) -> str:
+        """JSON that `load` and `progressive.checkpoints.spectrum_profile` read."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
-        """As JSON that `load` and `progressive.checkpoints.spectrum_profile` read."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """`to_json`, in a file."""
+        Path(path).write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -67,7 +71,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a spectrum that `calibrate` saved: {error!r}") from error
 
-    def plot(self, path: str | Path) -> None:
+    def plot(self, path: str | Path | BinaryIO) -> None:
         """A PNG of the measured spectrum and the line."""
         figure = Figure(figsize=(6.4, 4.4), dpi=140, layout="constrained")
         axes = figure.subplots()

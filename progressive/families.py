@@ -259,3 +259,7 @@ def family_name(pipeline_class: str, config: Mapping[str, Any]) -> str:
         return "wan2.1" if config.get("boundary_ratio") is None else "wan2.2"
     known = (f.name for f in FAMILIES.values() if f.name != "tiny" and pipeline_class in f.pipelines)
     return next(known, "generic")
+
+
+MEASURED_SPECTRA = frozenset({"flux1", "z-image", "wan2.1", "wan2.2", "tiny"})
+"""Families whose spectrum was fitted on the latents of their own VAE; that of any other is a stand-in."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +17,10 @@ from click.testing import CliRunner
 from fake_engine import FakeEngine
 
 from overtone.cluster.cli import main
+from overtone.cluster.cli.saving import save
 from overtone.cluster.dispatch import Assignment
 from overtone.cluster.worker import Runner
+from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import make_plan
 from overtone.jobs.spec import load_spec
@@ -166,3 +170,107 @@ def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"
+
+
+# Files to write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["tune", "SPEC", "--to", "FILE"], "--to"),
+        (["tune", "SPEC", "--fragment", "FILE"], "--fragment"),
+        (["tune", "SPEC", "--sheet", "FILE"], "--sheet"),
+        (["estimate", "SPEC", "--save", "FILE"], "--save"),
+        (["calibrate", "--model", "tiny", "--data", ".", "--to", "FILE"], "--to"),
+        (["calibrate", "--model", "tiny", "--data", ".", "--plot", "FILE"], "--plot"),
+        (["sheet", "OUTPUT", "--to", "FILE"], "--to"),
+        (["report", "OUTPUT", "--to", "FILE"], "--to"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(spec_path, tmp_path, arguments, option):
+    (tmp_path / "a file").write_text("")
+    for file, said in (
+        (tmp_path / "gone" / "x", "there is no folder"),
+        (tmp_path / "a file" / "x", "is a file, not a folder"),
+        (tmp_path, "is a folder"),
+    ):
+        places = {"SPEC": spec_path, "OUTPUT": tmp_path / "no job", "FILE": file}
+        shown = overtone(*(places.get(one, one) for one in arguments))
+        assert shown.exit_code == 2
+        [line] = shown.output.splitlines()  # and no model was loaded, for MODEL cannot be
+        assert line.startswith(f"overtone: {option}: ")
+        assert said in line
+
+
+def test_what_cannot_be_saved_after_the_work_is_shown(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"^not saved: .*gone/a \(No such file .*\), .*gone/c"):
+        save(
+            [
+                (tmp_path / "gone" / "a", "the result"),
+                (tmp_path / "b", b"kept"),
+                (tmp_path / "gone" / "c", b""),
+            ]
+        )
+    assert capsys.readouterr().out == "the result\n"
+    assert (tmp_path / "b").read_bytes() == b"kept"
+
+
+# Help and completion
+
+
+def test_the_commands_are_listed_in_the_order_of_work_with_a_whole_line_each():
+    shown = overtone("--help").output
+    lines = [line.strip() for line in shown[shown.index("Commands:") :].splitlines()[1:]]
+    names = [line.split()[0] for line in lines]
+    assert names == list(main.order)
+    assert set(names) == set(main.commands)
+    assert names.index("plan") < names.index("run") < names.index("verify") < names.index("report")
+    assert all(line.endswith(".") and "..." not in line for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_page_of_help_has_an_example_that_can_be_typed(name):
+    shown = overtone(name, "--help").output
+    examples = [line.strip() for line in shown[shown.index("Example:") :].splitlines()[1:]]
+    assert examples
+    command = main.commands[name]
+    for example in examples:
+        words = shlex.split(example.partition(" | ")[0].partition(" > ")[0])
+        assert words[:2] == ["overtone", name]
+        command.make_context(name, words[2:], resilient_parsing=True)
+        context = click.Context(command)
+        parser = command.make_parser(context)
+        parser.parse_args(words[2:])  # an option that is not there raises
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("overtone pl", "plain,plan"),
+        ("overtone plan --ch", "plain,--check"),
+        ("overtone run job.yaml --set sampling.del", "plain,sampling.delta="),
+        ("overtone run job.yaml --set se", "plain,seed="),
+        ("overtone status ou", "dir,ou"),
+        ("overtone run jo", "file,jo"),
+        ("overtone tune job.yaml --to x", "file,x"),
+    ],
+)
+def test_completion_as_the_help_says(typed, completed):
+    environment = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    shown = CliRunner().invoke(
+        main, env=environment | {"_OVERTONE_COMPLETE": "bash_complete"}, prog_name="overtone"
+    )
+    assert shown.output.split() == [completed]
+    assert "_OVERTONE_COMPLETE=bash_source overtone" in overtone("--help").output
+
+
+def test_a_shell_accepts_the_line_of_the_help(tmp_path):
+    """In a shell of its own, where `overtone` is this interpreter's."""
+    program = tmp_path / "overtone"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m overtone.cluster.cli "$@"\n')
+    program.chmod(0o755)
+    [line] = [line for line in overtone("--help").output.splitlines() if "bash_source" in line]
+    script = f"PATH={tmp_path}:$PATH; {line.strip()}; complete -p overtone"
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert shown.stdout.strip().endswith("-F _overtone_completion overtone"), shown.stderr

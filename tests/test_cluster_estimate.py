@@ -16,7 +16,7 @@ from small_jobs import prompt_table, small_job
 from overtone.cluster.measure import Profile, estimate
 from overtone.cluster.measure.prompts import job_sizes
 from overtone.cluster.measure.timing import time_rows
-from overtone.jobs.errors import UserError
+from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.spec import JobSpec
@@ -177,9 +177,78 @@ def test_the_text_shows_both_settings_side_by_side(tmp_path):
     spec, engine = job(tmp_path), ClockedEngine()
     foretold = estimate(spec, engine, price=3.0, clock=engine.clock)
     text = foretold.text()
-    for shown in ("fullres", "this job", "rows an hour", "GPU-hours", "done in", "cost", "96 rows", "saving"):
+    for shown in ("fullres", "this job", "rows an hour", "CPU-hours", "done in", "cost", "96 rows", "saving"):
         assert shown in text
     data = json.loads(json.dumps(foretold.as_dict()))
     assert data["saving"] == pytest.approx(foretold.saving)
     assert data["fullres"]["cost"] > data["chosen"]["cost"]
     assert "cost" not in replace(foretold, price=None).text()
+
+
+def profile_of(spec: JobSpec, **seconds: tuple[float, ...]) -> Profile:
+    """Of four rows a batch, at both settings."""
+    profile = time_rows(spec, ClockedEngine(), clock=lambda: 0.0)
+    timed = tuple(
+        replace(timed, rows=(4,) * len(given), seconds=given)
+        for timed, given in zip(profile.timed, (seconds["fullres"], seconds["chosen"]), strict=True)
+    )
+    return replace(profile, timed=timed)
+
+
+@pytest.mark.parametrize("times", [(1.0, 400.0), (9.0,), (1.0, 1.1, 60.0)])
+def test_no_interval_reaches_zero(tmp_path, times):
+    spec = job(tmp_path)
+    foretold = estimate(spec, profile=profile_of(spec, fullres=times, chosen=times), price=1.0)
+    for value in (foretold.chosen.eta_s, foretold.chosen.cost, foretold.chosen.rows_per_hour):
+        low, high = foretold.chosen.interval(value)
+        assert 0 < low < value < high
+        assert low * high == pytest.approx(value**2)  # as far below as above, in proportion
+    assert "-" not in "".join(line for line in foretold.text().splitlines() if line.startswith("done in"))
+
+
+def test_a_cpu_is_counted_in_cpu_hours(tmp_path):
+    spec = job(tmp_path, workers={"num_cpus": 4})
+    profile = profile_of(spec, fullres=(40.0, 40.0), chosen=(30.0, 30.0))
+    line = estimate(spec, profile=profile, price=2.0).chosen
+    assert (line.gpu_hours, line.cpu_hours) == (0, pytest.approx(4 * line.worker_hours))
+    assert line.cost == pytest.approx(2 * line.cpu_hours)
+    on_a_gpu = estimate(spec, profile=replace(profile, device="NVIDIA H200"), price=2.0)
+    assert on_a_gpu.chosen.gpu_hours == pytest.approx(line.worker_hours)
+    assert "GPU-hours" in on_a_gpu.text()
+
+
+@dataclass
+class Impatient(ClockedEngine):
+    """Whoever waits for it types Ctrl-C once it has made so many rows."""
+
+    patience: int = 0
+
+    def denoise(self, plan: Any, encoded: Any, seeds: Any, sampling: Any) -> Any:
+        if self.rows_made >= self.patience:
+            raise KeyboardInterrupt
+        return super().denoise(plan, encoded, seeds, sampling)
+
+
+def test_an_interrupted_estimate_tells_what_it_knows_and_goes_on_from_there(tmp_path):
+    spec, shown = job(tmp_path), []
+    whole = ClockedEngine(jitter=0.0)
+    expected = time_rows(spec, whole, clock=whole.clock, on_progress=shown.append)
+    assert [one.done for one in shown] == [*range(8)]
+    assert shown[0].left_s is None
+    assert shown[1].left_s > shown[-1].left_s > 0
+    assert shown[2].text().startswith("3 of 8: 4 rows, chosen, 256x256 px; about ")
+
+    with pytest.raises(JobError, match="before both settings were timed; the same command goes on"):
+        time_rows(spec, Impatient(patience=8, jitter=0.0), keep=tmp_path)
+    engine = Impatient(patience=20, jitter=0.0)
+    part = time_rows(spec, engine, clock=engine.clock, keep=tmp_path)
+    assert part.interrupted
+    assert not expected.interrupted
+    assert 0 < sum(len(timed.seconds) for timed in part.timed) < 8
+    assert estimate(spec, profile=part).chosen.eta_s > 0
+    engine = ClockedEngine(jitter=0.0)
+    rest = time_rows(spec, engine, clock=engine.clock, keep=tmp_path)
+    assert not rest.interrupted
+    assert engine.rows_made < whole.rows_made
+    assert [timed.rows for timed in rest.timed] == [timed.rows for timed in expected.timed]
+    assert not [*tmp_path.glob("*.partial*")]

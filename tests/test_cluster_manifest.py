@@ -28,8 +28,9 @@ from overtone.cluster.kubernetes import IMAGE_FOLDER, Volume, manifest, options_
 from overtone.cluster.kubernetes.documents import embedded_spec
 from overtone.cluster.kubernetes.options import Options
 from overtone.cluster.kubernetes.pods import ACTORS_LIVE, SPEC_FILE, SPEC_FOLDER, drain_command
-from overtone.cluster.kubernetes.shape import PARAMETERS_B, shape_of, weights_gib
+from overtone.cluster.kubernetes.shape import shape_of
 from overtone.jobs.errors import UserError
+from overtone.jobs.needs import PARAMETERS_B, weights_gib
 from overtone.jobs.spec import JobSpec, load_spec
 
 ROOT = Path(__file__).parents[1]

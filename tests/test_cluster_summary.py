@@ -53,7 +53,7 @@ def test_a_card_and_a_sheet_that_cannot_be_written_are_notes(tmp_path):
     assert (summary.exit_code, summary.shards_done) == (0, plan.num_shards)
     card, sheet = summary.notes
     assert card.startswith(f"{CARD} is not written, `overtone card` tries again: ")
-    assert sheet.startswith(f"{SHEET} is not drawn, `overtone sheet` tries again: ")
+    assert sheet.startswith(f"{SHEET} is not written, `overtone sheet` tries again: ")
     again = run_job(spec)  # finds every part there, and tries the card once more
     assert (again.exit_code, again.nothing_to_do) == (0, True)
     assert again.notes[0].startswith(f"{CARD} is not written")

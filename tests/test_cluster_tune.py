@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import json
-from dataclasses import replace
+import threading
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny_pipes
 import yaml
+from click.testing import CliRunner
+from fake_engine import FakeEngine
 from PIL import Image
 from small_jobs import prompt_table, small_job
 
+from overtone.cluster.cli import main
 from overtone.cluster.measure import tune
+from overtone.cluster.measure.kept import Kept
 from overtone.cluster.measure.prompts import sample_rows, tiny_judge
 from overtone.cluster.measure.settings import FULLRES, named_like, sweep
-from overtone.cluster.measure.tuning import Outcome, mark_pareto
-from overtone.jobs.errors import PromptsError, UserError
+from overtone.cluster.measure.trial import measure
+from overtone.cluster.measure.tuning import Outcome, Tuning, mark_pareto
+from overtone.jobs.errors import JobError, PromptsError, UserError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.engine import Engine
 from overtone.progressive.settings import Sampling
@@ -203,3 +212,169 @@ def test_the_judge_is_for_captions_of_the_picture_world_alone(tmp_path):
     assert tiny_judge(usual, [replace(rows[0], prompt="a cat")]) is None
     other = usual.model_copy(update={"model": usual.model.model_copy(update={"id": "a/b"})})
     assert tiny_judge(other, rows) is None
+
+
+# Nothing under the limit, and Ctrl-C
+
+
+def found(*outcomes: Outcome, max_drop: float = 1.0, **more: Any) -> Tuning:
+    marked = tuple(mark_pareto(outcomes))
+    settings = {
+        "model": "tiny",
+        "device": "CPU",
+        "rows": 4,
+        "num_steps": 9,
+        "loss_metric": "100 x perceptual distance",
+        "max_drop": max_drop,
+        "outcomes": marked,
+        "choice": marked[0],
+    }
+    return Tuning(**(settings | more))
+
+
+@dataclass
+class Rough(FakeEngine):
+    """A coarse grid saves time and costs pixels: pictures are noise where it had a part in them."""
+
+    def denoise(self, plan, encoded, seeds, sampling):
+        latents, reports = super().denoise(plan, encoded, seeds, sampling)
+        return latents, [replace(one, seconds=1e-6 * one.tokens * one.steps * one.rows) for one in reports]
+
+    def decode(self, plan, latents):
+        coarse = sum(stage.steps for stage in plan.stages[:-1])
+        noise = np.random.default_rng(7).integers(0, 1 + 20 * coarse, (plan.height_px, plan.width_px, 3))
+        return [Image.fromarray((100 + noise).astype(np.uint8)) for _ in latents]
+
+
+def test_where_nothing_is_under_the_limit_the_trade_off_and_the_nearest_are_shown(tmp_path):
+    spec = job(tmp_path)
+    candidates = sweep(spec.sampling, deltas=(0.05, 0.2))[:3]
+    tuning = tune(spec, Rough(), rows=3, settings=candidates)
+    others = tuning.outcomes[1:]
+    assert all(o.saving > 1 and o.loss > 1 for o in others)
+    nearest = min(others, key=lambda o: o.loss)
+    assert (tuning.choice.name, tuning.nearest.name) == (FULLRES, nearest.name)
+    assert f"The nearest is {nearest.name}: {nearest.saving:.2f}x" in tuning.text()
+    assert yaml.safe_load(tuning.fragment())["sampling"] == nearest.sampling
+    assert tuning.fragment().startswith("# nothing faster than fullres loses at most 1")
+    assert "sampling: {mode: fullres" in tuning.fragment()
+    for o in tuning.trade_off:
+        assert f"  {o.name}: " in tuning.text()
+        assert f"<li><b>{o.name}</b>" in tuning.html()
+    assert tuning.as_dict()["nearest"] == nearest.name
+
+
+def test_the_trade_off_runs_from_close_to_fast():
+    tuning = found(
+        outcome("fullres", 1.0, 0.0),
+        outcome("far", 2.0, 9.0),
+        outcome("near", 1.3, 2.0),
+        outcome("slow", 0.9, 1.5),
+    )
+    assert [o.name for o in tuning.trade_off] == ["near", "far"]
+
+
+def test_how_sure_a_figure_is_is_told():
+    sure = replace(outcome("a", 1.5, 2.0), saving_error=0.1, loss_error=0.5)
+    assert (sure.saving_text, sure.loss_text) == ("1.50x (1.36 to 1.66)", "2.00 ± 0.50")
+    assert outcome("a", 1.5, 2.0).saving_text == "1.50x (timed once)"
+    page = found(outcome("fullres", 1.0, 0.0), sure).html()
+    assert "(1.36 to 1.66)" in page
+    assert "± 0.50" in page
+
+
+@dataclass
+class Impatient(FakeEngine):
+    """Whoever waits for it types Ctrl-C before its n-th sample."""
+
+    patience: int = 10**9
+    made: int = 0
+
+    def denoise(self, plan, encoded, seeds, sampling):
+        if self.made >= self.patience:
+            raise KeyboardInterrupt
+        self.made += 1
+        return super().denoise(plan, encoded, seeds, sampling)
+
+
+def test_an_interrupted_sweep_tells_what_it_knows_and_goes_on_from_there(tmp_path):
+    spec, told = job(tmp_path, rows=4), []
+    candidates = sweep(spec.sampling, deltas=(0.05, 0.2))[:4]
+    settings = {
+        "rows": 4,
+        "batch_size": 2,
+        "settings": candidates,
+        "keep": tmp_path,
+        "on_progress": told.append,
+    }
+    with pytest.raises(JobError, match="before anything was measured"):
+        tune(spec, Impatient(patience=1, step_s=0.001), **settings)
+    part = tune(spec, Impatient(patience=6, step_s=0.001), **settings)  # three settings, each warmed up first
+    assert (part.measured, part.planned, part.complete) == (3, 8, False)
+    assert [o.name for o in part.outcomes] == [s.name for s in candidates[:3]]
+    assert "interrupted: 3 of 8 measurements, 2 prompts" in part.text()
+    assert "Interrupted" in part.html()
+    assert part.sheet([FULLRES])
+    assert part.fragment().startswith("# interrupted: 3 of 8")
+
+    told.clear()
+    engine = Impatient(step_s=0.001)
+    whole = tune(spec, engine, **settings)
+    assert [one.done for one in told] == [3, 4, 5, 6, 7]
+    assert told[0].text().startswith(f"4 of 8: batch 1 of 2, {candidates[3].name}")
+    assert told[1].left_s > told[-1].left_s > 0
+    assert whole.complete
+    assert whole.rows == 4
+    for name in ("seconds_per_row", "loss", "psnr_db"):
+        again, before = getattr(whole.outcomes[1], name), getattr(part.outcomes[1], name)
+        assert again == pytest.approx(before, rel=0.9, abs=1e-3)
+    assert not [*tmp_path.glob("*.partial")]
+    other = tune(spec, Impatient(patience=6, step_s=0.001), **settings | {"rows": 2})
+    assert other.kept is not None
+
+
+def test_what_was_kept_is_what_was_measured(tmp_path, engine):
+    setting = sweep(Sampling())[1]
+    video = np.arange(2 * 64 * 64 * 3, dtype=np.uint8).reshape(2, 64, 64, 3)
+    picture = Image.fromarray(video[0])
+    row = sample_rows(job(tmp_path), 1)
+    plan = engine.plan(Sampling(height=64, width=64))
+    for media in ([picture], [video]):
+        measured = measure(row, plan, 2.5, media, media, lambda made, prompt: (1, 2), 1)
+        Kept(tmp_path, "a job").save(3, setting, measured, media)
+        again, kept_media = Kept(tmp_path, "a job").load(3, setting)
+        assert replace(again, stills=[]) == replace(measured, stills=[])
+        assert np.array_equal(again.stills[0], measured.stills[0])
+        assert np.array_equal(kept_media[0], media[0])
+    assert Kept(tmp_path, "another job").load(3, setting) is None
+    assert Kept(tmp_path, "a job").load(4, setting) is None
+    [file] = tmp_path.glob("tune-*.partial/*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert Kept(tmp_path, "a job").load(3, setting) is None
+
+
+def test_ctrl_c_at_the_command_leaves_a_report_and_the_same_command_goes_on(tmp_path):
+    job(tmp_path, rows=2)
+    spec = tmp_path / "job.yaml"
+    spec.write_text(f"model: tiny\nprompts: prompts.parquet\noutput: {tmp_path}/out\n")
+    page, fragment = tmp_path / "page.html", tmp_path / "choice.yaml"
+    arguments = ["tune", spec, "--rows", 2, "--batch-size", 1, "--delta", 0.05, "--only", "one level*"]
+    arguments += ["--to", page, "--fragment", fragment, "--set", "sampling.num_steps=4"]
+
+    def type_ctrl_c() -> None:
+        while not [*tmp_path.glob("tune-*.partial/0*.npz")]:
+            time.sleep(0.01)
+        _thread.interrupt_main()
+
+    threading.Thread(target=type_ctrl_c, daemon=True).start()
+    first = CliRunner().invoke(main, list(map(str, arguments)))
+    assert first.exit_code == 3, first.output
+    assert "the same command goes on from there" in first.stderr
+    assert "Interrupted" in page.read_text()
+    again = CliRunner().invoke(main, list(map(str, arguments)))
+    assert again.exit_code == 0, again.output
+    assert "1 of 8" not in again.stderr
+    assert "8 of 8: batch 2 of 2, one level, delta 0.05, fresh noise; about " in again.stderr
+    assert "Interrupted" not in page.read_text()
+    assert Sampling.model_validate(yaml.safe_load(fragment.read_text())["sampling"])
+    assert not [*tmp_path.glob("*.partial")]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overtone.jobs.errors import PromptsError, VerifyError
-from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, Work, difference, make_plan
+from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, Work, difference, make_plan, mismatch
 from overtone.jobs.prompts import FileList
 from overtone.jobs.prompts.input_file import InputFile
 from overtone.jobs.retry_plan import RetryPlan
@@ -169,8 +169,81 @@ def test_changed_files_change_the_fingerprint_and_are_named(tmp_path):
     assert one.fingerprint != two.fingerprint
     lines = difference(one, two)
     assert lines[:2] == ["input file b.parquet is no longer there", "input file d.parquet is new"]
-    assert lines[2].startswith("input file a.parquet changed: size in bytes was ")
-    assert "number of rows used was 1, now 2" in lines[2]
+    assert lines[2:] == ["a.parquet: 2 rows, was 1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {"num_rows": 57, "file_rows": 57, "size_bytes": 9, "etag": "e", "footer_digest": "d"},
+            "57 rows, was 56",
+        ),
+        ({"num_rows": 1, "file_rows": 1}, "1 row, was 56"),
+        ({"size_bytes": 2000, "footer_digest": "d"}, "other contents, 2,000 bytes, was 1,000"),
+        ({"footer_digest": "d", "etag": "e"}, "other contents in the same 1,000 bytes"),
+        ({"num_rows": 20}, "20 of its 56 rows used, was 56 (prompts.limit)"),
+        ({"etag": "e"}, "written anew since the job began: its time of change is another"),
+    ],
+)
+def test_a_changed_file_is_told_by_what_changed_in_it(change, line):
+    common = {"num_rows": 56, "file_rows": 56, "relpath": "mine.csv"}
+    was, now = (
+        JobPlan(FileList.of([file(0, **settings)], pa.schema([])), 4, SAMPLES)
+        for settings in (common, common | change)
+    )
+    assert difference(was, now) == [f"mine.csv: {line}"]
+
+
+def test_an_object_that_was_stored_anew_is_told_by_its_etag():
+    was, now = (
+        JobPlan(FileList.of([file(0, 5, path="s3://b/a.csv", etag=etag)], pa.schema([])), 4, SAMPLES)
+        for etag in ("1", "2")
+    )
+    assert difference(was, now) == ["00000.parquet: stored anew since the job began (ETag 2, was 1)"]
+
+
+def test_one_more_row_in_a_csv_file_is_the_only_reason_given(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt\n" + "a cat\n" * 56)
+    old = make_plan(job(path))
+    path.write_text("prompt\n" + "a cat\n" * 57)
+    assert difference(old, make_plan(job(path))) == ["mine.csv: 57 rows, was 56"]
+    path.write_text("prompt\n" + "a dog\n" * 56)
+    assert difference(old, make_plan(job(path))) == ["mine.csv: other contents in the same 343 bytes"]
+
+
+def test_files_that_only_a_limit_leaves_out_are_not_called_new(tmp_path):
+    for name in "ab":
+        pq.write_table(pa.table({"prompt": ["x", "y"]}), tmp_path / f"{name}.parquet")
+    few, more = (make_plan(job({"path": str(tmp_path), "limit": limit})) for limit in (1, 3))
+    assert difference(few, more) == [
+        "input file b.parquet is used now, and was not (prompts.limit)",
+        "a.parquet: 2 of its 2 rows used, was 1 (prompts.limit)",
+    ]
+
+
+def test_the_order_of_the_files_is_a_reason():
+    one, other = (
+        JobPlan(FileList.of([file(k, 2) for k in order], pa.schema([])), 4, SAMPLES)
+        for order in ((0, 1), (1, 0))
+    )
+    assert one.fingerprint != other.fingerprint
+    assert difference(one, other) == [
+        "the order of the input files changed: 00001.parquet comes where 00000.parquet came"
+    ]
+
+
+def test_a_job_cut_into_other_parts_is_not_said_to_have_other_samples():
+    sentence = mismatch(plan(8, shard_rows=4), plan(8, shard_rows=3))
+    assert sentence.startswith("the same samples, but in other parts: shards.rows was 4, now 3.")
+    assert "what may change is `workers`, `faults`" in sentence
+    other = plan(8, shard_rows=3, samples=SAMPLES | {"seed": 1, "columns": {"prompt": "caption"}})
+    sentence = mismatch(plan(8, samples=SAMPLES | {"columns": {}}), other)
+    assert sentence.startswith(
+        "another job, whose samples would differ: prompts.columns.prompt was unset, now "
+    )
+    assert "shards.rows was 4, now 3." in sentence
 
 
 def test_one_byte_in_a_prompt_is_noticed(tmp_path):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from small_jobs import commit_part, prompt_table, small_job, small_part
 
 from overtone.cluster.cli import main
-from overtone.jobs.errors import PromptsError, SizeError, SpecError
+from overtone.jobs.errors import FingerprintMismatch, PromptsError, SizeError, SpecError, UserError
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.media import encode_media
+from overtone.jobs.plan import make_plan
 from overtone.jobs.preview import preview
 from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
 
 ROOT = Path(__file__).parents[1]
 FLUX = "black-forest-labs/FLUX.1-dev"
@@ -28,7 +36,14 @@ def prompts(tmp_path):
 
 
 def job(prompts: Path, model: str = FLUX, **sampling) -> JobSpec:
-    return JobSpec(model=model, prompts=str(prompts), output="/out", shards=4, sampling=sampling)
+    return JobSpec(
+        model=model, prompts=str(prompts), output=str(prompts.parent / "out"), shards=4, sampling=sampling
+    )
+
+
+def table(folder: Path, **columns) -> JobSpec:
+    pq.write_table(pa.table(columns), folder / "prompts.parquet")
+    return job(folder / "prompts.parquet", "tiny")
 
 
 def test_stages_and_saving(prompts):
@@ -114,3 +129,124 @@ def test_flow_shift_gives_the_published_split_of_wan(prompts):
     assert [s.steps for s in preview(job(prompts, wan, **settings)).sampling.stages] != [33, 17]
     with pytest.raises(SizeError, match="shifts its schedule by the size"):
         preview(job(prompts, flow_shift=5.0))
+
+
+# What it needs, and what is in its place
+
+
+def test_it_tells_memory_disk_place_and_where_time_and_cost_are_told(prompts):
+    text, data = (made(preview(job(prompts))) for made in (lambda p: p.text(), lambda p: p.as_dict()))
+    needs = data["needs"]
+    assert needs["weights_gib"] == pytest.approx(16.9 * 2e9 / 2**30)
+    raw = 10 * 1024 * 1024 * 3
+    assert raw / 6 < needs["size_bytes"] < raw
+    assert needs["output"] == str(prompts.parent / "out")
+    assert needs["state"] == "new"
+    for shown in (
+        "31.5 GiB",
+        "MB as png",
+        " free)",
+        needs["output"],
+        "overtone estimate",
+        "plan SPEC --check",
+    ):
+        assert shown in text
+    assert not (prompts.parent / "out").exists()
+
+
+def test_an_output_that_will_not_fit_is_said_so(prompts):
+    wan = preview(job(prompts, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")).needs
+    assert wan.encoded == "mp4"
+    assert not wan.too_large
+    assert replace(wan, free_bytes=10).too_large
+    assert "WILL NOT FIT" in "\n".join(replace(wan, free_bytes=10).lines())
+
+
+def test_the_size_on_disk_is_that_of_photographs(prompts, tmp_path):
+    """Noise is larger than any photograph, and a smooth picture smaller."""
+    spec = job(prompts, height=256, width=256)
+    foretold = preview(spec).needs.size_bytes / 10
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    smooth = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
+    large, small = (len(encode_media(Image.fromarray(p), spec.output)) for p in (noise, smooth.copy()))
+    assert small < foretold < large
+
+
+@pytest.mark.parametrize(
+    ("model", "spectrum", "said"),
+    [(FLUX, None, False), ("Qwen/Qwen-Image", None, True), ("Qwen/Qwen-Image", (2.0, 1.0), False)],
+)
+def test_a_stand_in_spectrum_is_told(prompts, model, spectrum, said):
+    shown = preview(job(prompts, model, **({"spectrum": spectrum} if spectrum else {})))
+    assert shown.as_dict()["stand_in_spectrum"] is said
+    assert ("stand-in" in shown.text()) is said
+
+
+def test_an_output_that_run_refuses_is_refused(prompts):
+    (prompts.parent / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"output\.path: .*/out is a file"):
+        preview(job(prompts))
+    missing = JobSpec.model_validate(
+        job(prompts).model_dump() | {"model": {"id": FLUX, "loras": [{"id": "/no/adapter.safetensors"}]}}
+    )
+    with pytest.raises(SpecError, match=r"there is no file or folder /no/adapter\.safetensors"):
+        preview(missing)
+
+
+def test_a_job_that_is_there_goes_on_and_another_is_refused(tmp_path):
+    spec, plan = small_job(tmp_path, prompt_table(5), shard_rows=2)
+    spec = spec.model_copy(update={"sampling": spec.sampling.model_copy(update={"height": 32, "width": 32})})
+    plan, store = make_plan(spec), open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    other = spec.model_copy(update={"seed": 9})
+    assert "has made nothing yet" in preview(other).text()
+    commit_part(store, small_part(spec, plan, 1))
+    assert "holds this job, 1 of 3 shards done; run goes on" in preview(spec).text()
+    with pytest.raises(FingerprintMismatch, match="seed was 0, now 9"):
+        preview(other)
+
+
+def test_two_rows_of_one_name_are_refused_as_run_refuses_them(tmp_path):
+    spec = table(tmp_path, prompt=["a", "b", "c"], row_id=["x", "y", "x"])
+    for check in (False, True):
+        with pytest.raises(PromptsError, match="row_id 'x' is there twice"):
+            preview(spec, check=check)
+
+
+def test_check_reads_the_rows(tmp_path):
+    spec = table(
+        tmp_path,
+        row_id=list("abcdefg"),
+        prompt=["p", None, "p", "p", "p", "p", None],
+        height=pa.array([256, 256, None, 512, 256, 250, 256]),
+        width=pa.array([256, 256, None, 256, 256, 256, 256]),
+        num_images=pa.array([1, 1, 1, 1, 3, 2, 1]),
+        heavy=[b"x" * 1000] * 7,
+    )
+    unread = preview(spec)
+    assert unread.rows is None
+    for unknown in ("rejected", "sizes", "samples"):
+        assert unknown in unread.text().splitlines()[-1]
+    shown = preview(spec, check=True)
+    data = json.loads(json.dumps(shown.as_dict()))["rows_checked"]
+    assert (data["samples"], data["rejects"], data["stops_early"]) == (6, 4, False)
+    assert [(s["height"], s["width"], s["samples"]) for s in data["sizes"]] == [(256, 256, 5), (512, 256, 1)]
+    assert sorted((r["rejects"], r["row_id"]) for r in data["reasons"]) == [(2, "b"), (2, "f#0")]
+    per_size = [preview(table(tmp_path, prompt=["p"])).sampling.token_steps, data["token_steps"]]
+    assert 5 * per_size[0] < per_size[1] == shown.as_dict()["job_token_steps"]
+    text = shown.text()
+    for part in ("6 samples to make, 4 rejects", "256x512 px", "prompt is null (b, for one)", "250x256"):
+        assert part in text
+    assert not (tmp_path / "out").exists()  # what the store was tried with is gone again
+
+
+def test_too_many_rejects_are_foretold(tmp_path):
+    shown = preview(table(tmp_path, prompt=["p", None, None]), check=True)
+    assert "THE JOB WOULD END EARLY" in shown.text()
+
+
+def test_reasons_that_differ_in_their_values_are_one(tmp_path):
+    sizes = pa.array([-k for k in range(50)])
+    spec = table(tmp_path, prompt=["p"] * 50, height=sizes)
+    [reason] = preview(spec, check=True).rows.reasons
+    assert (reason.count, reason.row_id) == (50, "prompts:0")

@@ -6,4 +6,9 @@ Importing the files of commands adds these to `main`.
 from overtone.cluster.cli import look, measure, remote, run  # noqa: F401
 from overtone.cluster.cli.command import main
 
+main.order = (
+    *("plan", "estimate", "tune", "calibrate", "run", "status", "watch", "verify", "retry"),
+    *("report", "sheet", "card", "manifest", "submit", "logs", "stop", "schema"),
+)
+
 __all__ = ["main"]

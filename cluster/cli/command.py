@@ -1,5 +1,5 @@
 """The `overtone` command and the options that its commands share. Knows no command: each file beside this one
-adds its own to `main`.
+adds its own to `main` by `command`.
 
 A command parses, calls one function and prints what it returns. Below it only `jobs.status` prints too: its
 progress and its live view. The environment is read by `--address` of submitted jobs, by `cluster.submit` for
@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from overtone.jobs.errors import OvertoneError
 
 
 class _Commands(click.Group):
-    """Turns the errors that a user can meet into one line and an exit code."""
+    """Turns the errors that a user can meet into one line and an exit code, and lists the commands in the
+    order of work."""
+
+    order: tuple[str, ...] = ()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.order, *sorted(set(self.commands) - set(self.order))]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -36,11 +43,38 @@ def main() -> None:
 
     Exit codes: 0 done; 2 a mistake in what was given; 3 the job ended early and can be resumed by the
     same command; 4 `verify` found the output wrong.
+
+    Tab completes commands, options, spec keys and folders after this line in ~/.bashrc, ~/.zshrc (with
+    zsh_source), or ~/.config/fish/config.fish (with fish_source, and piped into `source`):
+
+    \b
+      eval "$(_OVERTONE_COMPLETE=bash_source overtone)"
     """
 
 
+def command(summary: str, *examples: str) -> Callable[[Any], Any]:
+    """A command of `main`: its line in the list of all, and examples for the end of its own page."""
+    epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in examples)
+    return main.command(short_help=summary, epilog=epilog)
+
+
+def _folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def _keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """`section.key=` of a spec that begin so."""
+    from overtone.jobs.spec import JobSpec
+
+    keys = []
+    for name, field in JobSpec.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        keys += [f"{name}.{key}=" for key in inner] if inner else [f"{name}="]
+    return [CompletionItem(key) for key in keys if key.startswith(incomplete)]
+
+
 spec_argument = click.argument("spec_path", metavar="SPEC", type=click.Path(dir_okay=False, path_type=Path))
-output_argument = click.argument("output", metavar="OUTPUT")
+output_argument = click.argument("output", metavar="OUTPUT", shell_complete=_folders)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print only the summary and errors.")
 ray_option = click.option(
@@ -60,7 +94,9 @@ def set_option(
     help: str = "Override one key of the spec, e.g. --set sampling.delta=0.1. Repeatable.",
 ) -> Callable[[Any], Any]:
     """`--set KEY=VALUE`."""
-    return click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help=help)
+    return click.option(
+        "--set", "overrides", metavar="KEY=VALUE", multiple=True, shell_complete=_keys, help=help
+    )
 
 
 def store_options(command: Any) -> Any:

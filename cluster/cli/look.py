@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from overtone.cluster.cli.command import json_option, main, output_argument, store_options
+from overtone.cluster.cli.command import command, json_option, output_argument, store_options
+from overtone.cluster.cli.saving import OutFile, save
 from overtone.jobs.errors import UserError, VerifyError
 
 
-@main.command()
+@command("Show how far a job is.", "overtone status out/quickstart")
 @output_argument
 @store_options
 @json_option
@@ -24,7 +25,7 @@ def status(output: str, endpoint_url: str | None, region: str | None, as_json: b
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
-@main.command()
+@command("Show a job live, until it is done.", "overtone watch s3://my-bucket/flux-set --every 10")
 @output_argument
 @store_options
 @click.option(
@@ -47,7 +48,7 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
         click.get_current_context().exit(130)
 
 
-@main.command()
+@command("Prove that every input row is there exactly once.", "overtone verify out/quickstart")
 @output_argument
 @store_options
 @click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
@@ -83,7 +84,7 @@ def verify(
         click.get_current_context().exit(VerifyError.exit_code)
 
 
-@main.command()
+@command("Write the data set card of a finished job again.", "overtone card out/quickstart --print")
 @output_argument
 @store_options
 @click.option("--print", "printing", is_flag=True, help="Print the card instead.")
@@ -103,12 +104,16 @@ def card(output: str, endpoint_url: str | None, region: str | None, printing: bo
         raise UserError(f"{store.where(CARD)} was written by somebody else; `--print` shows the card")
 
 
-@main.command()
+@command("Draw the first pictures of a job into one PNG.", "overtone sheet out/quickstart --rows 24")
 @output_argument
 @store_options
-@click.option("--to", "path", default="contact-sheet.png", show_default=True, help="The PNG to write.")
-@click.option("--rows", default=48, show_default=True, help="Pictures to show, at most.")
-def sheet(output: str, endpoint_url: str | None, region: str | None, path: str, rows: int) -> None:
+@click.option(
+    "--to", "path", default="contact-sheet.png", show_default=True, type=OutFile(), help="The PNG to write."
+)
+@click.option(
+    "--rows", default=48, show_default=True, type=click.IntRange(1), help="Pictures to show, at most."
+)
+def sheet(output: str, endpoint_url: str | None, region: str | None, path: Path, rows: int) -> None:
     """Draw the first pictures of OUTPUT with their prompts into one PNG."""
     from overtone.jobs.report import contact_sheet, first_pictures
     from overtone.jobs.store import open_store
@@ -116,18 +121,20 @@ def sheet(output: str, endpoint_url: str | None, region: str | None, path: str, 
     pictures = list(first_pictures(open_store(output, endpoint_url=endpoint_url, region=region), rows))
     if not pictures:
         raise UserError(f"{output} holds no pictures yet; `overtone status {output}` shows how far it is")
-    Path(path).write_bytes(contact_sheet(pictures))
+    save([(path, contact_sheet(pictures))])
     click.echo(f"{len(pictures)} pictures in {path}")
 
 
-@main.command()
+@command("Write one HTML file about a job.", "overtone report out/quickstart --to report.html")
 @output_argument
 @store_options
-@click.option("--to", "path", default="report.html", show_default=True, help="The HTML file to write.")
+@click.option(
+    "--to", "path", default="report.html", show_default=True, type=OutFile(), help="The HTML file to write."
+)
 @click.option(
     "--rows", default=48, show_default=True, type=click.IntRange(0, 1000), help="Pictures to show, at most."
 )
-def report(output: str, endpoint_url: str | None, region: str | None, path: str, rows: int) -> None:
+def report(output: str, endpoint_url: str | None, region: str | None, path: Path, rows: int) -> None:
     """Tell all about the job in OUTPUT in one HTML file: pictures, speed, saving, rejects, spec.
 
     From its folder alone, at any moment. The file needs no network and no other file.
@@ -135,11 +142,11 @@ def report(output: str, endpoint_url: str | None, region: str | None, path: str,
     from overtone.jobs.report import report as make
 
     page = make(output, endpoint_url=endpoint_url, region=region, pictures=rows).encode()
-    Path(path).write_bytes(page)
+    save([(path, page)])
     click.echo(f"report in {path} ({len(page) / 1e6:.1f} MB)")
 
 
-@main.command()
+@command("Print what a spec or an output may hold.", "overtone schema > job.schema.json")
 @click.option("--markdown", is_flag=True, help="A table for each section instead of a JSON Schema.")
 @click.option("--output", is_flag=True, help="The columns of an output instead, as Markdown.")
 def schema(markdown: bool, output: bool) -> None:

@@ -4,27 +4,54 @@ no Ray is started."""
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from overtone.cluster.cli.command import json_option, main, set_option, spec_argument
-from overtone.jobs.errors import UserError
+from overtone.cluster.cli.command import command, json_option, set_option, spec_argument
+from overtone.cluster.cli.saving import OutFile, save
+from overtone.jobs.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from overtone.cluster.measure.pace import Progress
 
 
-@main.command()
+@command("Find the fastest setting at an acceptable loss.", "overtone tune job.yaml --rows 16 --to tune.html")
 @spec_argument
 @set_option()
-@click.option("--rows", default=16, show_default=True, help="Prompts of the job to try, spread over it.")
-@click.option("--batch-size", default=8, show_default=True, help="Rows denoised together.")
+@click.option(
+    "--rows",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Prompts of the job to try, spread over it.",
+)
+@click.option(
+    "--batch-size",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rows denoised together, and timed as one.",
+)
 @click.option("--max-drop", default=1.0, show_default=True, help="Quality points that may be lost.")
 @click.option("--delta", "deltas", type=float, multiple=True, help="Try these only. Repeatable.")
 @click.option(
     "--only", multiple=True, help="Try fullres and settings named like this, '* fresh *' say. Repeatable."
 )
-@click.option("--to", "page", default="tune.html", show_default=True, help="The HTML report to write.")
-@click.option("--fragment", default="tune.yaml", show_default=True, help="The choice, for the spec.")
-@click.option("--sheet", "sheet_path", help="Also draw the first prompts at some settings into this PNG.")
+@click.option(
+    "--to", "page", default="tune.html", show_default=True, type=OutFile(), help="The HTML report to write."
+)
+@click.option(
+    "--fragment", default="tune.yaml", show_default=True, type=OutFile(), help="The choice, for the spec."
+)
+@click.option(
+    "--sheet",
+    "sheet_path",
+    type=OutFile(),
+    help="Also draw the first prompts at some settings into this PNG.",
+)
 @click.option("--show", multiple=True, help="A setting on that sheet. Repeatable. Default: fullres, choice.")
 @json_option
 def tune(
@@ -35,9 +62,9 @@ def tune(
     max_drop: float,
     deltas: tuple[float, ...],
     only: tuple[str, ...],
-    page: str,
-    fragment: str,
-    sheet_path: str | None,
+    page: Path,
+    fragment: Path,
+    sheet_path: Path | None,
     show: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -52,24 +79,47 @@ def tune(
         max_drop=max_drop,
         deltas=deltas,
         only=only,
-        page=page,
-        fragment=fragment,
-        sheet=sheet_path,
         show=show,
-        on_progress=lambda name, done, total: click.echo(f"batch {done + 1}/{total}  {name}", err=True),
+        keep=page.parent,
+        on_progress=_tell,
     )
     click.echo(json.dumps(tuning.as_dict(), indent=2) if as_json else tuning.text())
+    save(
+        [
+            (fragment, tuning.fragment()),
+            (page, tuning.html().encode()),
+            *([(sheet_path, tuning.sheet(show))] if sheet_path else []),
+        ]
+    )
     click.echo(f"report in {page}, choice in {fragment}", err=True)
+    if not tuning.complete:
+        kept = f", kept in {tuning.kept}" if tuning.kept else ""
+        click.echo(f"interrupted{kept}; the same command goes on from there", err=True)
+        click.get_current_context().exit(JobError.exit_code)
 
 
-@main.command()
+def _tell(progress: Progress) -> None:
+    click.echo(progress.text(), err=True)
+
+
+@command("Foretell the time and cost of a job.", "overtone estimate job.yaml --workers 8 --price 2.50")
 @spec_argument
 @set_option()
-@click.option("--rows", default=8, show_default=True, help="Rows to time, at fullres and at SPEC's setting.")
-@click.option("--workers", type=int, help="Workers of the job. Default: SPEC's `max`, or else its `min`.")
-@click.option("--price", type=float, help="Of a GPU-hour, in any currency.")
+@click.option(
+    "--rows",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rows to time, at fullres and at SPEC's setting.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Workers of the job. Default: SPEC's `max`, or else its `min`."
+)
+@click.option(
+    "--price", type=click.FloatRange(0), help="Of a GPU-hour (without GPUs: a CPU-hour), in any currency."
+)
 @click.option("--profile", type=click.Path(path_type=Path), help="Use a saved profile: nothing is timed.")
-@click.option("--save", type=click.Path(path_type=Path), help="Save the profile that was timed.")
+@click.option("--save", "kept", type=OutFile(), help="Save the profile that was timed.")
 @json_option
 def estimate(
     spec_path: Path,
@@ -78,7 +128,7 @@ def estimate(
     workers: int | None,
     price: float | None,
     profile: Path | None,
-    save: Path | None,
+    kept: Path | None,
     as_json: bool,
 ) -> None:
     """Foretell SPEC's time and cost from a few rows timed on this machine."""
@@ -87,14 +137,21 @@ def estimate(
     from overtone.jobs.spec import load_spec
 
     spec = load_spec(spec_path, overrides)
-    timed = Profile.load(profile) if profile else load_and_time(spec, rows)
-    if save:
-        timed.save(save)
+    keep = kept.parent if kept else Path()
+    timed = Profile.load(profile) if profile else load_and_time(spec, rows, keep=keep, on_progress=_tell)
     shown = foretell(spec, profile=timed, workers=workers, price=price)
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
+    if kept:
+        save([(kept, timed.to_json())])
+    if timed.interrupted and not profile:
+        click.echo("interrupted; the same command goes on from there", err=True)
+        click.get_current_context().exit(JobError.exit_code)
 
 
-@main.command()
+@command(
+    "Fit the spectrum of a model's latents to real pictures.",
+    "overtone calibrate --model Qwen/Qwen-Image --data pictures/ --to mine.json",
+)
 @click.option("--model", required=True, help="As in a spec: `tiny`, a hub name, or a diffusers folder.")
 @click.option(
     "--data",
@@ -106,16 +163,18 @@ def estimate(
 @click.option("--height", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
 @click.option("--width", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
 @click.option("--limit", type=click.IntRange(1), help="Use at most this many pictures.")
-@click.option("--to", "path", default="spectrum.json", show_default=True, help="The JSON to write.")
-@click.option("--plot", help="Also draw the spectrum and its fit into this PNG.")
+@click.option(
+    "--to", "path", default="spectrum.json", show_default=True, type=OutFile(), help="The JSON to write."
+)
+@click.option("--plot", type=OutFile(), help="Also draw the spectrum and its fit into this PNG.")
 def calibrate(
     model: str,
     data: tuple[str, ...],
     height: int | None,
     width: int | None,
     limit: int | None,
-    path: str,
-    plot: str | None,
+    path: Path,
+    plot: Path | None,
 ) -> None:
     """Fit the latent spectrum of a model to real pictures: `sampling.spectrum` of a spec names the result."""
     from overtone.jobs.pictures import pictures
@@ -128,10 +187,11 @@ def calibrate(
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
-    found.save(path)
-    if plot:
-        found.plot(plot)
     click.echo(
-        f"A {found.amplitude:.6g}, beta {found.beta:.6g}, R2 {found.r2:.4f}, from {found.n:,} pictures\n"
-        f"use it: `sampling: {{spectrum: {path}}}`"
+        f"A {found.amplitude:.6g}, beta {found.beta:.6g}, R2 {found.r2:.4f}, from {found.n:,} pictures"
     )
+    picture = BytesIO()
+    if plot:
+        found.plot(picture)
+    save([(path, found.to_json()), *([(plot, picture.getvalue())] if plot else [])])
+    click.echo(f"use it: `sampling: {{spectrum: {path}}}`")

@@ -8,11 +8,15 @@ from typing import Any
 
 import click
 
-from overtone.cluster.cli.command import main, server_option, set_option, spec_argument
+from overtone.cluster.cli.command import command, server_option, set_option, spec_argument
 from overtone.jobs.errors import JobError
 
 
-@main.command()
+@command(
+    "Run a job on a Ray cluster, without this terminal.",
+    "overtone submit job.yaml --follow",
+    "overtone submit job.yaml --address http://head:8265",
+)
 @spec_argument
 @set_option()
 @server_option
@@ -38,7 +42,7 @@ def submit(
         _follow(made.id, address)
 
 
-@main.command()
+@command("End a submitted job.", "overtone stop overtone-quickstart")
 @click.argument("job")
 @server_option
 def stop(job: str, address: str) -> None:
@@ -48,7 +52,7 @@ def stop(job: str, address: str) -> None:
     click.echo(f"{job}: {stop_job(job, address=address).lower()}")
 
 
-@main.command()
+@command("Show what a submitted job has printed.", "overtone logs overtone-quickstart --follow")
 @click.argument("job")
 @server_option
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on until the job ends.")
@@ -72,7 +76,10 @@ def _follow(job: str, address: str) -> None:
         click.get_current_context().exit(JobError.exit_code)
 
 
-@main.command()
+@command(
+    "Print the Kubernetes objects that run a job.",
+    "overtone manifest job.yaml --image registry/overtone:0.1.0 | kubectl apply -f -",
+)
 @spec_argument
 @set_option()
 @click.option("--cluster", is_flag=True, help="A long-lived RayCluster for `submit` instead of a RayJob.")

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from overtone.cluster.cli.command import (
+    command,
     json_option,
-    main,
     output_argument,
     quiet_option,
     ray_option,
@@ -20,7 +20,11 @@ from overtone.cluster.cli.command import (
 )
 
 
-@main.command()
+@command(
+    "Run a job, or finish what an earlier run of it left.",
+    "overtone run job.yaml",
+    "overtone run job.yaml --address auto --set workers.max=8",
+)
 @spec_argument
 @set_option()
 @ray_option
@@ -38,20 +42,29 @@ def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet:
     click.get_current_context().exit(summary.exit_code)
 
 
-@main.command()
+@command("Show what a job would do and need, before it runs.", "overtone plan job.yaml --check")
 @spec_argument
 @set_option()
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Also read every row (sizes, rejects, names) and try the output with a few bytes, removed again.",
+)
 @json_option
-def plan(spec_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what SPEC would do: shards, stages with their noise levels, token-steps, predicted saving."""
+def plan(spec_path: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
+    """Show what SPEC would do: shards, stages with their noise levels, saving, memory, disk, place."""
     from overtone.jobs.preview import preview
     from overtone.jobs.spec import load_spec
 
-    shown = preview(load_spec(spec_path, overrides))
+    shown = preview(load_spec(spec_path, overrides), check=check)
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else shown.text())
 
 
-@main.command()
+@command(
+    "Try the rejects of a finished job once more.",
+    "overtone retry s3://my-bucket/flux-set --dry-run",
+    "overtone retry s3://my-bucket/flux-set --set faults.row_timeout_s=600",
+)
 @output_argument
 @set_option("Override a key that changes no sample, e.g. --set faults.row_deaths=4. Repeatable.")
 @store_options

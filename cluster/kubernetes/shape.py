@@ -1,39 +1,18 @@
-"""How many pods of which size a spec's workers need. Knows the size of published models, and nothing of how a
-Kubernetes document is written.
+"""How many pods of which size a spec's workers need. Knows nothing of how a Kubernetes document is
+written.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from overtone.cluster.kubernetes.options import Options
 from overtone.jobs.errors import UserError
+from overtone.jobs.needs import weights_gib
 from overtone.jobs.spec import JobSpec
 
-_GIB = 2**30
 _USUAL_MAX_WORKERS = 8
-
-PARAMETERS_B = {
-    "black-forest-labs/FLUX.1-dev": 16.9,
-    "black-forest-labs/FLUX.1-schnell": 16.9,
-    "black-forest-labs/FLUX.2-dev": 56.3,
-    "black-forest-labs/FLUX.2-klein-4B": 8.0,
-    "black-forest-labs/FLUX.2-klein-9B": 17.4,
-    "Qwen/Qwen-Image": 28.9,
-    "Tongyi-MAI/Z-Image": 10.3,
-    "Tongyi-MAI/Z-Image-Turbo": 10.3,
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 7.2,
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 20.1,
-    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 34.4,
-    "stabilityai/stable-diffusion-3-medium-diffusers": 7.7,
-    "stabilityai/stable-diffusion-3.5-large": 13.8,
-}
-"""Parameters of whole pipelines (transformers, text encoders, VAE) in billions, from the models' cards,
-rounded. They size pods: a tenth more or less does not matter."""
-
-UNKNOWN_PARAMETERS_B = 20.0
 
 
 @dataclass(frozen=True)
@@ -101,16 +80,3 @@ def shape_of(spec: JobSpec, options: Options) -> Shape:
         weights_gib=weights,
         weights_known=known,
     )
-
-
-def weights_gib(spec: JobSpec) -> tuple[float, bool]:
-    """GiB of a worker's weights, and whether that is known: from the table, or a local folder's files."""
-    model = spec.model
-    if model.id == "tiny":
-        return 0.1, True
-    folder = Path(model.id).expanduser()
-    if folder.is_absolute() and folder.is_dir():
-        return sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / _GIB, True
-    bytes_each = 4 if model.dtype == "float32" else 2
-    parameters = PARAMETERS_B.get(model.id, UNKNOWN_PARAMETERS_B)
-    return parameters * 1e9 * bytes_each / _GIB, model.id in PARAMETERS_B

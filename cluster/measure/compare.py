@@ -1,7 +1,7 @@
 """`overtone tune`: the fastest setting at an acceptable loss, measured on a job's own prompts and hardware.
 
-    tuning = tune_job(spec, page="tune.html", fragment="tune.yaml")
-    tuning = tune(spec, engine, rows=16)                       # the caller's engine, no files
+    tuning = tune_job(spec, keep=Path("."))
+    tuning = tune(spec, engine, rows=16)                       # the caller's engine
 
 Runs `fullres` and a sweep of settings over the same few rows with the same seeds in one process, and compares
 pictures. Starts no Ray: one engine, the one that a worker would hold.
@@ -9,60 +9,46 @@ pictures. Starts no Ray: one engine, the one that a worker would hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
+from overtone.cluster.measure.kept import Kept
+from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import Judge, sample_rows, tiny_judge
 from overtone.cluster.measure.settings import DELTAS, Setting, named_like, possible, sweep
+from overtone.cluster.measure.trial import Trial, measure
 from overtone.cluster.measure.tuning import Outcome, Tuning, mark_pareto
 from overtone.cluster.worker import Engine, compile_for, load_engine
-from overtone.jobs.errors import UserError
+from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.rows import Row
 from overtone.jobs.spec import JobSpec
-from overtone.progressive import quality
 from overtone.progressive.schedule import SamplingPlan
 
 _JUDGEABLE_PERCENT = 50.0  # a model that draws less than this right at fullres loses little that a judge sees
 _SHOWN_ROWS = 6  # pictures side by side in the report
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with a setting's name, the number of its batch and how many batches there are."""
-
-_DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "psnr_db": quality.psnr,
-    "ssim": quality.ssim,
-    "perceptual_distance": quality.perceptual_distance,
-    "high_frequency_ratio": quality.high_frequency_ratio,
-}
-
 
 def tune_job(
     spec: JobSpec,
     *,
-    page: str,
-    fragment: str,
-    sheet: str | None = None,
     rows: int = 16,
-    batch_size: int = 8,
+    batch_size: int = 4,
     max_drop: float = 1.0,
     deltas: Sequence[float] = (),
     only: Sequence[str] = (),
     show: Sequence[str] = (),
-    on_progress: OnProgress = lambda name, done, total: None,
+    keep: Path | None = None,
+    on_progress: OnProgress = silent,
 ) -> Tuning:
-    """Load the spec's model, compare settings on its prompts, and write what was found.
+    """Load the spec's model and compare settings on its prompts.
 
     Args:
-        page: the HTML report to write; fragment: the choice as YAML; sheet: also a PNG of the first prompts.
         deltas: the deltas to try; unset: `DELTAS`.
         only: patterns of the settings' names to try besides `fullres`; unset: all.
-        show: the settings on the sheet; unset: `fullres` and the choice.
+        show: settings that will be asked of `Tuning.sheet`, to be known before the work.
 
     The other arguments, and the errors, are those of `tune`; UserError for a name in `only` or `show` that no
     setting has.
@@ -72,7 +58,8 @@ def tune_job(
     if unknown := sorted(set(show) - set(names)):
         raise UserError(f"--show: no setting is named {unknown[0]!r}; there are: {'; '.join(names)}")
     chosen = sample_rows(spec, rows)
-    tuning = tune(
+    on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
+    return tune(
         spec,
         load_engine(spec),
         rows=chosen,
@@ -80,13 +67,9 @@ def tune_job(
         max_drop=max_drop,
         settings=settings,
         judge=tiny_judge(spec, chosen),
+        keep=keep,
         on_progress=on_progress,
     )
-    Path(page).write_text(tuning.html())
-    Path(fragment).write_text(tuning.fragment())
-    if sheet:
-        Path(sheet).write_bytes(tuning.sheet(show))
-    return tuning
 
 
 def tune(
@@ -94,53 +77,99 @@ def tune(
     engine: Engine,
     *,
     rows: int | Sequence[Row] = 16,
-    batch_size: int = 8,
+    batch_size: int = 4,
     max_drop: float = 1.0,
     settings: Sequence[Setting] | None = None,
     judge: Judge | None = None,
-    on_progress: OnProgress = lambda name, done, total: None,
+    keep: Path | None = None,
+    on_progress: OnProgress = silent,
 ) -> Tuning:
     """Run the sweep.
 
     Every setting runs the same rows, seeds and batches, in turns; one step on each of its grids is run first
     and thrown away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage
     points, without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is the one
-    that the others are compared to; step caches that the pipeline cannot have are left out. UserError for
-    prompts that cannot be used, ValueError for sizes.
+    that the others are compared to; step caches that the pipeline cannot have are left out.
+
+    Ctrl-C ends it with what was measured until then. Where a folder to `keep` it in is given, the same sweep
+    goes on from there. UserError for prompts that cannot be used, ValueError for sizes, JobError where it was
+    interrupted before anything was measured.
     """
     chosen = sample_rows(spec, rows) if isinstance(rows, int) else list(rows)
     batches = _batches(chosen, batch_size)
     candidates = [s for s in settings or sweep(spec.sampling) if possible(engine, s)]
-    trials = [_Trial(setting) for setting in candidates]
-    _run(spec, engine, trials, batches, judge, on_progress)
+    trials = [Trial(setting) for setting in candidates]
+    kept = Kept(keep, _about(spec, engine, batches))
+    try:
+        _run(spec, engine, trials, batches, judge, kept, on_progress)
+        kept.remove()
+    except KeyboardInterrupt:
+        if not any(trial.batches for trial in trials):
+            raise JobError("interrupted before anything was measured") from None
+    return _tuning(spec, engine, trials, batches, judge is not None, max_drop, kept)
+
+
+def _tuning(
+    spec: JobSpec,
+    engine: Engine,
+    trials: Sequence[Trial],
+    batches: Sequence[_Batch],
+    judged: bool,
+    max_drop: float,
+    kept: Kept,
+) -> Tuning:
+    """What the settings that were measured gave, and which of them to take."""
     full, *_ = trials
     # A judge that finds little right at fullres has nothing to count down from: it does not decide.
-    decides = judge is not None and full.judged >= _JUDGEABLE_PERCENT
+    decides = judged and full.judged >= _JUDGEABLE_PERCENT
     outcomes = mark_pareto(
         [
-            trial.outcome(
-                full,
-                engine.plan(trial.setting.sampling).split,
-                judge_percent=None if judge is None else trial.judged,
-                drop=full.judged - trial.judged if decides else None,
-            )
+            trial.outcome(full, engine.plan(trial.setting.sampling).split, judged=judged, decides=decides)
             for trial in trials
+            if trial.batches
         ]
     )
     choice = max((o for o in outcomes if o.loss <= max_drop), key=lambda o: o.saving, default=outcomes[0])
-    cuda = str(engine.device).startswith("cuda")
+    measured, planned = sum(len(trial.batches) for trial in trials), len(trials) * len(batches)
     return Tuning(
         model=spec.model.id,
-        device=torch.cuda.get_device_name(engine.device) if cuda else "CPU",
-        rows=len(chosen),
-        num_steps=engine.plan(candidates[0].sampling).num_steps,
+        device=_device(engine),
+        rows=sum(m.rows for m in full.batches.values()),
+        num_steps=engine.plan(full.setting.sampling).num_steps,
         loss_metric="judge, percentage points" if decides else "100 x perceptual distance",
         max_drop=max_drop,
         outcomes=tuple(outcomes),
         choice=choice,
-        pictures={trial.setting.name: trial.pictures for trial in trials},
+        nearest=_nearest(outcomes, choice),
+        pictures={trial.setting.name: trial.pictures for trial in trials if trial.batches},
         prompts=tuple(row.prompt for batch in batches for row in batch.rows)[:_SHOWN_ROWS],
+        measured=measured,
+        planned=planned,
+        kept=None if kept.path is None or measured == planned else str(kept.path),
     )
+
+
+def _nearest(outcomes: Sequence[Outcome], choice: Outcome) -> Outcome | None:
+    """Where nothing that is faster loses little enough: the one that loses least. None where there is a
+    choice, and where nothing is faster."""
+    if choice is not outcomes[0]:
+        return None
+    return min((o for o in outcomes[1:] if o.saving > 1), key=lambda o: o.loss, default=None)
+
+
+def _device(engine: Engine) -> str:
+    cuda = str(engine.device).startswith("cuda")
+    return torch.cuda.get_device_name(engine.device) if cuda else "CPU"
+
+
+def _about(spec: JobSpec, engine: Engine, batches: Sequence[_Batch]) -> Any:
+    """All that a measurement depends on besides its setting."""
+    rows = [
+        [[row.row_id, row.prompt, row.negative_prompt, row.seed] for row in batch.rows] for batch in batches
+    ]
+    sizes = [[batch.height_px, batch.width_px] for batch in batches]
+    workers = spec.workers.model_dump(mode="json", include={"compile", "threads"})
+    return [spec.model.model_dump(mode="json"), workers, _device(engine), rows, sizes]
 
 
 class _Batch(NamedTuple):
@@ -150,6 +179,10 @@ class _Batch(NamedTuple):
     height_px: int | None
     """None: the job's own; as for the width."""
     width_px: int | None
+
+    @property
+    def size(self) -> tuple[int | None, int | None]:
+        return self.height_px, self.width_px
 
 
 def _batches(rows: Sequence[Row], batch_size: int) -> list[_Batch]:
@@ -166,94 +199,70 @@ def _batches(rows: Sequence[Row], batch_size: int) -> list[_Batch]:
 def _run(
     spec: JobSpec,
     engine: Engine,
-    trials: Sequence[_Trial],
+    trials: Sequence[Trial],
     batches: Sequence[_Batch],
     judge: Judge | None,
+    kept: Kept,
     on_progress: OnProgress,
 ) -> None:
-    """Make every batch at every setting, and compare with what the first setting made of it."""
-    warm: set[Any] = set()
+    """Make every batch at every setting that is not known yet, and compare with what the first setting made
+    of it."""
+    makers = {batch.size: _Maker(spec, engine, batch.size) for batch in batches}
+    weights = {
+        (number, trial.setting.name): makers[batch.size].plan(trial.setting).token_steps * len(batch.rows)
+        for number, batch in enumerate(batches)
+        for trial in trials
+    }
+    countdown, shown = Countdown(weights), _SHOWN_ROWS
     for number, batch in enumerate(batches):
-        rows, *size = batch
-        encoded = engine.encode([r.prompt for r in rows], [r.negative_prompt for r in rows], spec.sampling)
-        seeds = [row.seed for row in rows]
         reference: list[Any] = []
         for trial in trials:  # they take turns: a machine that slows down does so for all of them
-            setting = trial.setting
-            on_progress(setting.name, number, len(batches))
-            plan = engine.plan(setting.sampling, height_px=batch.height_px, width_px=batch.width_px)
-            if (setting.name, *size) not in warm:
-                warm.add((setting.name, *size))
-                compile_for(engine, plan, len(rows), setting.sampling)
-                engine.denoise(plan.one_step_each(), encoded, seeds, setting.sampling)
-            latents, reports = engine.denoise(plan, encoded, seeds, setting.sampling)
-            media = engine.decode(plan, latents)
-            reference = reference or list(media)
-            trial.add(rows, plan, sum(report.seconds for report in reports), media, reference, judge)
+            setting, step = trial.setting, (number, trial.setting.name)
+            known = kept.load(number, setting)
+            if known is not None and (reference or known[1]):
+                trial.batches[number], media = known
+                reference = reference or media
+                countdown.known(step)
+                continue
+            on_progress(countdown.progress(f"batch {number + 1} of {len(batches)}, {setting.name}"))
+            seconds, media = makers[batch.size].make(setting, batch.rows)
+            first, reference = not reference, reference or media
+            plan = makers[batch.size].plan(setting)
+            found = measure(batch.rows, plan, seconds, media, reference, judge, shown)
+            trial.batches[number] = found
+            kept.save(number, setting, found, media if first else ())
+            countdown.done(step)
+        shown -= len(batch.rows)
 
 
-@dataclass
-class _Trial:
-    """One setting and its figures so far. Keeps few pictures: a sweep over many rows needs no more memory."""
+class _Maker:
+    """Makes rows of one size, each setting warm."""
 
-    setting: Setting
-    rows: int = 0
-    seconds: float = 0.0
-    token_steps: int = 0
-    full_token_steps: int = 0
-    right: int = 0
-    asked: int = 0
-    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _DISTANCES})
-    pictures: list[Image.Image] = field(default_factory=list)
+    def __init__(self, spec: JobSpec, engine: Engine, size: tuple[int | None, int | None]) -> None:
+        self._spec, self._engine, self._size = spec, engine, size
+        self._plans: dict[str, SamplingPlan] = {}
+        self._warm: set[str] = set()
+        self._encoded: tuple[list[Row], Any] = ([], None)
 
-    @property
-    def judged(self) -> float:
-        """Objects drawn right, percent."""
-        return 100 * self.right / max(1, self.asked)
+    def plan(self, setting: Setting) -> SamplingPlan:
+        """The stages of a setting at this size."""
+        if setting.name not in self._plans:
+            height_px, width_px = self._size
+            self._plans[setting.name] = self._engine.plan(
+                setting.sampling, height_px=height_px, width_px=width_px
+            )
+        return self._plans[setting.name]
 
-    def add(
-        self,
-        rows: Sequence[Row],
-        plan: SamplingPlan,
-        seconds: float,
-        media: Sequence[Any],
-        reference: Sequence[Any],
-        judge: Judge | None,
-    ) -> None:
-        """One batch that the setting made, of these rows; `reference` is the first setting's."""
-        self.rows += len(rows)
-        self.seconds += seconds
-        self.token_steps += plan.token_steps * len(rows)
-        self.full_token_steps += plan.fullres_token_steps * len(rows)
-        self.pictures += [_still(medium) for medium in media[: _SHOWN_ROWS - len(self.pictures)]]
-        for row, made, wanted in zip(rows, media, reference, strict=True):
-            pair = quality.as_tensor([made]), quality.as_tensor([wanted])
-            for name, measure in _DISTANCES.items():
-                self.values[name].append(float(measure(*pair).mean()))
-            if judge is not None:
-                right, asked = judge(made, row.prompt)
-                self.right, self.asked = self.right + right, self.asked + asked
-
-    def outcome(
-        self, full: _Trial, split: str, *, judge_percent: float | None, drop: float | None
-    ) -> Outcome:
-        """All figures, against those of the first setting; `drop` is the judge's, None where it decides
-        nothing."""
-        distances: dict[str, Any] = {name: float(np.mean(values)) for name, values in self.values.items()}
-        return Outcome(
-            name=self.setting.name,
-            group=self.setting.group,
-            sampling=self.setting.sampling.model_dump(mode="json", exclude_defaults=True),
-            split=split,
-            seconds_per_row=self.seconds / self.rows,
-            saving=full.seconds / self.seconds,
-            predicted_saving=self.full_token_steps / self.token_steps,
-            judge_percent=judge_percent,
-            loss=100 * distances["perceptual_distance"] if drop is None else drop,
-            **distances,
-        )
-
-
-def _still(media: Any) -> Image.Image:
-    """A picture, or the middle frame of a video."""
-    return media if isinstance(media, Image.Image) else Image.fromarray(media[len(media) // 2])
+    def make(self, setting: Setting, rows: list[Row]) -> tuple[float, list[Any]]:
+        """(seconds of denoising and expansions, what was made)."""
+        engine, plan, seeds = self._engine, self.plan(setting), [row.seed for row in rows]
+        if self._encoded[0] is not rows:
+            texts = [row.prompt for row in rows], [row.negative_prompt for row in rows]
+            self._encoded = rows, engine.encode(*texts, self._spec.sampling)
+        encoded = self._encoded[1]
+        if setting.name not in self._warm:
+            self._warm.add(setting.name)
+            compile_for(engine, plan, len(rows), setting.sampling)
+            engine.denoise(plan.one_step_each(), encoded, seeds, setting.sampling)
+        latents, reports = engine.denoise(plan, encoded, seeds, setting.sampling)
+        return sum(report.seconds for report in reports), list(engine.decode(plan, latents))

@@ -12,12 +12,12 @@ counts too.) A size that was not timed is assumed to cost in proportion to its p
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from overtone.cluster.measure.pace import half_width
 from overtone.cluster.measure.prompts import Sizes, job_sizes
 from overtone.cluster.measure.timing import CHOSEN, FULLRES, Profile, Timed, time_rows
 from overtone.cluster.worker import Engine
@@ -26,7 +26,8 @@ from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.words import duration
 
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 97.5 %, 1 to 10 degrees of freedom
+_MOST = 20.0  # of an uncertainty: beyond it nothing is known
+_TIMED_ONCE = math.log(3)  # one batch tells little
 _DRIFT = 0.02  # what a few minutes cannot show of a machine over days, as a share of the time
 
 
@@ -49,7 +50,8 @@ def estimate(
         rows: rows to time, at each of the two settings.
         batch_size: rows denoised together; None: the spec's, and for `auto` what a CPU worker takes.
         workers: None: the spec's `max`, or else its `min`. Each is taken to be as fast as this one.
-        price: of a GPU-hour, in any currency. A worker that reserves no GPU counts as one.
+        price: of a GPU-hour, in any currency; where no GPU is used, of a CPU-hour, which is one core for an
+            hour.
         start_s: what it takes to load the model.
         clock: seconds.
 
@@ -128,7 +130,8 @@ def _line(
     eta_s = profile.start_s + made_s * rounds / job_plan.num_shards
     busy = min(workers, job_plan.num_shards)
     worker_hours = (made_s + busy * profile.start_s) / 3600
-    gpu_hours = worker_hours * (spec.workers.num_gpus or 1)
+    gpus = spec.workers.num_gpus if spec.workers.num_gpus is not None else float(profile.device != "CPU")
+    gpu_hours, cpu_hours = worker_hours * gpus, worker_hours * spec.workers.num_cpus
     return Line(
         setting=setting,
         split=_timed(profile, setting, sizes.shares.most_common(1)[0][0]).split,
@@ -137,8 +140,9 @@ def _line(
         rows_per_hour=3600 * busy / mean,
         worker_hours=worker_hours,
         gpu_hours=gpu_hours,
+        cpu_hours=cpu_hours,
         eta_s=eta_s,
-        cost=None if price is None else gpu_hours * price,
+        cost=None if price is None else (gpu_hours or cpu_hours) * price,
     )
 
 
@@ -150,17 +154,15 @@ def _seconds_per_row(profile: Profile, setting: str, size: tuple[int | None, int
 
 
 def _spread(profile: Profile, setting: str) -> float:
-    """Half the 95 % interval of the mean time of a row (Student's t), as a share of it."""
+    """Half the 95 % interval of the logarithm of the mean time of a row."""
     relative = [
-        seconds / rows / timed.seconds_per_row
+        math.log(seconds / rows / timed.seconds_per_row)
         for timed in profile.timed
         if timed.setting == setting
         for seconds, rows in zip(timed.seconds, timed.rows, strict=True)
     ]
-    if len(relative) < 2:
-        return 1.0
-    error = statistics.stdev(relative) / math.sqrt(len(relative))
-    return _STUDENT[min(len(relative) - 2, len(_STUDENT) - 1)] * error
+    spread = half_width(relative)
+    return _TIMED_ONCE if spread is None else spread
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Estimate:
     batch_size: int
     start_s: float
     price: float | None
-    """Of a GPU-hour."""
+    """Of a GPU-hour, or without GPUs of a CPU-hour."""
     predicted_saving: float
     """By token-steps alone."""
     fullres: Line
@@ -198,13 +200,16 @@ class Estimate:
         table: list[tuple[str, ...]] = [
             ("", "fullres", "this job"),
             ("steps @ grid", *(line.split for line in both)),
-            ("seconds a row", *(f"{line.seconds_per_row:.3g} ± {line.uncertainty:.0%}" for line in both)),
-            ("rows an hour", *(f"{line.rows_per_hour:,.0f}" for line in both)),
-            ("GPU-hours", *(f"{line.gpu_hours:,.2f}" for line in both)),
-            ("done in", *(_span(line) for line in both)),
+            ("seconds a row", *(_range(line, line.seconds_per_row, _three) for line in both)),
+            ("rows an hour", *(_range(line, line.rows_per_hour, _whole) for line in both)),
+            (
+                "GPU-hours" if self.chosen.gpu_hours else "CPU-hours",
+                *(_range(line, line.gpu_hours or line.cpu_hours, _cents) for line in both),
+            ),
+            ("done in", *(_range(line, line.eta_s, duration) for line in both)),
         ]
         if self.price is not None:
-            table.append(("cost", *(f"{line.cost or 0:,.2f} ± {line.uncertainty:.0%}" for line in both)))
+            table.append(("cost", *(_range(line, line.cost or 0, _cents) for line in both)))
         widths = [max(len(row[i]) for row in table) for i in range(3)]
         lines = [
             f"{self.name}: {self.rows:,} rows in {self.shards:,} shards, {self.workers:,} "
@@ -232,16 +237,37 @@ class Line:
     seconds_per_row: float
     """Of one worker, on average over the job's sizes."""
     uncertainty: float
-    """Half the 95 % interval of all times, as a share of them."""
+    """Half the 95 % interval of the logarithm of all times: they are between `time * exp(-uncertainty)` and
+    `time * exp(uncertainty)`, which is above zero however few rows were timed."""
     rows_per_hour: float
     """Of all workers."""
     worker_hours: float
     gpu_hours: float
+    """Of what the workers reserve; 0: no GPU is used."""
+    cpu_hours: float
+    """Of the cores that the workers reserve."""
     eta_s: float
     cost: float | None
-    """GPU-hours times the price; None where no price was given."""
+    """GPU-hours, or without GPUs CPU-hours, times the price; None where no price was given."""
+
+    def interval(self, value: float) -> tuple[float, float]:
+        """Between what a time of this line, or what is in proportion to it, is likely to be."""
+        factor = math.exp(min(_MOST, self.uncertainty))
+        return value / factor, value * factor
 
 
-def _span(line: Line) -> str:
-    low, high = (line.eta_s * (1 + sign * line.uncertainty) for sign in (-1, 1))
-    return f"{duration(line.eta_s)} ({duration(low)} to {duration(high)})"
+def _range(line: Line, value: float, shown: Callable[[float], str]) -> str:
+    low, high = line.interval(value)
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _cents(value: float) -> str:
+    return f"{value:,.2f}"

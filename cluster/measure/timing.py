@@ -7,13 +7,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import Sizes, job_sizes
 from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine
-from overtone.jobs.errors import UserError
+from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
 from overtone.jobs.rows import Row
@@ -25,12 +28,16 @@ FULLRES, CHOSEN = "fullres", "chosen"
 _LEAST_BATCHES = 3  # timed a setting, or there is no telling how much they vary
 
 
-def load_and_time(spec: JobSpec, rows: int = 8) -> Profile:
+def load_and_time(
+    spec: JobSpec, rows: int = 8, *, keep: Path | None = None, on_progress: OnProgress = silent
+) -> Profile:
     """Load the spec's model as a worker does, timing that too, then `time_rows`."""
     sizes = job_sizes(spec, make_plan(spec))  # a mistake in the prompts shows before minutes of loading
     begin = time.perf_counter()
+    on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
     engine = load_engine(spec)
-    return time_rows(spec, engine, rows, sizes=sizes, start_s=time.perf_counter() - begin)
+    start_s = time.perf_counter() - begin
+    return time_rows(spec, engine, rows, sizes=sizes, start_s=start_s, keep=keep, on_progress=on_progress)
 
 
 def time_rows(
@@ -42,12 +49,17 @@ def time_rows(
     batch_size: int | None = None,
     start_s: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    keep: Path | None = None,
+    on_progress: OnProgress = silent,
 ) -> Profile:
     """Time a few of the job's rows at `fullres` and at its own setting, in batches as a worker makes them.
 
     The rows have the most frequent sizes, at most as many sizes as there are batches. Each size first runs
     one step on each grid, which does not count; rows that fill fewer than three batches are made several
     times.
+
+    Ctrl-C ends it with what was timed until then, which is less sure; JobError where that is nothing. Where a
+    folder to `keep` it in is given, the same command goes on from there.
     """
     sizes = sizes or job_sizes(spec, make_plan(spec))
     given = spec.workers.batch_size
@@ -59,35 +71,64 @@ def time_rows(
         | {"mode": "fullres", "levels": None, "scales": None, "transition_sigmas": None}
     )
     settings = {FULLRES: fullres, CHOSEN: spec.sampling}
-    rounds = math.ceil(_LEAST_BATCHES / sum(map(len, groups)))
-    timed: list[Timed] = []
     plans = {
         (setting, number): engine.plan(sampling, height_px=group[0][0].height, width_px=group[0][0].width)
         for setting, sampling in settings.items()
         for number, group in enumerate(groups)
     }
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in plans}
-    for (setting, number), plan in plans.items():
-        compile_for(engine, plan, len(groups[number][0]), settings[setting])
-        _make(spec, engine, plan.one_step_each(), settings[setting], groups[number][0])
-    for _ in range(rounds):  # the settings take turns: a machine that slows down does so for both
-        for (setting, number), plan in plans.items():
-            for batch in groups[number]:
-                begin = clock()
-                _make(spec, engine, plan, settings[setting], batch)
-                seconds[setting, number].append(clock() - begin)
-    for (setting, number), plan in plans.items():
-        timed.append(
-            Timed(
-                setting=setting,
-                height_px=plan.height_px,
-                width_px=plan.width_px,
-                split=plan.split,
-                token_steps=plan.token_steps,
-                rows=tuple(len(batch) for batch in groups[number]) * rounds,
-                seconds=tuple(seconds[setting, number]),
+    steps = [
+        (turn, setting, number, index)  # the settings take turns: a machine that slows down does so for both
+        for turn in range(math.ceil(_LEAST_BATCHES / sum(map(len, groups))))
+        for setting, number in plans
+        for index in range(len(groups[number]))
+    ]
+    kept = _Kept(
+        keep, [spec.samples(), spec.workers.model_dump(mode="json"), _device(engine), rows, batch_size]
+    )
+    seconds: dict[_Step, float] = {}
+    countdown = Countdown(
+        {step: plans[step[1:3]].token_steps * len(groups[step[2]][step[3]]) for step in steps}
+    )
+    warm: set[tuple[str, int]] = set()
+    try:
+        for step in steps:
+            _, setting, number, index = step
+            plan, batch = plans[setting, number], groups[number][index]
+            if step in kept.seconds:
+                seconds[step] = kept.seconds[step]
+                countdown.known(step)
+                continue
+            on_progress(
+                countdown.progress(f"{len(batch)} rows, {setting}, {plan.height_px}x{plan.width_px} px")
             )
-        )
+            if (setting, number) not in warm:
+                warm.add((setting, number))
+                compile_for(engine, plan, len(groups[number][0]), settings[setting])
+                _make(spec, engine, plan.one_step_each(), settings[setting], groups[number][0])
+            begin = clock()
+            _make(spec, engine, plan, settings[setting], batch)
+            seconds[step] = clock() - begin
+            kept.save(seconds)
+            countdown.done(step)
+        kept.remove()
+    except KeyboardInterrupt:
+        if {setting for _, setting, _, _ in seconds} != {*settings}:
+            raise JobError(f"interrupted before both settings were timed; {kept.advice}") from None
+    timed = []
+    for (setting, number), plan in plans.items():
+        own = [step for step in steps if step[1:3] == (setting, number) and step in seconds]
+        if own:
+            timed.append(
+                Timed(
+                    setting=setting,
+                    height_px=plan.height_px,
+                    width_px=plan.width_px,
+                    split=plan.split,
+                    token_steps=plan.token_steps,
+                    rows=tuple(len(groups[number][index]) for *_, index in own),
+                    seconds=tuple(seconds[step] for step in own),
+                )
+            )
     return Profile(
         model=spec.model.id,
         dtype=spec.model.dtype,
@@ -96,7 +137,46 @@ def time_rows(
         batch_size=batch_size,
         start_s=start_s,
         timed=tuple(timed),
+        interrupted=len(seconds) < len(steps),
     )
+
+
+_Step = tuple[int, str, int, int]
+"""The turn, the setting, the number of the size, and the number of its batch."""
+
+
+class _Kept:
+    """What was timed so far, in a file named after all that it depends on; it goes when all is timed. Where
+    it cannot be written, nothing is kept."""
+
+    def __init__(self, folder: Path | None, about: Any) -> None:
+        digest = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+        self._path = None if folder is None else folder / f"estimate-{digest}.partial.json"
+        self.seconds: dict[_Step, float] = {}
+        if self._path is not None:
+            with suppress(OSError, ValueError, TypeError):
+                self.seconds = {
+                    (a, b, c, d): float(s) for (a, b, c, d), s in json.loads(self._path.read_text())
+                }
+
+    @property
+    def advice(self) -> str:
+        """What the same command will do."""
+        return "run it again" if self._path is None or not self._path.exists() else "the same command goes on"
+
+    def save(self, seconds: dict[_Step, float]) -> None:
+        """Remember what is known now."""
+        if self._path is not None:
+            hidden = self._path.with_name(f".{self._path.name}")
+            with suppress(OSError):
+                hidden.write_text(json.dumps([*seconds.items()]))
+                hidden.replace(self._path)
+
+    def remove(self) -> None:
+        """Forget it."""
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
 
 def _groups(sizes: Sizes, rows: int, batch_size: int) -> list[list[list[Row]]]:
@@ -167,10 +247,16 @@ class Profile:
     start_s: float
     """From the start of a worker to its first row; 0 where it was not timed."""
     timed: tuple[Timed, ...]
+    interrupted: bool = False
+    """Fewer batches were timed than were meant to."""
+
+    def to_json(self) -> str:
+        """JSON that `load` reads."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """As JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """`to_json`, in a file."""
+        Path(path).write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

@@ -4,6 +4,7 @@ pictures, no engine."""
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,11 +44,29 @@ class Outcome:
     """Points of quality lost against `fullres`: see `Tuning.loss_metric`."""
     pareto: bool = False
     """No other setting is as fast and as close, and better in one of the two."""
+    saving_error: float | None = None
+    """Half the 95 % interval of the logarithm of `saving`; None: one batch alone was timed."""
+    loss_error: float | None = None
+    """Half the 95 % interval of `loss`, over rows; None: one row alone was made."""
+
+    @property
+    def saving_text(self) -> str:
+        """The saving, and between which values it is likely to be."""
+        if self.saving_error is None:
+            return f"{self.saving:.2f}x (timed once)"
+        low, high = (self.saving * math.exp(sign * min(9, self.saving_error)) for sign in (-1, 1))
+        return f"{self.saving:.2f}x" if high - low < 0.01 else f"{self.saving:.2f}x ({low:.2f} to {high:.2f})"
+
+    @property
+    def loss_text(self) -> str:
+        """The loss, and by how much it may be off."""
+        return f"{self.loss:.2f}" + (f" ± {self.loss_error:.2f}" if self.loss_error else "")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The whole comparison. `choice` is the fastest outcome whose loss is at most `max_drop`."""
+    """The whole comparison. `choice` is the fastest outcome whose loss is at most `max_drop`; where that is
+    `fullres` itself, `nearest` is the faster one that loses least."""
 
     model: str
     device: str
@@ -59,6 +78,29 @@ class Tuning:
     choice: Outcome
     pictures: dict[str, list[Image.Image]] = field(repr=False, default_factory=dict)
     prompts: tuple[str, ...] = ()
+    nearest: Outcome | None = None
+    measured: int = 0
+    """Batches that were made, over all settings."""
+    planned: int = 0
+    """The same, of the whole sweep."""
+    kept: str | None = None
+    """Where an interrupted sweep has what it measured."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole sweep was measured."""
+        return self.measured == self.planned
+
+    @property
+    def suggested(self) -> Outcome:
+        """The choice, or else the nearest."""
+        return self.nearest or self.choice
+
+    @property
+    def trade_off(self) -> list[Outcome]:
+        """The settings that no other beats, from close to fast, without `fullres`."""
+        front = sorted((o for o in self.outcomes if o.pareto), key=lambda o: o.saving)
+        return [o for o in front if o is not self.outcomes[0] and o.saving > 1]
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as data, without the pictures."""
@@ -70,12 +112,24 @@ class Tuning:
             "loss_metric": self.loss_metric,
             "max_drop": self.max_drop,
             "choice": self.choice.name,
+            "nearest": None if self.nearest is None else self.nearest.name,
+            "trade_off": [outcome.name for outcome in self.trade_off],
+            "measured": self.measured,
+            "planned": self.planned,
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
 
     def fragment(self) -> str:
-        """The choice as YAML that can be pasted over a spec's `sampling` section."""
-        return yaml.safe_dump({"sampling": self.choice.sampling}, sort_keys=False)
+        """The choice as YAML that can be pasted over a spec's `sampling` section; where there is none, the
+        nearest, and above it what it costs."""
+        notes = ""
+        if not self.complete:
+            notes += f"# {self._how_far()}\n"
+        if self.nearest is not None:
+            full = yaml.safe_dump(self.outcomes[0].sampling, default_flow_style=True, sort_keys=False).strip()
+            notes += f"# {self._nothing_is_near()}; this is the nearest: {_worth(self.nearest)}\n"
+            notes += f"# full resolution instead: sampling: {full}\n"
+        return notes + yaml.safe_dump({"sampling": self.suggested.sampling}, sort_keys=False)
 
     def markdown(self) -> str:
         """The table as GitHub Markdown."""
@@ -100,27 +154,45 @@ class Tuning:
         return markdown_table(head, rows)
 
     def text(self) -> str:
-        """The table for a terminal, and what was chosen."""
-        chosen = self.choice
-        return (
-            f"{self.markdown()}\n\nchosen: {chosen.name}, {chosen.saving:.2f}x as fast as fullres, loss "
-            f"{chosen.loss:.2f} of at most {self.max_drop:g} ({self.loss_metric})"
-        )
+        """The table for a terminal, and what was chosen or could be."""
+        lines = [self.markdown(), ""]
+        if not self.complete:
+            lines += [self._how_far(), ""]
+        if self.nearest is None:
+            chosen = self.choice
+            what = _worth(chosen) if chosen is not self.outcomes[0] else "nothing is faster"
+            lines.append(f"chosen: {chosen.name}, {what}, of at most {self.max_drop:g} ({self.loss_metric})")
+        else:
+            lines.append(
+                f"{self._nothing_is_near()}. The nearest is {self.nearest.name}: {_worth(self.nearest)}"
+            )
+            lines.append("from close to fast, the settings that no other beats:")
+            lines += [f"  {outcome.name}: {_worth(outcome)}" for outcome in self.trade_off]
+        return "\n".join(lines)
+
+    def _how_far(self) -> str:
+        return f"interrupted: {self.measured} of {self.planned} measurements, {self.rows} prompts"
+
+    def _nothing_is_near(self) -> str:
+        return f"nothing faster than fullres loses at most {self.max_drop:g} ({self.loss_metric})"
 
     def sheet(self, names: Sequence[str] = ()) -> bytes:
-        """PNG of the shown prompts (columns) at some of the settings (rows); unset: `fullres` and the choice.
+        """PNG of the shown prompts (columns) at some of the settings (rows); unset: `fullres` and the choice,
+        or the nearest.
 
         KeyError for a name that is none of the settings'.
         """
-        names = names or tuple(dict.fromkeys((self.outcomes[0].name, self.choice.name)))
+        names = names or tuple(dict.fromkeys((self.outcomes[0].name, self.suggested.name)))
         savings = {outcome.name: outcome.saving for outcome in self.outcomes}
         columns = len(self.prompts)
         figure = Figure(figsize=(1.7 * columns, 2.0 * len(names) + 0.5), dpi=110, layout="constrained")
         grid = figure.subplots(len(names), columns, squeeze=False)
         for row, name in zip(grid, names, strict=True):
-            for axes, picture in zip(row, self.pictures[name], strict=True):
-                axes.imshow(picture)
+            for axes in row:
                 axes.axis("off")
+            # An interrupted sweep may have fewer pictures than prompts.
+            for axes, picture in zip(row, self.pictures[name], strict=False):
+                axes.imshow(picture)
             row[0].set_title(f"{name}: {savings[name]:.2f}x", loc="left", fontsize=9)
         for axes, prompt in zip(grid[-1], self.prompts, strict=True):
             axes.text(
@@ -162,6 +234,10 @@ def mark_pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
     ]
 
 
+def _worth(outcome: Outcome) -> str:
+    return f"{outcome.saving_text} as fast as fullres, loss {outcome.loss_text}"
+
+
 def _plot(tuning: Tuning) -> Figure:
     """Loss against saving, the Pareto front joined up."""
     with style():
@@ -172,15 +248,33 @@ def _plot(tuning: Tuning) -> Figure:
             groups.setdefault(outcome.group, []).append(outcome)
         for number, (label, group) in enumerate(groups.items()):
             marker = "Dos^vP*X"[number % 8]
-            axes.scatter([o.saving for o in group], [o.loss for o in group], label=label, marker=marker, s=45)
+            axes.errorbar(
+                [o.saving for o in group],
+                [o.loss for o in group],
+                xerr=[
+                    [o.saving * (1 - math.exp(-_shown(o))) for o in group],
+                    [o.saving * math.expm1(_shown(o)) for o in group],
+                ],
+                yerr=[o.loss_error or 0.0 for o in group],
+                label=label,
+                marker=marker,
+                markersize=6,
+                linestyle="none",
+                elinewidth=0.7,
+            )
         front = sorted((o for o in tuning.outcomes if o.pareto), key=lambda o: o.saving)
         losses = [o.loss for o in front]
         axes.plot([o.saving for o in front], losses, color="0.6", zorder=0, label="Pareto front")
         axes.axhline(tuning.max_drop, color="0.6", linestyle=":", label="max drop")
-        axes.annotate(
-            "chosen", (tuning.choice.saving, tuning.choice.loss), xytext=(8, 8), textcoords="offset points"
-        )
+        suggested, what = tuning.suggested, "chosen" if tuning.nearest is None else "nearest"
+        axes.annotate(what, (suggested.saving, suggested.loss), xytext=(8, 8), textcoords="offset points")
         axes.set_xlabel("saving over fullres (measured)")
         axes.set_ylabel(f"loss ({tuning.loss_metric})")
         axes.legend()
     return figure
+
+
+def _shown(outcome: Outcome) -> float:
+    """The saving's error as a line in the plot, which one that spans the whole plot would only hide."""
+    error = outcome.saving_error
+    return 0.0 if error is None or error > 1 else error

@@ -53,8 +53,6 @@ class InputFile:
 class FileList(Sequence[InputFile]):
     """The input files in order, kept as a table: 100,000 of them take tens of megabytes."""
 
-    IDENTITY: ClassVar[tuple[str, ...]] = ("size in bytes", "etag", "footer", "number of rows used")
-
     _SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -103,8 +101,7 @@ class FileList(Sequence[InputFile]):
         return InputFile(**row, passthrough=self.passthrough)
 
     def identities(self) -> dict[str, tuple]:
-        """The values that would show that a file changed, by relpath and in order; `IDENTITY` names the
-        values."""
+        """The values that would show that a file changed, by relpath and in order."""
         names = ("size_bytes", "etag", "footer_digest", "num_rows")
         values = zip(*(self.table[name].to_pylist() for name in names), strict=True)
         return dict(zip(self.table["relpath"].to_pylist(), values, strict=True))
