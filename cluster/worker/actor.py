@@ -78,6 +78,7 @@ def load_engine(spec: JobSpec) -> Engine:
         model.id,
         dtype=None if model.dtype == "auto" else model.dtype,
         revision=model.revision,
+        variant=model.variant,
         trust_remote_code=model.trust_remote_code,
         loras=model.loras,
         offload=model.offload,

@@ -66,7 +66,11 @@ class JobSpec(Section):
         everything = self.model_dump(mode="json")
         model, output = everything["model"], everything["output"]
         return {
-            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
+            "model": {
+                key: model[key]
+                for key in ("id", "revision", "variant", "dtype", "family", "quantize", "loras")
+                if key in model
+            },
             "columns": everything["prompts"]["columns"],
             "keep": everything["prompts"]["keep"],
             "sampling": everything["sampling"],
