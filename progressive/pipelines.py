@@ -114,7 +114,9 @@ def load_adapters(pipe: Any, loras: Sequence[Any]) -> None:
         extra = {key: values[key] for key in ("weight_name", "revision") if values.get(key)}
         for transformer in _targets(pipe, source, values.get("transformer")):
             second = {"load_into_transformer_2": True} if transformer == "transformer_2" else {}
-            pipe.load_lora_weights(source, adapter_name=name, use_safetensors=True, **extra, **second)
+            with warnings.catch_warnings():  # that there are several is what was asked for
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                pipe.load_lora_weights(source, adapter_name=name, use_safetensors=True, **extra, **second)
             scales.setdefault(transformer, {})[name] = 1.0 if scale is None else float(scale)
     if len(library.adaptable_transformers(pipe)) < 2 and scales:
         (strength,) = scales.values()

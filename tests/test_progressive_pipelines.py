@@ -74,7 +74,7 @@ def test_an_adapter_names_its_transformer_or_both(tmp_path):
         {"lora_0": 0.25, "lora_1": 1.0},
         {"lora_0": 0.25},
     ]
-    with pytest.raises(ValueError, match="names no transformer.*transformer, transformer_2, both"):
+    with pytest.raises(ValueError, match=r"names no transformer.*transformer, transformer_2, both"):
         loaded({"id": high})
     with pytest.raises(ValueError, match="is for transformer_3"):
         loaded({"id": high, "transformer": "transformer_3"})
