@@ -12,9 +12,25 @@ from overtone.progressive.schedule import SamplingPlan, plan_sampling, size_of, 
 def checkpoint_of(spec: JobSpec) -> Checkpoint:
     """The model's published or stored settings; SpecError when they cannot be known offline."""
     try:
-        return describe(spec.model.id)
+        checkpoint = describe(spec.model.id)
     except ValueError as error:
         raise SpecError(f"model.id: {error}") from error
+    _check_adapters(spec, FAMILIES[checkpoint.family].transformers)
+    return checkpoint
+
+
+def _check_adapters(spec: JobSpec, transformers: tuple[str, ...]) -> None:
+    """SpecError where an adapter does not say which of several transformers it is for, or names another."""
+    for number, lora in enumerate(spec.model.loras):
+        known = (*transformers, "both") if len(transformers) > 1 else (*transformers, None)
+        if lora.transformer not in known:
+            has = " and ".join(transformers)
+            said = "unset" if lora.transformer is None else lora.transformer
+            choices = ", ".join(name for name in known if name)
+            raise SpecError(
+                f"model.loras[{number}].transformer is {said}, and {spec.model.id} has {has}; "
+                f"set it to one of: {choices}"
+            )
 
 
 def sampling_plan(

@@ -7,6 +7,7 @@ cannot say (how to call the pipeline, its schedule, its decoding) comes from the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,6 +68,8 @@ class Family:
     """Call arguments that name a step as a fraction of the whole schedule's steps."""
     counts: tuple[str, ...] = ()
     """Call arguments that name a step by its number in the whole schedule."""
+    transformers: tuple[str, ...] = ("transformer",)
+    """The pipeline's denoisers that adapters can be loaded into; of several, an adapter says which."""
     call: dict[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the pipeline's call that differ from its own defaults."""
 
@@ -164,7 +167,8 @@ FAMILIES: dict[str, Family] = {
             default_steps=50,
         ),
         Family(name="wan2.1", **_WAN),
-        Family(name="wan2.2", **_WAN),  # told from 2.1 by its two transformers: `boundary_ratio`
+        # Told from 2.1 by its two transformers, hence by `boundary_ratio`.
+        Family(name="wan2.2", transformers=("transformer", "transformer_2"), **_WAN),
         Family(
             name="wan2.2-5b",  # told by `expand_timesteps`; its own VAE, 16 x 16 px a cell, 48 channels
             **_WAN | {"cell_px": 16, "default_height": 704, "default_width": 1280, "default_frames": 121},
@@ -246,6 +250,27 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+
+
+_CONDITIONED = re.compile(
+    r"Control|Img2Img|I2I|Image2Image|ImageToImage|Inpaint|Kontext|Edit(?!or)|Layered|Fill|Redux|Upscal|Upsampl"
+    r"|ImageToVideo|Image2Video|I2V|VideoToVideo|V2V|VACE|Animate|Condition|TextToWorld|VideoToWorld"
+)
+
+
+def conditioned(pipeline_class: str) -> str | None:
+    """Why a pipeline cannot make samples of prompts alone, in a sentence, where its class's name tells; None
+    where it does not. A name that does not tell is found out when the model is loaded (engine/trial.py)."""
+    if any(pipeline_class in family.pipelines for family in FAMILIES.values()):
+        return None
+    found = _CONDITIONED.search(pipeline_class)
+    if found is None:
+        return None
+    return (
+        f"{pipeline_class} is a pipeline for more than a prompt ({found[0]}), such as a picture to start "
+        "from or to keep to, which a table of prompts does not give; use the model's text-to-image or "
+        "text-to-video pipeline"
+    )
 
 
 def family_name(pipeline_class: str, config: Mapping[str, Any]) -> str:

@@ -39,15 +39,21 @@ def tell_num_timesteps(pipe: Any, num_steps: int) -> None:
 
 
 def interrupted(pipe: Any) -> bool:
-    """`_interrupt`: how a callback ends the loop, as diffusers documents it; each call clears it."""
+    """`_interrupt`: how diffusers documents that a callback ends the loop; each call clears it."""
     return bool(getattr(pipe, "_interrupt", False))
 
 
 def told_arguments(pipe: Any) -> dict[str, Any]:
-    """`_guidance_scale` and the like: arguments of its call that a pipeline keeps for callbacks to change."""
+    """`_guidance_scale` and the like: where a pipeline keeps arguments for callbacks to change."""
     return {
         name[1:]: value for name, value in vars(pipe).items() if name.startswith("_") and name[1:2] != "_"
     }
+
+
+def adaptable_transformers(pipe: Any) -> list[str]:
+    """`_lora_loadable_modules`: of the parts that a pipeline can load adapters into, its denoisers."""
+    names = getattr(pipe, "_lora_loadable_modules", ())
+    return [name for name in names if "transformer" in name and getattr(pipe, name, None) is not None]
 
 
 def scheduler_state(scheduler: Any) -> str:

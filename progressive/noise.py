@@ -8,7 +8,9 @@ seed, and among a million rows hundreds of pairs would get the same noise.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,15 @@ def expansion(stage: int) -> str:
 def sampler(stage: int) -> str:
     """Purpose of the noise that a stochastic scheduler asks for while it steps through stage `stage`."""
     return f"sampler/{stage}"
+
+
+def whole_seeds(seeds: Iterable[Any]) -> list[int]:
+    """Seeds as Python's own numbers, from any kind of whole numbers: numpy's, a tensor's. ValueError for any
+    other value."""
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"seeds are {seeds!r}; they must be whole numbers") from None
 
 
 def _key(seed: int, purpose: str) -> bytes:

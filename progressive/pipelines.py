@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
-from overtone.progressive.families import FAMILIES, Family, family_name
+from overtone.progressive.families import FAMILIES, Family, conditioned, family_name
 from overtone.progressive.tiny import FOLDER
 
 Quantize = Literal["none", "int8", "fp8"]
@@ -29,6 +30,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    variant: str | None = None,
     trust_remote_code: bool = False,
     loras: Sequence[Any] = (),
     offload: Literal["none", "model"] = "none",
@@ -38,9 +40,9 @@ def load(
     """A pipeline ready for `Engine`: "tiny" (embedded), a hub name or a folder in diffusers format.
 
     Only safetensors weights are read. `device` unset: CUDA if there is any, else the CPU. `dtype` unset or
-    "auto": bfloat16 on GPUs that have it, else float32 (always float32 for "tiny"). `loras`: objects or
-    mappings with `id`, `weight_name`, `revision`, `scale`. `quantize`: see `quantize_blocks`. `family`: see
-    `Engine`.
+    "auto": bfloat16 on GPUs that have it, else float32 (always float32 for "tiny"). `variant`: of weights in
+    files called `*.VARIANT.safetensors`. `loras`: see `load_adapters`. `quantize`: see `quantize_blocks`.
+    `family`: see `Engine`.
     """
     if family not in (None, "auto") and family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
@@ -52,23 +54,28 @@ def load(
         dtype = torch.bfloat16 if bf16 and not tiny else torch.float32
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
-    pipe = DiffusionPipeline.from_pretrained(
-        FOLDER if tiny else model_id,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        **({"revision": revision} if revision else {}),
-    )
-    scales: dict[str, float] = {}
-    for number, lora in enumerate(loras):
-        field = lora.get if isinstance(lora, Mapping) else lambda key, of=lora: getattr(of, key, None)
-        extra = {key: field(key) for key in ("weight_name", "revision") if field(key)}
-        name = f"lora_{number}"
-        pipe.load_lora_weights(str(field("id")), adapter_name=name, use_safetensors=True, **extra)
-        scale: Any = field("scale")
-        scales[name] = 1.0 if scale is None else float(scale)
-    if scales:
-        pipe.set_adapters(list(scales), list(scales.values()))
+    source = FOLDER if tiny else model_id
+    which = {"revision": revision} if revision else {}
+    index = DiffusionPipeline.load_config(source, **which)
+    if why := conditioned(str(index.get("_class_name"))):
+        raise ValueError(f"{model_id}: {why}")
+    # A part that the folder leaves out, whether the class calls it optional or not.
+    left_out = [name for name, part in index.items() if isinstance(part, list | tuple) and part[:1] == [None]]
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **which,
+            **({"variant": variant} if variant else {}),
+            **dict.fromkeys(left_out),
+        )
+    except OSError as error:
+        if variant is None and (found := _variants(Path(source))):
+            raise ValueError(f"{model_id} has weights of the variant {found} alone; set `variant`") from error
+        raise
+    load_adapters(pipe, loras)
     if family not in (None, "auto"):
         setattr(pipe, _FAMILY, family)
     pipe.set_progress_bar_config(disable=True)
@@ -79,6 +86,64 @@ def load(
     pipe.to(device)
     quantize_blocks(pipe, quantize)
     return pipe
+
+
+def _variants(folder: Path) -> str:
+    """The variants of the weights in a folder of this machine, such as `fp16`."""
+    named = re.compile(r"[^.]+\.([A-Za-z0-9_]+?)(?:-\d+-of-\d+)?\.safetensors$")
+    found = {match[1] for path in folder.glob("*/*.safetensors") if (match := named.match(path.name))}
+    return ", ".join(sorted(found))
+
+
+def load_adapters(pipe: Any, loras: Sequence[Any]) -> None:
+    """Adapters in their order: objects or mappings with `id`, and, if need be, `weight_name`, `revision`,
+    `scale` and `transformer`: `transformer`, `transformer_2` or `both`, of a pipeline that has two.
+
+    ValueError for a key that there is not, and where it is not said which of two transformers is meant.
+    """
+    scales: dict[str, dict[str, float]] = {}
+    for number, lora in enumerate(loras):
+        values = dict(lora) if isinstance(lora, Mapping) else {key: getattr(lora, key, None) for key in _LORA}
+        if unknown := sorted(map(str, set(values) - set(_LORA))):
+            raise ValueError(
+                f"loras[{number}] has {', '.join(unknown)}; the known keys are {', '.join(_LORA)}"
+            )
+        if not values.get("id"):
+            raise ValueError(f"loras[{number}] has no id: a hub name, or a folder or .safetensors file")
+        source, name, scale = str(values["id"]), f"lora_{number}", values.get("scale")
+        extra = {key: values[key] for key in ("weight_name", "revision") if values.get(key)}
+        for transformer in _targets(pipe, source, values.get("transformer")):
+            second = {"load_into_transformer_2": True} if transformer == "transformer_2" else {}
+            with warnings.catch_warnings():  # that there are several is what was asked for
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                pipe.load_lora_weights(source, adapter_name=name, use_safetensors=True, **extra, **second)
+            scales.setdefault(transformer, {})[name] = 1.0 if scale is None else float(scale)
+    if len(library.adaptable_transformers(pipe)) < 2 and scales:
+        (strength,) = scales.values()
+        pipe.set_adapters(list(strength), list(strength.values()))  # text encoders too
+        return
+    for transformer, strength in scales.items():
+        getattr(pipe, transformer).set_adapters(list(strength), list(strength.values()))
+
+
+_LORA = ("id", "weight_name", "revision", "scale", "transformer")
+
+
+def _targets(pipe: Any, source: str, wanted: str | None) -> list[str]:
+    """The transformers that an adapter is for."""
+    known = library.adaptable_transformers(pipe) or ["transformer"]
+    if wanted is None and len(known) == 1:
+        return known
+    if wanted == "both" and len(known) == 2:
+        return known
+    if wanted in known:
+        return [wanted]
+    choices = ", ".join([*known, "both"] if len(known) == 2 else known)
+    what = "names no transformer" if wanted is None else f"is for {wanted}"
+    raise ValueError(
+        f"the adapter {source} {what}, and {type(pipe).__name__} has {' and '.join(known)}: "
+        f"set its `transformer` to one of {choices}"
+    )
 
 
 def quantize_blocks(pipe: Any, quantize: Quantize) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overtone.jobs.errors import SpecError
+from overtone.jobs.sampling import checkpoint_of
 from overtone.jobs.spec import JobSpec, load_spec, spec_reference_markdown, spec_schema
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +165,15 @@ def test_small_aliases_work(load):
         (
             MINIMAL + "shards: {zzz: 1}\n",
             "job.yaml:4: shards.zzz: unknown key; known are rows",
+        ),
+        (
+            MINIMAL.replace("model: tiny", "model: {id: tiny, loras: [{id: x, zzz: 1}]}"),
+            "job.yaml:1: model.loras.0.zzz: unknown key; "
+            "known are id, weight_name, revision, scale, transformer",
+        ),
+        (
+            MINIMAL.replace("model: tiny", "model: {id: tiny, loras: [{id: x, weightname: y}]}"),
+            "job.yaml:1: model.loras.0.weightname: unknown key; did you mean weight_name?",
         ),
         ("model: tiny\noutput: out\n", "job.yaml: prompts: is missing"),
         (MINIMAL.replace("tiny", "{revision: main}"), "job.yaml:1: model.id: is missing"),
@@ -371,6 +381,51 @@ def test_json_is_canonical_and_comes_back(load):
     assert again.to_json() == spec.to_json()
     assert again.samples() == spec.samples()
     assert list(json.loads(spec.to_json())) == sorted(json.loads(spec.to_json()))
+
+
+def test_keys_that_came_later_say_nothing_where_they_are_unset(load):
+    """A job that was begun before there was the key has the fingerprint that it had."""
+    text = MINIMAL.replace("tiny", "{id: org/model, loras: [{id: org/style}]}")
+    before = {"id": "org/style", "weight_name": None, "revision": None, "scale": 1.0}
+    keys = ["id", "revision", "dtype", "family", "quantize", "loras"]
+    spec = load(text)
+    assert list(spec.samples()["model"]) == keys
+    assert spec.samples()["model"]["loras"] == [before]
+    assert "variant" not in spec.to_json()
+    later = load(text.replace("org/style", "org/style, transformer: both"), "model.variant=fp16")
+    assert later.samples()["model"]["variant"] == "fp16"
+    assert later.samples()["model"]["loras"] == [before | {"transformer": "both"}]
+    assert JobSpec.from_json(later.to_json()) == later
+
+
+@pytest.mark.parametrize(
+    ("model", "transformer", "message"),
+    [
+        (
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            None,
+            r"loras\[1\]\.transformer is unset.*transformer, transformer_2, both",
+        ),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "both", None),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "transformer_2", None),
+        (
+            "black-forest-labs/FLUX.1-dev",
+            "both",
+            r"transformer is both, and black-forest-labs/FLUX.1-dev has transf",
+        ),
+        ("black-forest-labs/FLUX.1-dev", None, None),
+        ("black-forest-labs/FLUX.1-dev", "transformer", None),
+    ],
+)
+def test_an_adapter_for_one_of_two_transformers_is_checked_without_the_model(model, transformer, message):
+    first = "both" if "Wan" in model else "transformer"
+    loras = [{"id": "org/a", "transformer": first}, {"id": "org/b", "transformer": transformer}]
+    spec = JobSpec.model_validate({"model": {"id": model, "loras": loras}, "prompts": "a", "output": "b"})
+    if message is None:
+        checkpoint_of(spec)
+    else:
+        with pytest.raises(SpecError, match=message):
+            checkpoint_of(spec)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "tiny"}', '{"later": 1}'])

@@ -56,6 +56,7 @@ def _load(spec: JobSpec) -> Engine:
         model.id,
         dtype=None if model.dtype == "auto" else model.dtype,
         revision=model.revision,
+        variant=model.variant,
         trust_remote_code=model.trust_remote_code,
         loras=model.loras,
         offload=model.offload,

@@ -70,7 +70,11 @@ class JobSpec(Section):
         # Settings that came later are left out where they are what was always done: jobs begun before go on.
         later = {"delimiter": prompts["delimiter"]} if prompts["delimiter"] != "auto" else {}
         return later | {
-            "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
+            "model": {
+                key: model[key]
+                for key in ("id", "revision", "variant", "dtype", "family", "quantize", "loras")
+                if key in model
+            },
             "columns": prompts["columns"],
             "keep": prompts["keep"],
             "sampling": everything["sampling"],

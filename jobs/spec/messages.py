@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,13 +62,15 @@ def _suggestion(path: tuple[str | int, ...], model: type[BaseModel]) -> str:
     near = get_close_matches(str(key), fields, 1, 0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; known are {', '.join(fields)}"
+    return f"; known are {', '.join(fields)}" if fields else ""
 
 
 def _fields(model: type[BaseModel], section: Sequence[str]) -> list[str]:
     for name in section:
         info = model.model_fields.get(name)
         inner = info.annotation if info else None
+        if get_origin(inner) is tuple:  # a list of sections, such as model.loras
+            inner = get_args(inner)[0]
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner

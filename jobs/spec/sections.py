@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from overtone.jobs.spec.fields import Endpoint, Place, Text, one_or_more
 
@@ -29,6 +37,10 @@ class Section(BaseModel):
     )
 
 
+def _without_unset(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key or value is not None}
+
+
 class Lora(Section):
     """An adapter loaded on top of the model."""
 
@@ -44,6 +56,15 @@ class Lora(Section):
     scale: float = 1.0
     """Strength of the adapter; 1 is as trained."""
 
+    transformer: Literal["transformer", "transformer_2", "both"] | None = None
+    """Of a model with two transformers (Wan 2.2: the first for high noise, the second for low), the one that
+    the adapter is for. Unset: the only one."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `transformer` where it is unset: a spec says what it said before there was the key."""
+        return _without_unset(plainly(self), "transformer")
+
 
 class Model(Section):
     """What draws the samples."""
@@ -54,6 +75,10 @@ class Model(Section):
 
     revision: Text | None = None
     """Branch, tag or commit on the hub; unset: the newest. A commit makes the job repeatable."""
+
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
+    """Which weights, where their files are called `*.VARIANT.safetensors`, such as `fp16`; unset: those
+    without."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations. `auto`: bfloat16 on GPUs that have it, else float32."""
@@ -74,6 +99,11 @@ class Model(Section):
 
     loras: tuple[Lora, ...] = ()
     """Adapters, in the order in which they are loaded."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `variant` where it is unset: a spec says what it said before there was the key."""
+        return _without_unset(plainly(self), "variant")
 
 
 def _delimiter(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from overtone.progressive.checkpoints.sigmas import CALLS, SCHEDULES, Asked, Config, image_tokens, like_flux
-from overtone.progressive.families import FAMILIES, family_name
+from overtone.progressive.families import FAMILIES, conditioned, family_name
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def read_folder(folder: Path) -> Checkpoint:
         classes[name] = str(parts[name][1])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     pipeline_class = str(index.get("_class_name"))
+    if why := conditioned(pipeline_class):
+        raise ValueError(f"{folder}: {why}")
     pipeline = {
         k: v for k, v in index.items() if not k.startswith("_") and (k not in parts or k == "sample_sigmas")
     }

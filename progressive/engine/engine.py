@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overtone.progressive import noise
 from overtone.progressive.caches import check_cache
 from overtone.progressive.engine.call import OnStep, PipelineCall, Text
 from overtone.progressive.engine.decoding import decode
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageRunner
+from overtone.progressive.engine.step_arguments import check_step_arguments
 from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
 from overtone.progressive.engine.trial import is_unknown, try_out
@@ -105,7 +107,7 @@ class Engine:
         latent_frames(self.family, num_frames)
         num_steps = self.call.steps(sampling)
         schedule = self.call.schedule(num_steps, height_px, width_px, num_frames, sampling)
-        return plan_sampling(
+        plan = plan_sampling(
             sampling,
             self.family,
             schedule.sigmas,
@@ -113,6 +115,8 @@ class Engine:
             width_px=width_px,
             num_frames=num_frames,
         )
+        check_step_arguments(type(self.pipe).__name__, self.family, sampling, plan)
+        return plan
 
     def guidance(self, sampling: Sampling) -> dict[str, float | None]:
         """`guidance_scale` and `true_cfg_scale` as the pipeline's call gets them."""
@@ -178,6 +182,7 @@ class Engine:
         if not len(encoded):
             raise ValueError("nothing to denoise: the batch has no rows")
         self.call.check_parallel()
+        seeds = noise.whole_seeds(seeds)
         return Trajectories(self.call, plan, encoded, seeds, sampling, runner=self.runner)
 
     def decode(self, plan: SamplingPlan, latents: Tensor) -> list[Any]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from overtone.progressive import noise
 from overtone.progressive.engine.call import OnStep
 from overtone.progressive.engine.engine import Engine
 from overtone.progressive.engine.trajectories import StageReport
@@ -42,7 +43,7 @@ def generate(
     width: int | None = None,
     num_frames: int | None = None,
     num_steps: int | None = None,
-    seeds: int | Sequence[int] | None = None,
+    seeds: Any = None,
     negative_prompts: str | Sequence[str | None] | None = None,
     on_step: OnStep | None = None,
     batch_size: int | None = None,
@@ -52,17 +53,18 @@ def generate(
 ) -> Result:
     """Images, or videos, for `prompts`: the whole library in one call.
 
-    Sizes in pixels. `seeds`: one for each prompt, or one for all; unset: drawn, and part of the result. A row
-    is a function of its prompt and seed, whatever its batch. `on_step(done, total)` counts the transformer
-    steps of one batch. More keywords are the fields of `progressive.Sampling`: mode, delta, levels, scales,
-    guidance_scale, true_cfg_scale, call_kwargs, ... ValueError that names what is wrong with them.
+    Sizes in pixels. `seeds`: one for each prompt, or one for all, in any kind of whole numbers (a numpy array
+    or a tensor too); unset: drawn, and part of the result. A row is a function of its prompt and seed,
+    whatever its batch. `on_step(done, total)` counts the transformer steps of one batch. More keywords are
+    the fields of `progressive.Sampling`: mode, delta, levels, scales, guidance_scale, true_cfg_scale,
+    call_kwargs, ... ValueError that names what is wrong with them.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty; give at least one")
     if seeds is None:
         seeds = [secrets.randbits(63) for _ in prompts]
-    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    seeds = noise.whole_seeds([seeds] * len(prompts) if np.ndim(seeds) == 0 else seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed each, or one for all")
     if batch_size is not None and batch_size < 1:

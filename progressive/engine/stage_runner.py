@@ -6,16 +6,18 @@ pipeline plainly, `progressive.compile.CompiledRunner` wraps it, and a caller's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from overtone.progressive import layouts
+from overtone.progressive import layouts, library
 from overtone.progressive.caches import step_cache
 from overtone.progressive.engine.call import OnStep, PipelineCall
+from overtone.progressive.engine.callbacks import Callback, Carried
+from overtone.progressive.engine.step_arguments import of_stage
 from overtone.progressive.engine.text import Encoded, text_arguments
 from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
@@ -39,6 +41,8 @@ class StageInput:
     """One a row, for a scheduler that draws noise as it steps."""
     sampling: Sampling
     on_step: OnStep | None
+    carried: Carried = field(default_factory=Carried)
+    """What callbacks have changed for these rows; what they change now is added to it."""
 
     @property
     def stage(self) -> Stage:
@@ -76,7 +80,8 @@ class PipelineRunner:
     def run(self, given: StageInput) -> Tensor:
         """The caller's pipeline is called with another scheduler, which is taken away again."""
         call, stage, sampling = self._call, given.stage, given.sampling
-        arguments = self._arguments(given)
+        callback = self._callback(given)
+        arguments = self._arguments(given, callback)
         call.reset_caches(stage.steps)
         with swapped(call.pipe, given.scheduler), step_cache(call.pipe, sampling, given.scheduler):
             call.pipe(
@@ -86,37 +91,30 @@ class PipelineRunner:
                 **text_arguments(call, given.encoded, sampling),
                 **arguments,
             )
+        given.carried.interrupted = library.interrupted(call.pipe)
+        given.carried.encoded = callback.encoded
+        if given.scheduler.latents is None:  # interrupted before its first step
+            return given.latents
         # Not the call's result: FLUX.2 hands that out converted for its VAE, which cannot be undone exactly.
-        assert given.scheduler.latents is not None
         return layouts.unpack(call.family, given.scheduler.latents, *stage.grid)
 
-    def _arguments(self, given: StageInput) -> dict[str, Any]:
+    def _callback(self, given: StageInput) -> Callback:
+        theirs = self._call.arguments(given.sampling).get("callback_on_step_end")
+        scheduler, plan, stage = given.scheduler, given.plan, given.stage
+        encoded, carried = given.encoded, given.carried
+        return Callback(self._call, theirs, given.on_step, scheduler, plan, stage, encoded, carried)
+
+    def _arguments(self, given: StageInput, callback: Callback) -> dict[str, Any]:
         """The arguments of the call that are neither text nor size."""
-        call, stage = self._call, given.stage
-        arguments = call.arguments(given.sampling)
-        for name in call.family.per_step:
-            values = arguments.get(name, call.defaults[name])
-            if values is not None:
-                arguments[name] = list(values)[stage.first : stage.last]
-        theirs = arguments.pop("callback_on_step_end", None)
-        if theirs is not None or given.on_step is not None:
-            arguments["callback_on_step_end"] = _callback(theirs, given.on_step, given.scheduler, stage.steps)
+        call = self._call
+        arguments = call.arguments(given.sampling) | given.carried.arguments
+        arguments = of_stage(call.family, given.plan, given.stage, arguments, call.defaults)
+        arguments.pop("callback_on_step_end", None)
+        if callback.theirs is not None or given.on_step is not None:
+            arguments["callback_on_step_end"] = callback
+            wanted = getattr(callback.theirs, "tensor_inputs", None)
+            if wanted:  # a callback of diffusers' own kind says by itself what it wants to be given
+                arguments["callback_on_step_end_tensor_inputs"] = wanted
         if "generator" in call.defaults:
             arguments["generator"] = given.generators
         return arguments
-
-
-def _callback(
-    theirs: Any, on_step: OnStep | None, scheduler: StageScheduler, total: int
-) -> Callable[..., dict[str, Any]]:
-    """The caller's own callback, whose latents count, and then `on_step`."""
-
-    def call(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if theirs is not None:
-            values = theirs(pipe, step, timestep, values)
-            scheduler.latents = values.get("latents", scheduler.latents)
-        if on_step is not None:
-            on_step(step + 1, total)
-        return values
-
-    return call

@@ -9,16 +9,17 @@ The tour goes on in cluster/worker/pictures.py, where a batch's latents become e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from overtone.progressive import layouts, noise, spectral
 from overtone.progressive.engine.call import OnStep, PipelineCall
+from overtone.progressive.engine.callbacks import Carried
 from overtone.progressive.engine.stage_runner import StageInput, StageRunner
 from overtone.progressive.engine.text import Encoded
 from overtone.progressive.errors import NonFiniteLatents
@@ -60,6 +61,7 @@ class Trajectories:
         # On the full grid, for all stages: [C, H, W] each, float32.
         self._base = list(stage_noise(call, self._seeds, noise.BASE, full))
         self._latents = list(self._base)
+        self._carried = [Carried() for _ in self._seeds]
         # Schedulers that continue from one stage to the next, by the rows that walk together. Only plans made
         # by hand need them, for these may have consecutive stages on one grid; after an expansion every chunk
         # takes a fresh copy of the schedule's scheduler, whatever is kept here.
@@ -75,22 +77,38 @@ class Trajectories:
         Raises NonFiniteLatents where rows went wrong; an error of the pipeline goes through. `on_step` counts
         the steps of this batch.
         """
-        chunks = self._runner.chunks(self.plan, index, rows, self._sampling)
+        chunks = [
+            part
+            for chunk in self._runner.chunks(self.plan, index, rows, self._sampling)
+            for part in self._alike(chunk)
+        ]
         steps, reports = self.plan.stages[index].steps, list[StageReport]()
-        after: dict[int, Tensor] = {}
+        after: dict[int, tuple[Tensor, Carried, Encoded]] = {}
         for number, chunk in enumerate(chunks):
             counted = on_step and counting(on_step, number * steps, len(chunks) * steps)
-            latents, of_chunk = self.run_stage(index, chunk, counted)
-            after |= dict(zip(chunk, latents, strict=True))
+            latents, carried, of_chunk = self.run_stage(index, chunk, counted)
+            encoded = carried.encoded or self._encoded[list(chunk)]
+            for place, row in enumerate(chunk):
+                after[row] = latents[place], carried, encoded[[place]]
             reports += of_chunk
-        for row, latent in after.items():  # all or none: no row goes through a stage twice
-            self._latents[row] = latent
+        texts = [self._encoded[[row]] for row in range(len(self))]
+        for row in after:  # all or none: no row goes through a stage twice
+            self._latents[row], self._carried[row], texts[row] = after[row]
+        self._encoded = Encoded.cat(texts)
         return reports
+
+    def _alike(self, chunk: Sequence[int]) -> list[list[int]]:
+        """A chunk's rows, apart where callbacks have changed different things for them."""
+        parts: dict[str, list[int]] = {}
+        for row in chunk:
+            parts.setdefault(self._carried[row].key, []).append(row)
+        return list(parts.values())
 
     def run_stage(
         self, index: int, chunk: Sequence[int], on_step: OnStep | None = None
-    ) -> tuple[Tensor, list[StageReport]]:
-        """One chunk of rows through stage `index`, in one call of the pipeline: their latents after it."""
+    ) -> tuple[Tensor, Carried, list[StageReport]]:
+        """One chunk of rows through stage `index`, in one call of the pipeline: their latents after it, and
+        what callbacks have changed for them."""
         plan, call, count = self.plan, self._call, len(set(chunk))
         stage, before = plan.stages[index], plan.stages[index - 1] if index else None
         reports: list[StageReport] = []
@@ -104,23 +122,30 @@ class Trajectories:
             sigmas = before.sigma_end, stage.sigma_start
             reports.append(_report("expand", stage, 0, call.now() - start, sigmas, count))
             start = call.now()
-        if stage.steps:
-            latents = self._runner.run(self._given(index, chunk, latents, on_step))
+        carried, steps = self._carried[chunk[0]].copy(), 0
+        if stage.steps and not carried.interrupted:
+            given = self._given(index, chunk, latents, carried, on_step)
+            latents, steps = self._runner.run(given), given.scheduler.done
         _check_finite(latents, chunk, index)
         sigmas = stage.sigma_start, stage.sigma_end
-        reports.append(_report("denoise", stage, stage.steps, call.now() - start, sigmas, count))
-        return latents, reports
+        reports.append(_report("denoise", stage, steps, call.now() - start, sigmas, count))
+        return latents, carried, reports
 
     def latents(self, rows: Sequence[int]) -> Tensor:
         """Where these rows, on one grid, are now: [B, C, H, W] or [B, C, T, H, W]."""
         return torch.stack([self._latents[row] for row in rows])
 
-    def _given(self, index: int, chunk: Sequence[int], latents: Tensor, on_step: OnStep | None) -> StageInput:
+    def _given(
+        self, index: int, chunk: Sequence[int], latents: Tensor, carried: Carried, on_step: OnStep | None
+    ) -> StageInput:
         """The stage's scheduler, and the rows' own generators and texts beside their latents."""
         generators = [noise.row_generator(self._seeds[row], noise.sampler(index)) for row in chunk]
         walk = self._walks.setdefault(tuple(chunk), Trajectory(self._schedule, self.plan))
         scheduler, encoded = walk.stage(index, generators), self._encoded[list(chunk)]
-        return StageInput(self.plan, index, scheduler, latents, encoded, generators, self._sampling, on_step)
+        sampling = _with_fields(self._sampling, carried.arguments)
+        return StageInput(
+            self.plan, index, scheduler, latents, encoded, generators, sampling, on_step, carried
+        )
 
 
 @dataclass(frozen=True)
@@ -198,6 +223,13 @@ def _check_finite(latents: Tensor, chunk: Sequence[int], index: int) -> None:
     if not all(finite):
         bad = {row for row, ok in zip(chunk, finite, strict=True) if not ok}
         raise NonFiniteLatents(sorted(bad), index)
+
+
+def _with_fields(sampling: Sampling, arguments: Mapping[str, Any]) -> Sampling:
+    """The settings with those arguments of the call that are fields of theirs as a callback has set them, so
+    that whether rows are guided follows."""
+    fields = {name: value for name, value in arguments.items() if name in Sampling.model_fields}
+    return sampling.model_copy(update=fields) if fields else sampling
 
 
 def _report(
