@@ -12,7 +12,6 @@ the actor or the order. What only a job has: resuming, and an end to rows that k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -22,6 +21,7 @@ import pyarrow as pa
 from ray.data.block import BlockAccessor
 
 from overtone.cluster.worker import EngineFactory, Runner, load_engine
+from overtone.jobs.column_types import plain_table
 from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.parts import part_schema, rows_table
 from overtone.jobs.prompts import samples
@@ -96,7 +96,7 @@ class ProgressiveGenerator:
         rejects: list[Reject] = []
         order: list[tuple[int, str]] = []  # of all samples: place of the input row, row_id
         for source in range(table.num_rows):
-            asked = {name: _given(column[source]) for name, column in values.items()}
+            asked = {name: column[source] for name, column in values.items()}
             some, refused = samples(self._spec.seed, _content_id(asked), source, asked, _too_large(asked))
             rows += some
             rejects += refused
@@ -121,17 +121,14 @@ def _foreign(table: pa.Table) -> pa.Table:
         raise ValueError(
             f"columns {', '.join(clash)} have the names of output columns: rename or drop them before"
         )
-    passed = table.select([name for name in table.column_names if name not in OUTPUT_COLUMNS])
+    passed = plain_table(table.select([name for name in table.column_names if name not in OUTPUT_COLUMNS]))
     return passed.append_column(pa.field(ERROR, pa.string()), pa.nulls(table.num_rows, pa.string()))
 
 
-def _given(value: Any) -> Any:
-    """None for what numpy and pandas write where there is nothing."""
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def _content_id(asked: Mapping[str, Any]) -> str:
-    text = repr(sorted(asked.items()))
+    # A row that pandas filled up with NaN has the name of one that has nulls.
+    given = {name: None if value != value else value for name, value in asked.items()}
+    text = repr(sorted(given.items()))
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 

@@ -22,7 +22,7 @@ _PLAIN = {"Value", "List", "LargeList", "Sequence"}
 
 
 def feature_of(type: pa.DataType) -> Feature | None:
-    """The feature that `datasets` has for a type. None where it has none, as for maps and unions."""
+    """The feature that `datasets` has for a type. None where it has none, as for maps and tensors."""
     if pa.types.is_struct(type):
         inner = {field.name: feature_of(field.type) for field in type}
         return None if None in inner.values() else inner
@@ -37,6 +37,8 @@ def feature_of(type: pa.DataType) -> Feature | None:
         if pa.types.is_large_list(type):
             return {"feature": element, "_type": "LargeList"}
         return {"feature": element, "length": type.list_size, "_type": "List"}
+    if isinstance(type, pa.BaseExtensionType):
+        return {"_type": "Json"} if type.extension_name == "arrow.json" else None
     if pa.types.is_nested(type):
         return None
     return {"dtype": _NAMES.get(str(type), str(type)), "_type": "Value"}
@@ -51,6 +53,17 @@ def known_features(schema: pa.Schema) -> dict[str, Feature]:
     except (KeyError, TypeError, ValueError):
         return {}
     return {name: feature for name, feature in found.items() if not _is_plain(feature)}
+
+
+def merged_metadata(a: pa.Schema, b: pa.Schema) -> dict[bytes, bytes] | None:
+    """The metadata for the columns of two files: what both say the same of, or one alone."""
+    if not (a.metadata and b.metadata) or a.metadata == b.metadata:
+        return a.metadata or b.metadata
+    one, other = known_features(a), known_features(b)
+    features = {
+        name: feature for name, feature in (other | one).items() if other.get(name, feature) == feature
+    }
+    return {b"huggingface": as_metadata(features)["huggingface"].encode()}
 
 
 def features_of(schema: pa.Schema) -> dict[str, Feature]:

@@ -52,6 +52,7 @@ class JobFolder:
         """Make this folder the job's, or find that it is. True: an earlier run has begun it (resumed).
 
         FingerprintMismatch, which shows what differs, where it is another job's; nothing is written then.
+        `plan` is then the job's, with the columns that it began with.
         """
         created = self.store.create(
             PLAN,
@@ -59,18 +60,17 @@ class JobFolder:
             attempt=uuid4().hex,
             content_type="application/vnd.apache.parquet",
         )
-        if not created:
-            self.check(job_plan)
-        self._kept_plan = job_plan
+        self._kept_plan = job_plan if created else self.check(job_plan)
         # After the plan, which decides, also where an earlier run ended between the two.
         self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
         return not created
 
-    def check(self, job_plan: JobPlan) -> None:
-        """FingerprintMismatch, which shows what differs, where the folder holds another job than this."""
+    def check(self, job_plan: JobPlan) -> JobPlan:
+        """The plan with the columns that the job began with. FingerprintMismatch, which shows what differs,
+        where the folder holds another job than this."""
         kept = self._read_plan()
         if kept.fingerprint == job_plan.fingerprint:
-            return
+            return job_plan.as_begun(kept)
         lines = difference(kept, job_plan) or ["the order of the input files changed"]
         raise FingerprintMismatch(
             f"{self.store.url} holds another job, whose samples would differ: {'; '.join(lines)}. "
@@ -90,8 +90,8 @@ class JobFolder:
 
     def finished(self, work: Work | None = None) -> ShardSet:
         """The shards whose parts of this work are committed, by the parts' names alone; None: of the job."""
-        num_shards = self._plan().num_shards
-        work = self._plan() if work is None else work
+        num_shards = self.plan().num_shards
+        work = self.plan() if work is None else work
         indices = (part_index(num_shards, info.key, work.number) for info in self.store.list("data/"))
         return ShardSet(num_shards, (index for index in indices if index is not None and work.has(index)))
 
@@ -172,7 +172,7 @@ class JobFolder:
         Only the parts that need it are read; the others are judged by names. Timings are written last, so
         where they exist, everything does; empty ones were lost with the machine's power.
         """
-        num_shards = self._plan().num_shards
+        num_shards = self.plan().num_shards
         written = {info.key for info in self.store.list("timings/") if info.size_bytes}
         parts = ((part_place(num_shards, info.key), info.key) for info in self.store.list("data/"))
         repaired: list[int] = []
@@ -184,7 +184,8 @@ class JobFolder:
                 repaired.append(index)
         return len(repaired)
 
-    def _plan(self) -> JobPlan:
+    def plan(self) -> JobPlan:
+        """The job's plan, as it was begun."""
         if self._kept_plan is None:
             self._kept_plan = self._read_plan()
         return self._kept_plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,8 @@ Kind = Literal["image", "video"]
 _PNG_LEVEL = 4  # zlib's; 6 takes twice as long for a few percent
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _NAME_CHARACTERS = 80
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])|.*-[0-9a-f]{24}", re.IGNORECASE)
+"""Names of devices, which Windows has in every folder, and those that look like one with a hash."""
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
@@ -60,9 +63,11 @@ def media_name(row_id: str, extension: str) -> str:
     """A plain file name for a row: its row_id where that is a safe name on any disk, else a part of it and a
     hash.
 
-    It has only letters, digits, `-` and `_`, so that it is never a path, hidden, reserved or a pattern.
+    It has only letters, digits, `-` and `_`, so that it is never a path, hidden, reserved or a pattern. No
+    two names differ in the case of their letters alone, which some disks do not tell apart.
     """
-    if 0 < len(row_id) <= _NAME_CHARACTERS and set(row_id) <= _SAFE:
+    safe = set(row_id) <= _SAFE and row_id == row_id.lower() and not _RESERVED.fullmatch(row_id)
+    if safe and 0 < len(row_id) <= _NAME_CHARACTERS:
         return f"{row_id}.{extension}"
     readable = "".join(c if c in _SAFE else "_" for c in row_id[: _NAME_CHARACTERS // 2])
     digest = blake2b(row_id.encode(errors="surrogatepass"), digest_size=12).hexdigest()

@@ -17,7 +17,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
@@ -154,6 +154,13 @@ class JobPlan:
             first_shard = int(self._first_shards[file])
             for k, first_row in enumerate(range(0, num_rows, self.shard_rows)):
                 yield Shard(first_shard + k, file, first_row, min(self.shard_rows, num_rows - first_row))
+
+    def as_begun(self, kept: JobPlan) -> JobPlan:
+        """This plan with the columns that the job began with, `kept`: another version may see more of them in
+        the same files. All parts of a job have the same columns."""
+        paths = self.files.table["path"]
+        table = kept.files.table.set_column(kept.files.table.schema.get_field_index("path"), "path", paths)
+        return replace(self, files=FileList(table, kept.passthrough))
 
     @cached_property
     def fingerprint_parts(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a job would do, from the spec and Parquet footers alone: shards, stages, token-steps, saving.
+"""What a job would do, from the spec, Parquet footers and row_ids: shards, stages, token-steps, saving.
 Loads neither torch nor ray; knows nothing of how long anything takes."""
 
 from __future__ import annotations
@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.schedule import SamplingPlan
 
+_CHECKED_ROWS = 1_000_000
+"""Of more rows, that no two have one row_id is seen only by a run."""
+
 
 def preview(spec: JobSpec) -> Preview:
     """Plan a job without starting it. UserError for a spec, prompt table or size that cannot be used."""
     checkpoint = checkpoint_of(spec)
-    return Preview(spec, make_plan(spec), checkpoint, sampling_plan(spec, checkpoint))
+    job_plan, plan = make_plan(spec), sampling_plan(spec, checkpoint)
+    if job_plan.num_rows <= _CHECKED_ROWS:
+        check_row_ids(spec, job_plan.files)
+    return Preview(spec, job_plan, checkpoint, plan)
 
 
 @dataclass(frozen=True)

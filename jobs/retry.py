@@ -98,9 +98,7 @@ def job_to_retry(store: Store, overrides: Sequence[str] = ()) -> tuple[JobSpec, 
     spec = with_overrides(tolerating_rejects(moved), overrides)
     if spec.output.path != config.url:
         raise SpecError("--set output.path: a retry belongs to the job in the folder that is given")
-    job_plan = make_plan(spec)
-    folder.check(job_plan)
-    return spec, job_plan
+    return spec, folder.check(make_plan(spec))
 
 
 def find_rejects(folder: JobFolder, spec: JobSpec, job_plan: JobPlan) -> Rejects:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +31,7 @@ from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.columns import OUTPUT_COLUMNS as PARTS_COLUMNS
 from overtone.jobs.errors import PromptsError, StoreError
 from overtone.jobs.plan import JobPlan, make_plan
-from overtone.jobs.prompts import ShardRows, check_row_ids, expected_row_ids, read_shard
+from overtone.jobs.prompts import ShardRows, check_row_ids, expected_row_ids, lines, read_shard
 from overtone.jobs.prompts.globs import glob_matcher, relative_names
 from overtone.jobs.prompts.values import MAX_IMAGES, MAX_PROMPT, MAX_ROW_ID
 from overtone.jobs.rows import MAX_SEED, image_seed, row_seed
@@ -138,6 +143,7 @@ def test_folders_that_link_to_each_other_end(tree):
         ("nope/*.parquet", "prompts.path: there is no folder nope, so nope/*.parquet matches nothing"),
         ("*.nope", "prompts.path: *.nope matches no file"),
         ("README.md", "prompts.path: README.md ends in none of .parquet, .pq, .csv"),
+        ("a.parquet.gz", "prompts.path: a.parquet.gz ends in none of .parquet, .pq, .csv"),
         ("nothing", "prompts.path: there is no file nothing, and none in a folder of that name"),
         ("texts", "prompts.path: there is no parquet file in texts; set prompts.format to csv"),
         ("s3://*/x.parquet", "prompts.path: s3://*/x.parquet needs a bucket or server name"),
@@ -148,6 +154,8 @@ def test_paths_that_name_nothing(tree, path, message):
     (tree / "nothing").mkdir()
     (tree / "texts").mkdir()
     (tree / "texts" / "a.csv").write_text("prompt\na\n")
+    if path == "a.parquet.gz":
+        (tree / path).touch()
     assert refusal(job(path if "://" in path else f"{tree}/{path}"), tree).startswith(message)
 
 
@@ -453,22 +461,20 @@ def test_a_mapped_column_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("second", "message"),
+    ("first", "second"),
     [
-        (
-            {"prompt": ["y"], "a": [1.5], "b": [1]},
-            "b.parquet has type double in its column 'a', not int64, unlike",
-        ),
-        ({"prompt": ["y"], "a": [1]}, "b.parquet lacks the column 'b', unlike a.parquet; make them alike"),
-        (
-            {"prompt": ["y"], "a": [1], "b": [1], "c": [1]},
-            "b.parquet has a column 'c' more, unlike a.parquet",
-        ),
+        ([1], ["text"]),
+        ([True], [1]),
+        ([[1]], [{"k": 1}]),
+        (pa.array([0], pa.timestamp("us")), pa.array([0], pa.timestamp("us", "UTC"))),
+        ([{"k": [1]}], [{"k": ["text"]}]),
     ],
 )
-def test_files_that_differ(tmp_path, second, message):
-    table(tmp_path / "a.parquet", {"prompt": ["x"], "a": [1], "b": [1]})
-    table(tmp_path / "b.parquet", second)
+def test_files_that_differ(tmp_path, first, second):
+    table(tmp_path / "a.parquet", {"prompt": ["x"], "a": first})
+    table(tmp_path / "b.parquet", {"prompt": ["y"], "a": second})
+    types = [pq.read_schema(tmp_path / f"{name}.parquet").field("a").type for name in "ba"]
+    message = f"b.parquet has type {types[0]} in its column 'a', not {types[1]}, unlike a.parquet; make them"
     assert refusal(job(tmp_path), tmp_path).startswith(message)
     assert make_plan(job(tmp_path, keep=[])).num_rows == 2
 
@@ -535,6 +541,14 @@ def test_the_output_has_the_names_that_are_kept_for_it():
     assert set(PARTS_COLUMNS) == OUTPUT_COLUMNS
 
 
+def test_a_format_that_is_given_counts_for_names_without_endings(tmp_path):
+    for name in ("part-00000", "deep/part-00001-c000"):
+        table(tmp_path / "in" / name, {"prompt": [name]})
+    spec = job(tmp_path / "in", format="parquet")
+    assert [row.row_id for row in rows_of(spec)] == ["deep/part-00001-c000:0", "part-00000:0"]
+    assert "there is no parquet file in in" in refusal(job(tmp_path / "in"), tmp_path)
+
+
 # Rejects
 
 
@@ -553,7 +567,6 @@ BAD = [
         {"prompt": ["x"], "seed": pa.array([2**63], pa.uint64())},
         "seed must be between 0 and 9223372036854775807, not",
     ),
-    ({"prompt": ["x"], "height": [float("nan")]}, "height must be a whole number, not nan"),
     ({"prompt": ["x"], "width": [float("inf")]}, "width must be a whole number, not inf"),
     ({"prompt": ["x"], "width": [1e300]}, "width must be between 1 and 65536, not 1000"),
     ({"prompt": ["x"], "height": [512.5]}, "height must be a whole number, not 512.5"),
@@ -685,6 +698,117 @@ def test_any_run_of_rows_of_a_long_text_file(tmp_path, kind):
 def test_csv_that_cannot_be_used(tmp_path, text, message):
     (tmp_path / "a.csv").write_bytes(text)
     assert refusal(job(tmp_path / "a.csv"), tmp_path).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_with_any_delimiter(tmp_path, name, delimiter):
+    rows = [["x, y; z", "1"], ["a|b\tc", "2"]]
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter).writerows([["caption", "n"], *rows])
+    (tmp_path / name).write_text(text.getvalue())
+    for more in ({}, {"delimiter": delimiter}, {"delimiter": "tab"} if delimiter == "\t" else {}):
+        spec = job(tmp_path / name, columns={"prompt": "caption"}, **more)
+        (shard,) = read_all(spec)
+        assert [row.prompt for row in shard.rows] == [prompt for prompt, _ in rows]
+        assert shard.passthrough.to_pydict() == {"n": ["1", "2"]}
+
+
+def test_a_delimiter_that_worked_before_stays(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,a;b\nx;y,1\n")
+    (shard,) = read_all(job(tmp_path / "a.csv"))
+    assert [row.prompt for row in shard.rows] == ["x;y"]
+    assert shard.passthrough.to_pydict() == {"a;b": ["1"]}
+    plain, given = (make_plan(job(tmp_path / "a.csv", **more)) for more in ({}, {"delimiter": ","}))
+    assert "delimiter" not in plain.samples
+    assert plain.fingerprint != given.fingerprint
+
+
+@pytest.mark.parametrize("delimiter", ["", ",,", "\n", '"'])
+def test_delimiters_that_are_none(delimiter):
+    with pytest.raises(ValueError, match=r"is one character"):
+        job("a.csv", delimiter=delimiter)
+
+
+def test_the_index_of_a_data_frame_is_a_column(tmp_path):
+    frame = pd.DataFrame({"prompt": ["x", "y"], "seed": [3, 4]})
+    frame.to_csv(tmp_path / "a.csv")
+    (shard,) = read_all(job(tmp_path / "a.csv"))
+    assert [(row.prompt, row.seed) for row in shard.rows] == [("x", 3), ("y", 4)]
+    assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["0", "1"]}
+    frame.set_index([["a", "b"], [1, 2]]).to_csv(tmp_path / "a.csv")
+    (shard,) = read_all(job(tmp_path / "a.csv"))
+    assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["a", "b"], "Unnamed: 1": ["1", "2"]}
+
+
+COMPRESSED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    "lz4": lambda data: pa.compress(data, "lz4", asbytes=True),
+}
+
+
+def long_text(kind: str) -> bytes:
+    if kind == "csv":
+        return b"prompt,n\n" + b"".join(b'"p%d\n",%d\n' % (i, i) for i in range(5000))
+    return b"".join(b'{"prompt": "p%d\\n", "n": %d}\n' % (i, i) for i in range(5000))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_any_run_of_rows_of_a_compressed_text_file(tmp_path, kind, ending):
+    text = long_text(kind)
+    half = len(text) // 2
+    compress = COMPRESSED[ending]
+    (tmp_path / f"a.{kind}.{ending}").write_bytes(compress(text[:half]) + compress(text[half:]))
+    spec = job(tmp_path, format=kind, rows=5000)
+    plan = make_plan(spec)
+    assert (plan.files[0].file_rows, len(plan.files[0].blocks)) == (5000, 5)
+    for first, count in [(0, 5000), (1023, 2), (2047, 1026), (4999, 1), (1024, 1)]:
+        shard = read_shard(spec, plan.files[0], first, count)
+        assert [row.prompt for row in shard.rows] == [f"p{i}\n" for i in range(first, first + count)]
+        assert [int(n) for n in shard.passthrough["n"].to_pylist()] == list(range(first, first + count))
+
+
+def test_a_large_compressed_text_is_unpacked_once(tmp_path):
+    padding = "x" * 15_000
+    text = "".join(f'{{"prompt": "p{i}", "pad": "{padding}"}}\n' for i in range(6000)).encode()
+    assert len(text) > lines.SKIPPED_BYTES
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text, 1))
+    spec = job(tmp_path / "a.jsonl.gz", keep=[])
+    file = make_plan(spec).files[0]
+    # The runs of rows at its end come from several threads, as a worker's do.
+    with ThreadPoolExecutor(4) as pool:
+        for first, shard in pool.map(lambda n: (n, read_shard(spec, file, n, 20)), range(5000, 6000, 20)):
+            assert [row.prompt for row in shard.rows] == [f"p{i}" for i in range(first, first + 20)]
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_a_compressed_file_that_is_cut_is_refused(tmp_path, ending):
+    data = COMPRESSED[ending](long_text("jsonl"))
+    for cut in (len(data) // 2, len(data) - 3):
+        (tmp_path / f"a.jsonl.{ending}").write_bytes(data[:cut])
+        assert f"a.jsonl.{ending} cannot be read: " in refusal(job(tmp_path / f"a.jsonl.{ending}"), tmp_path)
+
+
+def test_a_text_is_read_as_what_it_is_whatever_its_name(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(long_text("jsonl"))
+    (tmp_path / "b.jsonl").write_bytes(gzip.compress(long_text("jsonl")))
+    assert [len(rows_of(job(tmp_path / name))) for name in ("a.jsonl.gz", "b.jsonl")] == [5000, 5000]
+
+
+def test_a_file_beside_its_compressed_copy_is_not_read_twice(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(long_text("jsonl"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(long_text("jsonl")))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(long_text("jsonl")))
+    message = refusal(job(tmp_path, format="jsonl"), tmp_path)
+    assert message.startswith(
+        "prompts.path: a.jsonl and a.jsonl.gz are in one folder, and both would be read"
+    )
+    assert len(rows_of(job(tmp_path / "*.gz", format="jsonl"))) == 10_000
+    assert len(make_plan(job(tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz")).files) == 2
 
 
 def test_csv_rows_that_cannot_be_made(tmp_path):

@@ -22,8 +22,7 @@ LIGHT = {"settings", "schedule", "families", "checkpoints", "tiny", "formulas", 
 """Parts of progressive without torch."""
 LARGEST = 320
 """Lines that a file may have."""
-LARGER = {
-}
+LARGER = {}
 """Files that have more, with the number that they may have. This list only gets shorter."""
 SMALLEST = 60
 SMALL = {

@@ -69,6 +69,7 @@ def run_job(
             spec, job_plan.files
         )  # reads the row_id columns, so once a job, before anything is written
     folder.open(spec, job_plan)
+    job_plan = folder.plan()
     work: Work = job_plan
     if len(folder.finished()) == job_plan.num_shards:
         retry_plan = folder.unfinished_retry()

@@ -110,7 +110,9 @@ def build_part(
         retry=attempt.retry,
     )
     schema = part_schema(spec, passthrough.schema, kind)
-    tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in row_groups(made))
+    more_bytes = passthrough.nbytes // max(1, passthrough.num_rows)
+    groups = row_groups(made, more_bytes)
+    tables = (rows_table(spec, schema, made[a:b], passthrough, first_row, kind) for a, b in groups)
 
     def finished() -> Footer:
         """The footer, with the time that writing has taken so far. It is the last thing that is written."""

@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from overtone.jobs.column_types import contains, list_offsets
 from overtone.jobs.errors import VerifyError
 from overtone.jobs.media import Kind
 from overtone.jobs.parts.footer import FOOTER_KEY, Footer
@@ -72,7 +74,7 @@ def tar_bytes(tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Foo
     index = 0
     with tarfile.open(fileobj=body, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for table in tables:
-            for row in table.to_pylist():
+            for row in _python_rows(table):
                 media, latents = row.pop(kind), row.pop("latents", None)
                 about = json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False)
                 key = f"{index:06d}"
@@ -101,8 +103,70 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
+def _python_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as Python values, of which times, of whatever precision and year, are text as Arrow writes it,
+    and tensors lists of lists."""
+    columns = {name: _python_values(table[name].combine_chunks()) for name in table.column_names}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _python_values(array: pa.Array) -> list[Any]:
+    if isinstance(array, pa.ChunkedArray):  # too large to be one
+        return [value for chunk in array.chunks for value in _python_values(chunk)]
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        return [value.to_numpy().tolist() if value.is_valid else None for value in array]
+    return (_as_text(array) if contains(array.type, _needs_text) else array).to_pylist()
+
+
+def _needs_text(type: pa.DataType) -> bool:
+    time = pa.types.is_temporal(type) and not pa.types.is_interval(type)
+    return time or pa.types.is_string(type) or pa.types.is_large_string(type)
+
+
+def _as_text(array: pa.Array) -> pa.Array:
+    """The same values with texts for times, at any depth, and only such as UTF-8 can write."""
+    type = array.type
+    if not contains(type, _needs_text):
+        return array
+    if isinstance(type, pa.BaseExtensionType):
+        return _as_text(array.storage)
+    if pa.types.is_dictionary(type):
+        return _as_text(array.dictionary_decode())
+    if pa.types.is_struct(type):
+        fields = [_as_text(field) for field in array.flatten()]
+        return pa.StructArray.from_arrays(fields, [field.name for field in type], mask=array.is_null())
+    if pa.types.is_map(type):
+        pairs = array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
+        keys, items = map(_as_text, pairs.flatten().flatten())
+        return pa.MapArray.from_arrays(list_offsets(pairs).cast(pa.int32()), keys, items)
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return pa.LargeListArray.from_arrays(list_offsets(array), _as_text(array.flatten()))
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return _valid_text(array)
+    return _times(array) if _needs_text(type) else array
+
+
+def _times(array: pa.Array) -> pa.Array:
+    type = array.type
+    if pa.types.is_duration(type):
+        return pc.binary_join_element_wise(array.cast(pa.int64()).cast(pa.string()), type.unit, " ")
+    if pa.types.is_timestamp(type) and type.tz is not None:  # the zone need not be known here
+        return pc.binary_join_element_wise(array.cast(pa.timestamp(type.unit)).cast(pa.string()), "Z", "")
+    return array.cast(pa.string())
+
+
+def _valid_text(array: pa.Array) -> pa.Array:
+    try:
+        array.validate(full=True)
+        return array
+    except pa.ArrowInvalid:
+        raw = array.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw])
+
+
 def _jsonable(value: Any) -> Any:
-    """A value as JSON can hold it: base64 stands for bytes, text for times, and null for NaN and infinity."""
+    """A value as JSON can hold it: base64 stands for bytes, text for numbers that JSON does not know, and
+    null for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

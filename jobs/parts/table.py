@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from overtone.jobs.column_types import fitted, plain
 from overtone.jobs.columns import OUTPUT_COLUMNS, own_columns
 from overtone.jobs.features import as_metadata, features_of, known_features
 from overtone.jobs.media import Kind, media_extension, media_name
@@ -58,8 +59,8 @@ class PartRow:
 def part_schema(spec: JobSpec, passthrough: pa.Schema, kind: Kind = "image") -> pa.Schema:
     """The columns of every part of a job. The metadata has what `datasets` needs in order to see pictures.
 
-    Every column is nullable, as `datasets` wants it. ValueError for a pass-through column with a name of
-    ours.
+    Every column is nullable, as `datasets` wants it, and of a type that rows can be taken of. ValueError for
+    a pass-through column with a name of ours.
     """
     return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents)
 
@@ -73,7 +74,8 @@ def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool) -> pa.Schema
     if taken:
         raise ValueError(f"pass-through columns {', '.join(taken)} have the names of output columns")
     own = own_columns(kind, latents=latents)
-    schema = pa.schema([*own, *(f.with_nullable(True) for f in passthrough)])
+    foreign = (pa.field(f.name, plain(f.type), metadata=f.metadata) for f in passthrough)
+    schema = pa.schema([*own, *foreign])
     features = features_of(schema) | known_features(passthrough)
     features[kind] = {"_type": kind.capitalize()}
     return schema.with_metadata(as_metadata({f.name: features[f.name] for f in schema if f.name in features}))
@@ -112,19 +114,32 @@ def rows_table(
             for sample in made
         ]
     assert columns.keys() == {f.name for f in own_columns(kind, latents=spec.output.latents)}
-    foreign = passthrough.take(pa.array([sample.row.source - first_row for sample in made], pa.int64()))
+    places = [sample.row.source - first_row for sample in made]
     arrays = [
-        foreign[f.name] if f.name in foreign.column_names else pa.array(columns[f.name], f.type)
+        pa.array(columns[f.name], f.type)
+        if f.name in columns
+        else _taken(passthrough[f.name], places, f.type)
         for f in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def row_groups(made: Sequence[Made]) -> Iterable[tuple[int, int]]:
-    """Ranges of rows, of at most `ROW_GROUP_ROWS`, and of at most `ROW_GROUP_BYTES` unless it is one row."""
+def _taken(column: pa.ChunkedArray, places: Sequence[int], type: pa.DataType) -> pa.ChunkedArray:
+    """The values at some places, from what lies between them: taking from all of a large column would put it
+    together first, which Arrow cannot do beyond 2 GiB."""
+    first, last = min(places, default=0), max(places, default=-1)
+    near = column.slice(first, last + 1 - first)
+    if near.type != type:
+        near = pa.chunked_array([fitted(chunk, type)[0] for chunk in near.chunks], type)
+    return near.take(pa.array([place - first for place in places], pa.int64()))
+
+
+def row_groups(made: Sequence[Made], more_bytes: int = 0) -> Iterable[tuple[int, int]]:
+    """Ranges of rows, of at most `ROW_GROUP_ROWS`, and of at most `ROW_GROUP_BYTES` unless it is one row.
+    `more_bytes` are those of a row that pass through."""
     first = size_bytes = 0
     for i, sample in enumerate(made):
-        row_bytes = len(sample.data) + (0 if sample.latents is None else 4 * sample.latents.size)
+        row_bytes = more_bytes + len(sample.data) + (0 if sample.latents is None else 4 * sample.latents.size)
         if i > first and (i - first >= ROW_GROUP_ROWS or size_bytes + row_bytes > ROW_GROUP_BYTES):
             yield first, i
             first, size_bytes = i, 0

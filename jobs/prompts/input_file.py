@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from overtone.jobs.prompts.places import Found
-from overtone.jobs.prompts.scan import ENDINGS, Format
+from overtone.jobs.prompts.scan import CsvStyle, Format
 from overtone.jobs.spec import JobSpec
+
+_LEFT_OUT = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class InputFile:
     together are small (256 MiB), so that a copy is the same input; otherwise it is made of the modification
     time and the size."""
     footer_digest: str
-    """Hash of the Parquet footer; of the whole file for csv and jsonl."""
+    """Hash of the Parquet footer; of the whole text for csv and jsonl."""
     num_rows: int
     """The job uses this many rows from the beginning of the file: all of them, unless `prompts.limit`
     cuts."""
@@ -41,7 +43,7 @@ class InputFile:
     num_row_groups: int
     """Of Parquet; 0 for csv and jsonl."""
     blocks: tuple[int, ...]
-    """Where in a csv or jsonl file, in bytes, each block of rows begins; empty for Parquet."""
+    """Where in a csv or jsonl file, in bytes of its text, each block of rows begins; empty for Parquet."""
     passthrough: pa.Schema
     """Columns that pass through to the output, the same for all files, under their output names."""
     columns: tuple[tuple[str, str], ...] = ()
@@ -132,7 +134,14 @@ def server_of(spec: JobSpec) -> dict[str, Any]:
     }
 
 
+def style_of(spec: JobSpec) -> CsvStyle:
+    """How the csv files of a job are written."""
+    delimiter = spec.prompts.delimiter
+    return CsvStyle(None if delimiter == "auto" else delimiter, spec.prompts.column("prompt") or "prompt")
+
+
 def stem_of(relpath: str) -> str:
-    """The path without a known ending; rows without a row_id are named after it."""
+    """The path without a known ending; rows without a row_id are named after it. That of a compressed file
+    stays: the names of rows never change."""
     stem, ending = posixpath.splitext(relpath)
-    return stem if ending.lower() in ENDINGS else relpath
+    return stem if ending.lower() in _LEFT_OUT else relpath

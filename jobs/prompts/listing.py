@@ -8,15 +8,23 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from hashlib import sha256
 from typing import TypeVar
 
 import pyarrow as pa
 
 from overtone.jobs.errors import PromptsError, StoreError
-from overtone.jobs.prompts.columns import named_columns, passthrough, same_columns, writable
+from overtone.jobs.prompts.column_names import folder_values, with_folders
+from overtone.jobs.prompts.columns import (
+    check_mapping,
+    named_columns,
+    passthrough,
+    same_columns,
+    writable,
+)
 from overtone.jobs.prompts.globs import Expanded, expand, relative_names
-from overtone.jobs.prompts.input_file import FileList, InputFile, Source, server_of, stem_of
+from overtone.jobs.prompts.input_file import FileList, InputFile, Source, server_of, stem_of, style_of
 from overtone.jobs.prompts.places import Found, Place, place_of
 from overtone.jobs.prompts.scan import ENDINGS, Format, Scan
 from overtone.jobs.prompts.table import scan
@@ -27,6 +35,7 @@ _Out = TypeVar("_Out")
 _THREADS = 32  # that read files at once: most wait for an answer
 _AHEAD = 4 * _THREADS
 _HASHED_BYTES = 256 * 1024**2
+_COMPRESSED = {".gz", ".bz2", ".zst", ".zstd", ".lz4", ".xz"}
 
 
 def list_files(spec: JobSpec) -> FileList:
@@ -35,7 +44,7 @@ def list_files(spec: JobSpec) -> FileList:
 
     PromptsError, which names the file and the column, where a file is missing, unreadable or damaged; where
     it has no prompts, or a column of another type than its meaning asks for; and where it has a column that
-    the output has itself, or other columns than the first file.
+    the output has itself, or one of a type that does not go together with the other files'.
     """
     sources = _sources(spec)
     limit = spec.prompts.limit
@@ -43,17 +52,21 @@ def list_files(spec: JobSpec) -> FileList:
     small = sum(source.found.size_bytes for source in sources) <= _HASHED_BYTES
     files: list[InputFile] = []
     schema: pa.Schema | None = None
-    all_jsonl = True  # of `files`
+    names: set[str] = set()
+    all_folders: set[str] = set()
+    first_path = ""
     with closing(in_threads(lambda source: _scanned(spec, source, small), sources)) as scans:
         for source, (scanned, etag) in zip(sources, scans, strict=True):
             path = source.found.path
+            folders = folder_values(path, source.relpath)
+            scanned = replace(scanned, schema=with_folders(scanned.schema, folders))
+            names |= set(scanned.schema.names)
+            all_folders |= set(folders)
             columns = named_columns(spec, scanned, path, source.format)
-            own = passthrough(spec, scanned, columns, path)
-            if schema is None:
-                schema = own
-            else:
-                schema = same_columns(schema, own, source, files[0].path, all_jsonl=all_jsonl)
-            all_jsonl = all_jsonl and source.format == "jsonl"
+            if scanned.num_rows:  # what a file without rows says of its columns means nothing
+                own = passthrough(spec, scanned, columns, path, folders)
+                schema = own if schema is None else same_columns(schema, own, path, first_path, all_folders)
+                first_path = first_path or path
             files.append(
                 InputFile(
                     path=path,
@@ -66,16 +79,17 @@ def list_files(spec: JobSpec) -> FileList:
                     file_rows=scanned.num_rows,
                     num_row_groups=scanned.num_row_groups,
                     blocks=scanned.blocks,
-                    passthrough=schema,
+                    passthrough=schema or pa.schema([]),
                     columns=tuple(columns.items()),
                 )
             )
             left -= files[-1].num_rows
             if not left:
                 break
-    assert schema is not None
-    if not any(file.num_rows for file in files):
+    if schema is None:
         raise PromptsError(f"{_and_others(files)} no rows; there is nothing to make")
+    if not any(file.format == "jsonl" for file in files):  # of which a key may be in no row
+        check_mapping(spec, names, files[0].path, len(files))
     writable(schema, files[0].path)
     _distinct_stems(files)
     return FileList.of(files, schema)
@@ -112,6 +126,16 @@ def _sources(spec: JobSpec) -> list[Source]:
 def _of_format(folder: Expanded, format: str) -> list[Found]:
     wanted = "parquet" if format == "auto" else format
     files = [found for found in folder.files if _ending(found.path) == wanted]
+    if not files and format != "auto":  # what its names do not say, the spec does
+        files = [found for found in folder.files if _ending(found.path) is None]
+    paths = {found.path for found in files}
+    for found in files:
+        stem, ending = posixpath.splitext(found.path)
+        if ending.lower() in _COMPRESSED and stem in paths:
+            raise PromptsError(
+                f"prompts.path: {stem} and {found.path} are in one folder, and both would be read; remove "
+                "one, or name the files that hold prompts"
+            )
     if not files:
         kinds = sorted({kind for found in folder.files if (kind := _ending(found.path))})
         hint = f"; set prompts.format to {' or '.join(kinds)}" if kinds else ""
@@ -120,7 +144,13 @@ def _of_format(folder: Expanded, format: str) -> list[Found]:
 
 
 def _ending(path: str) -> Format | None:
-    return ENDINGS.get(posixpath.splitext(path)[1].lower())
+    """The format that a name says, whether the file is compressed or not; a Parquet file never is as a
+    whole."""
+    stem, ending = posixpath.splitext(path)
+    if ending.lower() in _COMPRESSED:
+        inner = ENDINGS.get(posixpath.splitext(stem)[1].lower())
+        return None if inner == "parquet" else inner
+    return ENDINGS.get(ending.lower())
 
 
 def _format(spec: JobSpec, path: str) -> Format:
@@ -141,7 +171,7 @@ def _scanned(spec: JobSpec, source: Source, small: bool) -> tuple[Scan, str]:
     path = source.found.path
     place = place_of(path, **server_of(spec))
     try:
-        scanned = scan(place, source.found, source.format)
+        scanned = scan(place, source.found, source.format, style_of(spec))
         etag = source.found.etag
         if not is_url(path) and small:
             etag = _content_hash(place, path)

@@ -1,6 +1,7 @@
 """Prompt tables in Parquet: rows counted by the footer alone, read by row groups. Knows no meanings.
 
-A file whose footer has another hash than the planned one is refused.
+A file whose footer has another hash than the planned one is refused. Of large rows few are read at once: the
+footer says how large they are.
 """
 
 from __future__ import annotations
@@ -15,36 +16,50 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from overtone.jobs.column_types import fitted, plain
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.prompts.places import Found, Place
-from overtone.jobs.prompts.scan import BATCH_ROWS, Batch, Scan, changed, check_names, is_text, line_of
+from overtone.jobs.prompts.scan import (
+    BATCH_ROWS,
+    Batch,
+    Scan,
+    Wanted,
+    batch_of,
+    changed,
+    check_names,
+    is_text,
+    line_of,
+)
 
 _TAIL_BYTES = 64 * 1024  # one request for most footers
 _MAX_FOOTER_BYTES = 1024**3
 _BUFFER_BYTES = 4 * 1024**2
+_BATCH_BYTES = 32 * 1024**2
+_SIGNED_BYTES = 28  # nonce and tag behind a footer that can be read although columns are encrypted
 
 
 def scan_parquet(place: Place, found: Found) -> Scan:
     """Count the rows of a file. PromptsError where it is no whole Parquet file."""
-    metadata, digest, _ = _footer(place, found)
+    metadata, digest, tail, signed = _footer(place, found)
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if sum(rows) != metadata.num_rows or any(n < 0 for n in rows):
         raise PromptsError(f"{found.path} is damaged: its footer contradicts itself about its rows")
-    return Scan(metadata.num_rows, len(rows), (), digest, _parquet_schema(metadata, found.path))
+    footer = b"PAR1" + tail[-_footer_length(tail) :]
+    schema = _schema(footer, found.path)
+    unusable = _encrypted_columns(metadata, footer, schema, found.path) if signed else {}
+    return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable)
 
 
 def read_parquet(
     place: Place,
     found: Found,
-    values: Sequence[str],
-    others: pa.Schema,
+    wanted: Wanted,
     first_row: int,
     num_rows: int,
-    blocks: Sequence[int],
     digest: str,
 ) -> Iterator[Batch]:
     """The rows [first_row, first_row + num_rows); `table.read` states the rules."""
-    metadata, now, tail = _footer(place, found)
+    metadata, now, tail, signed = _footer(place, found)
     if now != digest:
         raise changed(found.path)
     there = set(metadata.schema.to_arrow_schema().names)
@@ -57,13 +72,13 @@ def read_parquet(
     if not groups:
         return
     skip, left = first_row - int(starts[groups[0]]), num_rows
-    names = [name for name in dict.fromkeys([*values, *others.names]) if name in there]
+    names = [name for name in dict.fromkeys([*wanted.values, *wanted.others.names]) if name in there]
     with (
         io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
         pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
     ):
         batches = table.iter_batches(
-            batch_size=BATCH_ROWS,
+            batch_size=64 if signed else _batch_rows(metadata, groups, names),
             row_groups=groups,
             columns=names,
             use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
@@ -73,13 +88,14 @@ def read_parquet(
             skip -= min(skip, raw.num_rows)
             if batch.num_rows:
                 left -= batch.num_rows
-                yield _parquet_batch(batch, values, others)
+                yield _batch(batch, wanted)
             if not left:
                 return
 
 
-def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes]:
-    """(footer, its SHA-256 in hex, the file's end that was read for it, mostly at once)."""
+def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes, bool]:
+    """(footer, its SHA-256 in hex, the file's end that was read for it, mostly at once, whether the footer is
+    signed, as it is where columns are encrypted)."""
     path = found.path
     tail = place.tail(found, _TAIL_BYTES)
     if len(tail) < 12 or tail[-4:] not in (b"PAR1", b"PARE"):
@@ -87,7 +103,7 @@ def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes]:
         raise PromptsError(f"{path} is not a whole Parquet file: {hint}")
     if tail[-4:] == b"PARE":
         raise PromptsError(f"{path} has an encrypted footer; decrypt it first")
-    length = struct.unpack("<I", tail[-8:-4])[0] + 8
+    length = _footer_length(tail)
     if length > min(found.size_bytes, _MAX_FOOTER_BYTES):
         raise PromptsError(f"{path} is not a whole Parquet file: its footer would be longer than the file")
     if length > len(tail):
@@ -97,37 +113,76 @@ def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes]:
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
     except (pa.ArrowException, OSError) as error:
         raise PromptsError(f"{path} is not a whole Parquet file: {line_of(error)}") from error
-    return metadata, sha256(footer).hexdigest(), tail
+    signed = metadata.serialized_size + _SIGNED_BYTES == length - 8
+    return metadata, sha256(footer).hexdigest(), tail, signed
 
 
-def _parquet_schema(metadata: pq.FileMetaData, path: str) -> pa.Schema:
+def _footer_length(tail: bytes) -> int:
+    return struct.unpack("<I", tail[-8:-4])[0] + 8
+
+
+def _schema(footer: bytes, path: str) -> pa.Schema:
+    """The columns as reading gives them, in types that a part can hold. What is not of Arrow's own types says
+    so in the metadata of its field, which stays."""
     try:
-        schema = metadata.schema.to_arrow_schema()
+        schema = pq.ParquetFile(pa.BufferReader(footer)).schema_arrow
         names = schema.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PromptsError(f"{path} has columns that cannot be read: {line_of(error)}") from error
     check_names(names, path)
-    kept = {key: value for key, value in (metadata.metadata or {}).items() if key == b"huggingface"}
-    return pa.schema([column.remove_metadata() for column in schema], metadata=kept or None)
+    kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
+    return pa.schema([_field(column) for column in schema], metadata=kept or None)
 
 
-def _parquet_batch(batch: pa.RecordBatch, values: Sequence[str], others: pa.Schema) -> Batch:
-    arrays = [
-        _as_type(batch.column(column.name), column.type)
-        if column.name in batch.schema.names
-        else pa.nulls(batch.num_rows, column.type)
-        for column in others
-    ]
-    table = (
-        pa.Table.from_arrays(arrays, schema=others)
-        if arrays
-        else pa.Table.from_batches([batch]).select([])  # keeps the number of rows
-    )
-    return Batch({name: _python_values(batch.column(name)) for name in values}, table)
+def _field(column: pa.Field) -> pa.Field:
+    about = {
+        key: value for key, value in (column.metadata or {}).items() if key.startswith(b"ARROW:extension:")
+    }
+    return pa.field(column.name, plain(column.type), metadata=about or None)
 
 
-def _as_type(array: pa.Array, type: pa.DataType) -> pa.Array:
-    return array if array.type == type else array.cast(type)  # only from null: planning saw to the rest
+def _encrypted_columns(
+    metadata: pq.FileMetaData, footer: bytes, schema: pa.Schema, path: str
+) -> dict[str, str]:
+    """A sentence about each encrypted column. Whoever asks the footer itself about one ends the process."""
+    found = {}
+    for name in schema.names:
+        try:
+            with pq.ParquetFile(pa.BufferReader(footer), metadata=metadata) as file:
+                next(file.iter_batches(batch_size=1, columns=[name], use_threads=False), None)
+        except (pa.ArrowException, OSError) as error:  # that of the others: there are no rows in the footer
+            if "decrypt" in str(error):
+                found[name] = (
+                    f"{path}: column {name!r} is encrypted; decrypt it, or name the columns to pass through, "
+                    "without it, in `prompts.keep`"
+                )
+    return found
+
+
+def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int], names: Sequence[str]) -> int:
+    """How many rows are read at once, so that they are not much more than `_BATCH_BYTES`."""
+    largest = 1
+    for group in (metadata.row_group(i) for i in groups):
+        columns = (group.column(j) for j in range(group.num_columns))
+        size_bytes = sum(
+            column.total_uncompressed_size
+            for column in columns
+            if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in names)
+        )
+        largest = max(largest, size_bytes // max(1, group.num_rows))
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES // largest))
+
+
+def _batch(batch: pa.RecordBatch, wanted: Wanted) -> Batch:
+    there = set(batch.schema.names)
+
+    def values(name: str) -> list[Any] | None:
+        return _python_values(batch.column(name)) if name in there else None
+
+    def others(column: pa.Field) -> tuple[pa.Array, list[int]] | None:
+        return fitted(batch.column(column.name), column.type) if column.name in there else None
+
+    return batch_of(wanted, batch.num_rows, values=values, others=others)
 
 
 def _python_values(array: pa.Array) -> list[Any]:
@@ -136,8 +191,8 @@ def _python_values(array: pa.Array) -> list[Any]:
         array = array.dictionary_decode()
     if not is_text(array.type):
         return array.to_pylist()
-    if pa.types.is_string_view(array.type):
-        array = array.cast(pa.large_string())
+    if array.type != plain(array.type):
+        array = array.cast(plain(array.type))
     if not (pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)):
         try:
             return array.to_numpy(zero_copy_only=False).tolist()  # several times as fast as to_pylist

@@ -1,13 +1,16 @@
-"""What all readers of prompt tables share: formats, results of scans and reads, errors. Opens no file."""
+"""What all readers of prompt tables share: formats, what is asked of them and what they give, errors. Opens
+no file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from overtone.jobs.column_types import fitted
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.words import one_line
 
@@ -17,12 +20,23 @@ ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
+    ".tsv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
 
 BLOCK_ROWS = 1024  # rows of csv or jsonl between two remembered places
 BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class CsvStyle:
+    """How a csv file is written."""
+
+    delimiter: str | None
+    """One character. None: the one by which the first line has the column `prompt`."""
+    prompt: str
+    """The name of the column that holds the prompts."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +47,26 @@ class Scan:
     num_row_groups: int
     """Of Parquet; 0 for csv and jsonl."""
     blocks: tuple[int, ...]
-    """Where in a csv or jsonl file, in bytes, rows 0, 1024, 2048, ... begin."""
+    """Where in a csv or jsonl file, in bytes of its text, rows 0, 1024, 2048, ... begin."""
     digest: str
-    """SHA-256, in hex, of the Parquet footer; of the whole file for csv and jsonl."""
+    """SHA-256, in hex, of the Parquet footer; of the whole text for csv and jsonl."""
     schema: pa.Schema
     """All columns. Of the metadata it keeps only what the `datasets` library wrote."""
-    mixed: dict[str, str] = field(default_factory=dict)
-    """The columns of a jsonl file that have more than one type, with a sentence about each. `schema` gives
-    them the type null."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """The columns that cannot be read, with a sentence about each: those of a jsonl file that have more than
+    one type, whose type in `schema` is null, and encrypted ones of a Parquet file."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a reader. It may name columns that the file lacks."""
+
+    values: Sequence[str]
+    """Columns that have a meaning."""
+    others: pa.Schema
+    """Columns that pass through, in the types that the job has for them."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """For columns that the file lacks the value that all rows have, which is otherwise null."""
 
 
 @dataclass
@@ -58,6 +84,35 @@ class Batch:
     @property
     def num_rows(self) -> int:
         return self.others.num_rows
+
+
+def batch_of(
+    wanted: Wanted,
+    num_rows: int,
+    *,
+    values: Callable[[str], list[Any] | None],
+    others: Callable[[pa.Field], tuple[pa.Array, Sequence[int]] | None],
+    problems: dict[int, str] | None = None,
+) -> Batch:
+    """A batch of rows as it is wanted. `values` and `others` read a column, the second with the rows that do
+    not fit its type; None: the file lacks it. What is wrong with a row is added to `problems`."""
+    problems = {} if problems is None else problems
+    read, arrays = {}, []
+    for name in wanted.values:
+        found = values(name)
+        read[name] = [wanted.given.get(name)] * num_rows if found is None else found
+    for column in wanted.others:
+        array, misfits = others(column) or _constant(wanted.given.get(column.name), num_rows, column.type)
+        for i in misfits:
+            problems.setdefault(i, f"its {column.name!r} does not fit in {column.type}")
+        arrays.append(array)
+    if not arrays:
+        return Batch(read, rows_without_columns(num_rows), problems)
+    return Batch(read, pa.Table.from_arrays(arrays, schema=wanted.others), problems)
+
+
+def _constant(value: Any, num_rows: int, type: pa.DataType) -> tuple[pa.Array, list[int]]:
+    return fitted(pa.array([value] * num_rows), type)
 
 
 def check_names(names: Sequence[str], path: str) -> None:
@@ -78,15 +133,9 @@ def is_text(type: pa.DataType) -> bool:
         pa.types.is_string_view,
         pa.types.is_binary,
         pa.types.is_large_binary,
+        pa.types.is_binary_view,
     )
     return any(check(type) for check in checks)
-
-
-def table_of_rows(arrays: list[pa.Array], schema: pa.Schema, num_rows: int) -> pa.Table:
-    """A table that keeps its number of rows where it has no columns."""
-    if arrays:
-        return pa.Table.from_arrays(arrays, schema=schema)
-    return rows_without_columns(num_rows)
 
 
 def rows_without_columns(num_rows: int) -> pa.Table:

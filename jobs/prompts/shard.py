@@ -10,11 +10,13 @@ from itertools import accumulate, count, repeat
 import numpy as np
 import pyarrow as pa
 
+from overtone.jobs.column_types import empty_table
 from overtone.jobs.errors import PromptsError
-from overtone.jobs.prompts.input_file import InputFile, server_of, stem_of
+from overtone.jobs.prompts.column_names import folder_values, source_name
+from overtone.jobs.prompts.input_file import InputFile, server_of, stem_of, style_of
 from overtone.jobs.prompts.listing import in_threads
 from overtone.jobs.prompts.places import Found, place_of
-from overtone.jobs.prompts.scan import Batch, rows_without_columns
+from overtone.jobs.prompts.scan import Batch, Wanted, rows_without_columns
 from overtone.jobs.prompts.table import read
 from overtone.jobs.prompts.values import plain_row_ids, row_identity, samples, shown_value
 from overtone.jobs.rows import Reject, Row, image_row_id
@@ -64,7 +66,7 @@ def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) ->
     if not len(file.passthrough):
         passthrough = rows_without_columns(num_rows)
     else:
-        passthrough = pa.concat_tables(tables) if tables else file.passthrough.empty_table()
+        passthrough = pa.concat_tables(tables) if tables else empty_table(file.passthrough)
     return ShardRows(rows, rejects, passthrough, first_row)
 
 
@@ -76,24 +78,30 @@ def _batches(
     first_row: int,
     num_rows: int,
 ) -> Iterator[Batch]:
-    """The rows in batches, with their values by meaning instead of by column name."""
+    """The rows in batches, with their values by meaning instead of by column name, and what passes through
+    under its names in the output."""
     place = place_of(file.path, **server_of(spec))
     columns = {meaning: name for meaning, name in file.columns if meaning in meanings}
+    folders = folder_values(file.path, file.relpath)
     if not num_rows:
         return
+    inside = [pa.field(source_name(spec, column.name, folders), column.type) for column in others]
     for batch in read(
         place,
         Found(file.path, file.size_bytes, file.etag),
         file.format,
-        values=list(columns.values()),
-        others=others,
+        Wanted(list(columns.values()), pa.schema(inside), folders),
+        style=style_of(spec),
         first_row=first_row,
         num_rows=num_rows,
         blocks=file.blocks,
         digest=file.footer_digest,
     ):
         values = {meaning: batch.values[name] for meaning, name in columns.items()}
-        yield Batch(values, batch.others, batch.problems)
+        passed = batch.others
+        if len(others):
+            passed = pa.Table.from_arrays(passed.columns, schema=others)
+        yield Batch(values, passed, batch.problems)
 
 
 def _default_id(file: InputFile, source: int) -> str:
@@ -150,7 +158,8 @@ def check_row_ids(spec: JobSpec, files: Sequence[InputFile]) -> None:
                     path, first = seen[row_id]
                     raise PromptsError(
                         f"row_id {shown_value(row_id)} is there twice: row {first} of {path}, row {source} "
-                        f"of {file.path} (counted from 0); make row_ids unique, or leave the column out"
+                        f"of {file.path} (counted from 0); make row_ids unique, or name rows after file and "
+                        "number by `columns: {row_id: null}` under `prompts`"
                     )
                 seen[row_id] = (file.path, source)
 

@@ -13,26 +13,29 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.prompts.csv_tables import read_csv, scan_csv
+from overtone.jobs.prompts.jsonl_tables import read_jsonl, scan_jsonl
 from overtone.jobs.prompts.parquet import read_parquet, scan_parquet
 from overtone.jobs.prompts.places import Found, Place, gone
-from overtone.jobs.prompts.scan import Batch, Format, Scan, changed, line_of
-from overtone.jobs.prompts.text_tables import read_csv, read_jsonl, scan_csv, scan_jsonl
+from overtone.jobs.prompts.scan import Batch, CsvStyle, Format, Scan, Wanted, changed, line_of
 
 
-def scan(place: Place, found: Found, format: Format) -> Scan:
+def scan(place: Place, found: Found, format: Format, style: CsvStyle) -> Scan:
     """Count a file's rows. PromptsError where it is not a whole file of its format, StoreError where it
     cannot be reached."""
     with _reading(found.path):
-        return {"parquet": scan_parquet, "csv": scan_csv, "jsonl": scan_jsonl}[format](place, found)
+        if format == "parquet":
+            return scan_parquet(place, found)
+        return scan_jsonl(place, found) if format == "jsonl" else scan_csv(place, found, style)
 
 
 def read(
     place: Place,
     found: Found,
     format: Format,
+    wanted: Wanted,
     *,
-    values: Sequence[str],
-    others: pa.Schema,
+    style: CsvStyle,
     first_row: int,
     num_rows: int,
     blocks: Sequence[int] = (),
@@ -40,10 +43,9 @@ def read(
 ) -> Iterator[Batch]:
     """Exactly the rows [first_row, first_row + num_rows), in order, in batches of at most 1024.
 
-    `values` and `others` name columns, and `others` may name columns that the file lacks. PromptsError where
-    the file is damaged or no longer the one that `digest` was made of; StoreError where it cannot be reached.
+    PromptsError where the file is damaged or no longer the one that `digest` was made of; StoreError where it
+    cannot be reached.
     """
-    reader = {"parquet": read_parquet, "csv": read_csv, "jsonl": read_jsonl}[format]
     left = num_rows
     with _reading(found.path):
         now = place.stat(found.path)
@@ -51,7 +53,13 @@ def read(
             raise gone(found.path)
         if now.size_bytes != found.size_bytes:
             raise changed(found.path)
-        for batch in reader(place, found, values, others, first_row, num_rows, blocks, digest):
+        if format == "parquet":
+            batches = read_parquet(place, found, wanted, first_row, num_rows, digest)
+        elif format == "csv":
+            batches = read_csv(place, found, wanted, first_row, num_rows, blocks, style)
+        else:
+            batches = read_jsonl(place, found, wanted, first_row, num_rows, blocks)
+        for batch in batches:
             left -= batch.num_rows
             yield batch
     if left:

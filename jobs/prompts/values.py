@@ -10,6 +10,7 @@ import math
 import re
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from overtone.jobs.rows import MAX_SEED, PROMPT_CUT, Reject, Row, image_row_id, image_seed, row_seed
 
@@ -31,6 +32,7 @@ def samples(
     row_id of a row that gives none that can be used. `problem` says why the row could not be read; None: it
     was read.
     """
+    values = {meaning: _given(value) for meaning, value in values.items()}
     row_id, num_images, invalid = row_identity(default_id, values)
     problem = problem or invalid
     ids = [image_row_id(row_id, k, num_images) for k in range(num_images)]
@@ -49,12 +51,12 @@ def row_identity(default_id: str, values: dict[str, Any]) -> tuple[str, int, str
     nothing else."""
     problems = []
     try:
-        row_id = _row_id(values.get("row_id")) or default_id
+        row_id = _row_id(_given(values.get("row_id"))) or default_id
     except _InvalidError as error:
         row_id = default_id
         problems.append(str(error))
     try:
-        num_images = _whole("num_images", values.get("num_images"), 1, MAX_IMAGES) or 1
+        num_images = _whole("num_images", _given(values.get("num_images")), 1, MAX_IMAGES) or 1
     except _InvalidError as error:
         num_images = 1
         problems.append(str(error))
@@ -86,12 +88,19 @@ def _rows(job_seed: int, row_id: str, ids: list[str], source: int, values: dict[
     ]
 
 
+def _given(value: Any) -> Any:
+    """None for what data frames write where there is nothing: what is not a number."""
+    return None if isinstance(value, float | Decimal) and math.isnan(value) else value
+
+
 class _InvalidError(ValueError):
     """Why a row cannot be made."""
 
 
 def _row_id(value: Any) -> str | None:
-    """Text, or a whole number as text; None where it is null or empty."""
+    """Text, or a whole number or UUID as text; None where it is null or empty."""
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         whole = _whole("row_id", value, -(2**63), 2**64)
         return str(whole)
@@ -126,7 +135,7 @@ def _checked_text(name: str, value: Any) -> str | None:
 def _whole(name: str, value: Any, low: int, high: int) -> int | None:
     """A whole number in [low, high]. csv gives it as text, and tables with missing values give it as a float
     that has no fraction."""
-    if value is None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "nan"):
         return None
     number: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):

@@ -64,11 +64,13 @@ class JobSpec(Section):
     def samples(self) -> dict[str, Any]:
         """What changes the samples or their encoding, and nothing of how fast they are computed."""
         everything = self.model_dump(mode="json")
-        model, output = everything["model"], everything["output"]
-        return {
+        model, output, prompts = everything["model"], everything["output"], everything["prompts"]
+        # Settings that came later are left out where they are what was always done: jobs begun before go on.
+        later = {"delimiter": prompts["delimiter"]} if prompts["delimiter"] != "auto" else {}
+        return later | {
             "model": {key: model[key] for key in ("id", "revision", "dtype", "family", "quantize", "loras")},
-            "columns": everything["prompts"]["columns"],
-            "keep": everything["prompts"]["keep"],
+            "columns": prompts["columns"],
+            "keep": prompts["keep"],
             "sampling": everything["sampling"],
             "output": {key: output[key] for key in ("format", "image", "video", "latents")},
             "seed": self.seed,

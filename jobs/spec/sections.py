@@ -76,6 +76,14 @@ class Model(Section):
     """Adapters, in the order in which they are loaded."""
 
 
+def _delimiter(value: Any) -> Any:
+    if value == "tab":
+        return "\t"
+    if isinstance(value, str) and value != "auto" and (len(value) != 1 or value in '"\r\n'):
+        raise ValueError("is one character, such as `;`, or `tab`, or `auto`")
+    return value
+
+
 class Prompts(Section):
     """The table of what to make: one input row a sample, or `num_images` samples."""
 
@@ -88,10 +96,18 @@ class Prompts(Section):
     `[...]`); local (relative to the spec), `s3://`, `hf://datasets/...` or any other fsspec URL."""
 
     format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"
-    """`auto`: by the names' endings. csv and jsonl are read once from end to end to count their rows."""
+    """`auto`: by the names' endings. csv and jsonl are read once from end to end to count their rows, also
+    where they are compressed (gzip, bzip2, zstd, lz4, xz). A format given counts for names without endings
+    too."""
 
-    columns: dict[Column, Text] = Field(default_factory=dict)
-    """Which column of the table holds what, where the names differ: `{prompt: caption}`."""
+    columns: dict[Column, Text | None] = Field(default_factory=dict)
+    """Which column of the table holds what, where the names differ: `{prompt: caption}`. `{height: null}`:
+    the table's `height` means something else; it passes through as `source_height`. `{row_id: null}`: so do
+    `row_id` and `id`, and rows are named after their file and number."""
+
+    delimiter: Annotated[str, BeforeValidator(_delimiter, json_schema_input_type=str)] = "auto"
+    """What stands between the cells of a csv file, one character or `tab`. `auto`: comma, semicolon, tab or
+    `|`, by which the first line has the column of the prompts."""
 
     keep: tuple[Text, ...] | None = None
     """The other columns of the table that pass through to the output; unset: all of them."""
@@ -105,9 +121,15 @@ class Prompts(Section):
     region: Text | None = None
     """S3 region of `s3://` prompts; unset: the output's `region`, if any."""
 
-    def column(self, name: str) -> str:
-        """The name in the table of one of `COLUMNS`."""
+    def column(self, name: str) -> str | None:
+        """The name in the table of one of `COLUMNS`; None: nothing there means that."""
         return self.columns.get(name, name)  # type: ignore[call-overload]
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> Prompts:
+        if self.column("prompt") is None:
+            raise ValueError("`columns: {prompt: null}` leaves no prompts; name the column that holds them")
+        return self
 
 
 class Shards(Section):

@@ -149,7 +149,7 @@ def _override_value(text: str, place: str) -> Document:
     except SpecError:
         if text.lstrip()[:1] in ("[", "{", "'", '"', "!", "&"):
             raise
-    return Document(place, {"value": text}, {("value",): place})
+    return Document(place, {"value": _joined(text, place)}, {("value",): place})
 
 
 class _Builder:
@@ -188,7 +188,7 @@ class _Builder:
             where = self._place(key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise SpecError(f"{where}: a key must be a word")
-            key = key_node.value
+            key = _joined(key_node.value, where)
             if key == "<<":
                 raise SpecError(f"{where}: merge keys (<<) are not supported; repeat the values")
             if key in values:
@@ -197,7 +197,7 @@ class _Builder:
         return values
 
     def _scalar(self, node: Any, where: str) -> Any:
-        text = node.value
+        text = _joined(node.value, where)
         match node.tag.removeprefix("tag:yaml.org,2002:"):
             case "str":
                 return text
@@ -212,6 +212,16 @@ class _Builder:
             case "float":
                 return _float(text)
         raise SpecError(f"{where}: tags like {_tag(node.tag)} are not allowed")
+
+
+def _joined(text: str, where: str) -> str:
+    """The text with each pair of surrogates, as JSON writes an emoji, joined to the character it means."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise SpecError(f"{where}: {text[:60]!a} has half a character, which is not valid Unicode") from None
 
 
 def _float(text: str) -> float:

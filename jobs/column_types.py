@@ -1,0 +1,222 @@
+"""Arrow types of columns that pass through: what a part can hold, what holds two, values made to fit.
+Knows no files and no names of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_FAILURES = (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, RecursionError)
+
+
+def plain(type: pa.DataType) -> pa.DataType:
+    """The type that stands for this one in a part, at any depth: Arrow cannot take rows of views, and Parquet
+    has no runs."""
+    if pa.types.is_string_view(type) or pa.types.is_binary_view(type):
+        return pa.string() if pa.types.is_string_view(type) else pa.binary()
+    if pa.types.is_run_end_encoded(type):
+        return plain(type.value_type)
+    if pa.types.is_dictionary(type):
+        value = plain(type.value_type)
+        return type if value == type.value_type else pa.dictionary(type.index_type, value, type.ordered)
+    if isinstance(type, pa.BaseExtensionType):
+        return _plain_extension(type)
+    if not pa.types.is_nested(type) or pa.types.is_union(type):
+        return type
+    return _nested(type, [field.with_type(plain(field.type)) for field in _fields(type)])
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """A table with its columns in such types."""
+    for i, field in enumerate(table.schema):
+        if field.type != plain(field.type):
+            chunks = [fitted(chunk, plain(field.type))[0] for chunk in table.column(i).chunks]
+            column = pa.chunked_array(chunks, plain(field.type))
+            table = table.set_column(i, pa.field(field.name, column.type, metadata=field.metadata), column)
+    return table
+
+
+def merged(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both, at any depth; None: there is none.
+
+    Null gives way to any type, whole numbers to fractions, categories to their values, a time zone to UTC
+    where there are two, and of two structs the fields come together.
+    """
+    if a.equals(b) or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    if isinstance(a, pa.BaseExtensionType) or isinstance(b, pa.BaseExtensionType):
+        return merged(*map(_storage, (a, b))) if _storage(a) is a or _storage(b) is b else None
+    if pa.types.is_dictionary(a) or pa.types.is_dictionary(b):
+        return merged(*(one.value_type if pa.types.is_dictionary(one) else one for one in (a, b)))
+    if pa.types.is_struct(a) and pa.types.is_struct(b):
+        return _merged_structs(a, b)
+    if pa.types.is_map(a) and pa.types.is_map(b):
+        key, item = merged(a.key_type, b.key_type), merged(a.item_type, b.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
+    if _is_list(a) and _is_list(b):
+        return _merged_lists(a, b)
+    if pa.types.is_timestamp(a) and pa.types.is_timestamp(b) and a.tz and b.tz and a.tz != b.tz:
+        a, b = (pa.timestamp(one.unit, "UTC") for one in (a, b))
+    if {pa.types.is_decimal(a), pa.types.is_decimal(b)} == {True, False}:
+        scale, whole = (a.scale, b) if pa.types.is_decimal(a) else (b.scale, a)
+        if pa.types.is_integer(whole):
+            return pa.decimal128(38, scale) if scale <= 18 else None
+    try:
+        schemas = [pa.schema([("x", one)]) for one in (a, b)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+
+
+def fitted(array: pa.Array, type: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """(the values in a type that `merged` gave, the rows whose value is not in it and is null now). A number
+    above 2^53 is no fraction, and a time of the year 3000 has no nanoseconds."""
+    if array.type == type:
+        return array, []
+    try:
+        return _cast(array, type), []
+    except _FAILURES:
+        pass
+    pieces, misfits = [], []
+    for i in range(len(array)):
+        try:
+            pieces.append(_cast(array.slice(i, 1), type))
+        except _FAILURES:
+            pieces.append(pa.nulls(1, type))
+            misfits.append(i)
+    return pa.concat_arrays(pieces), misfits
+
+
+def fitted_values(values: Sequence[Any], type: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """The same for Python values."""
+    try:
+        return pa.array(values, type), []
+    except _FAILURES:
+        pass
+    pieces, misfits = [], []
+    for i, value in enumerate(values):
+        try:
+            piece, misfit = fitted(pa.array([value]), type)
+        except _FAILURES:
+            piece, misfit = pa.nulls(1, type), [0]
+        pieces.append(piece)
+        misfits += [i] * len(misfit)
+    return pa.concat_arrays(pieces), misfits
+
+
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """No rows; `Schema.empty_table` refuses some extension types."""
+    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def contains(type: pa.DataType, check: Any) -> bool:
+    """Whether a type or any within it passes the check."""
+    if check(type):
+        return True
+    if isinstance(type, pa.BaseExtensionType):
+        return contains(type.storage_type, check)
+    inner = _fields(type) if pa.types.is_nested(type) else ()
+    return any(contains(field.type, check) for field in inner)
+
+
+def _cast(array: pa.Array, type: pa.DataType) -> pa.Array:
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), type)
+    if isinstance(array.type, pa.BaseExtensionType) and not isinstance(type, pa.BaseExtensionType):
+        array = array.storage
+    if contains(array.type, _is_list_view):
+        array = _without_list_views(array)
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    if pa.types.is_dictionary(array.type) and not array.type.equals(type):
+        array = array.dictionary_decode()
+    return array.cast(type)
+
+
+def list_offsets(lists: pa.Array) -> pa.Array:
+    """Where each list begins in the flattened lists; null: there is none."""
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    none = np.append(lists.is_null().to_numpy(zero_copy_only=False), False)
+    return pa.array(ends, pa.int64(), mask=none)
+
+
+def _is_list_view(type: pa.DataType) -> bool:
+    return pa.types.is_list_view(type) or pa.types.is_large_list_view(type)
+
+
+def _without_list_views(array: pa.Array) -> pa.Array:
+    """Lists for views of lists: Arrow's cast of a slice of them is broken."""
+    if not contains(array.type, _is_list_view):
+        return array
+    if pa.types.is_struct(array.type):
+        fields = [_without_list_views(field) for field in array.flatten()]
+        names = [field.name for field in array.type]
+        return pa.StructArray.from_arrays(fields, names, mask=array.is_null())
+    if _is_list(array.type) or _is_list_view(array.type):
+        return pa.LargeListArray.from_arrays(list_offsets(array), _without_list_views(array.flatten()))
+    return array
+
+
+def _plain_extension(type: pa.DataType) -> pa.DataType:
+    storage = plain(type.storage_type)
+    if storage == type.storage_type:
+        return type
+    if type.extension_name == "arrow.json":
+        return pa.json_(storage)
+    if type.extension_name == "arrow.opaque":
+        return pa.opaque(storage, type.type_name, type.vendor_name)
+    return storage
+
+
+def _storage(type: pa.DataType) -> pa.DataType:
+    return type.storage_type if isinstance(type, pa.BaseExtensionType) else type
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+
+
+def _fields(type: pa.DataType) -> Iterable[pa.Field]:
+    if pa.types.is_map(type):
+        return [type.key_field, type.item_field]
+    return [type.field(i) for i in range(type.num_fields)]
+
+
+def _nested(type: pa.DataType, fields: Sequence[pa.Field]) -> pa.DataType:
+    """A nested type with other fields, and without views."""
+    if pa.types.is_struct(type):
+        return pa.struct(fields)
+    if pa.types.is_map(type):
+        return pa.map_(*fields, keys_sorted=type.keys_sorted)
+    if pa.types.is_fixed_size_list(type):
+        return pa.list_(fields[0], type.list_size)
+    large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
+    return pa.large_list(fields[0]) if large else pa.list_(fields[0])
+
+
+def _merged_structs(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    types = {field.name: field.type for field in a}
+    for field in b:
+        type = merged(types.get(field.name, pa.null()), field.type)
+        if type is None:
+            return None
+        types[field.name] = type
+    return pa.struct(list(types.items()))
+
+
+def _merged_lists(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    element = merged(a.value_type, b.value_type)
+    if element is None:
+        return None
+    if pa.types.is_fixed_size_list(a) and pa.types.is_fixed_size_list(b) and a.list_size == b.list_size:
+        return pa.list_(element, a.list_size)
+    large = pa.types.is_large_list(a) or pa.types.is_large_list(b)
+    return pa.large_list(element) if large else pa.list_(element)
