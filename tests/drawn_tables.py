@@ -370,6 +370,8 @@ class Prompts:
     files: tuple[File, ...]
     shard_rows: int
     output: str
+    reader: str
+    """Of the output, beside pyarrow; `card`: `datasets` by the folder's card."""
 
     def write(self, folder: Path) -> list[Path]:
         folder.mkdir()
@@ -395,7 +397,8 @@ def prompts(draw: Any) -> Prompts:
         if kind == "two":
             files = (*files, _arrow_file(draw, _changed(draw, files[0].table)))
     output = draw(st.sampled_from(["parquet"] * 5 + ["webdataset"]))
-    return Prompts(files, draw(st.sampled_from([100, 1, 2])), output)
+    reader = draw(st.sampled_from(["duckdb", "datasets", "card"]))
+    return Prompts(files, draw(st.sampled_from([100, 1, 2])), output, reader)
 
 
 def _arrow_table(draw: Any, rows: int) -> pa.Table:

@@ -4,7 +4,8 @@ Equal means, for the input's and the output's file:
 - to pyarrow: the same type (a view is its plain kind), and the same values: numbers by value, NaN is NaN, -0.0
   is not 0.0, texts and bytes by their bytes, times by what they count, an extension's by its storage. Where two
   files differ, types widen: then numbers are equal by value, and times as nanoseconds.
-- to DuckDB: the same type, and the same text of each value. Columns that it cannot read in the input are left out.
+- to DuckDB: the same type, and the same text of each value. Columns that it cannot read in the input are left
+  out, and those of types that Arrow has not, and INT96 times, which come back as nanoseconds.
 - to `datasets`: the same values, as for pyarrow. Where it cannot read the input, it need not read the output.
 - in a tar: the JSON of a row has the same texts, whole numbers, truth values and nulls under the same names.
 """
@@ -16,9 +17,7 @@ import math
 import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from decimal import Decimal
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +26,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawn_tables import ArrowFile, Prompts, prompts
+from drawn_tables import Prompts, prompts
 from fake_engine import FakeEngine
-from hypothesis import HealthCheck, example, given, note, settings
+from hypothesis import HealthCheck, given, note, settings
 
 from overtone.cluster.dispatch import Assignment, ShardCommitted
 from overtone.cluster.worker import Runner
@@ -55,6 +54,7 @@ REASONS = (
     "but must hold",
     "no rows",
     "cannot pass through",
+    "cannot be read: Integers with more than 64 bits",
 )
 
 
@@ -103,26 +103,36 @@ def comes_back(drawn: Prompts, datasets: Any) -> None:
             plan = make_plan(spec)
             check_row_ids(spec, plan.files)
         except UserError as error:
-            note(f"refused: {error}")
-            assert "\n" not in str(error)
+            refused = str(error)
+        else:
+            refused = None
+        if refused is not None:
+            note(f"refused: {refused}")
             reasons = [*REASONS, "make them alike"] if len(inputs) > 1 else REASONS
-            assert any(reason in str(error) for reason in reasons), str(error)
+            assert "\n" not in refused
+            assert any(reason in refused for reason in reasons), refused
             return
-        rejects = finished(spec, plan)
+        try:
+            tables = [pq.ParquetFile(path).read() for path in inputs]
+        except (pa.ArrowException, OSError) as error:
+            note(f"pyarrow: {error}")
+            return
+        rejects = finished(spec, plan, card=drawn.reader == "card")
         output = folder / "out"
-        tables = [pq.ParquetFile(path).read() for path in inputs]
         made = rows_owed(tables, plan, rejects)
         if drawn.output == "webdataset":
             same_json(tables, made, output, plan)
             return
         same_to_pyarrow(tables, made, output, plan, alike=len(inputs) == 1)
-        if len(inputs) == 1:
-            if not getattr(drawn.files[0], "options", {}).get("use_deprecated_int96_timestamps"):
-                same_to_duckdb(inputs[0], made, output, plan)
-            same_to_datasets(datasets, inputs[0], made, output, plan)
+        if len(inputs) > 1:
+            return
+        if drawn.reader != "duckdb":
+            same_to_datasets(datasets, inputs[0], made, output, plan, card=drawn.reader == "card")
+        elif not getattr(drawn.files[0], "options", {}).get("use_deprecated_int96_timestamps"):
+            same_to_duckdb(inputs[0], made, output, plan)
 
 
-def finished(spec: JobSpec, plan: JobPlan) -> dict[tuple[int, int], str]:
+def finished(spec: JobSpec, plan: JobPlan, *, card: bool) -> dict[tuple[int, int], str]:
     """Make the whole job. Returns why each (file, row) that was not made was rejected."""
     store = open_store(spec.output.path)
     JobFolder(store).open(spec, plan)
@@ -133,7 +143,7 @@ def finished(spec: JobSpec, plan: JobPlan) -> dict[tuple[int, int], str]:
             assert isinstance(last, ShardCommitted), last
     finally:
         runner.close()
-    assert write_card(store, spec, plan)
+    assert not card or write_card(store, spec, plan)
     report = verify(spec.output.path)
     assert not report.num_problems, report.problems
     rejects = {}
@@ -191,10 +201,14 @@ def same_to_duckdb(path: Path, made: list[tuple[int, int]], output: Path, plan: 
     names = pq.ParquetFile(parts(output)[0]).schema_arrow.names
     after = seen_by_duckdb(parts(output), [names.index(name) for name in plan.passthrough.names])
     for name, old, new in zip(plan.passthrough.names, before, after, strict=True):
-        if old is not None:
+        if old is not None and not any(kind in old[0] for kind in _ONLY_DUCKDBS):
             assert new is not None, f"DuckDB reads {name!r} in the input and not in the output"
             assert new[0] == old[0], name
             assert new[1] == [old[1][row] for _, row in made], name
+
+
+_ONLY_DUCKDBS = ("VARIANT", "GEOMETRY", "INTERVAL", "TIME WITH TIME ZONE")
+"""Types that Arrow has not: what it reads instead of them passes through, as structs, bytes or times in UTC."""
 
 
 def seen_by_duckdb(paths: list[Path], columns: list[int]) -> list[tuple[str, list[str | None]] | None]:
@@ -211,16 +225,21 @@ def seen_by_duckdb(paths: list[Path], columns: list[int]) -> list[tuple[str, lis
 
 
 def same_to_datasets(
-    datasets: Any, path: Path, made: list[tuple[int, int]], output: Path, plan: JobPlan
+    datasets: Any, path: Path, made: list[tuple[int, int]], output: Path, plan: JobPlan, *, card: bool
 ) -> None:
+    def read(files: list[Path]) -> pa.Table:
+        cache = str(output.parent / "hf")
+        return arrow_of(datasets.IterableDataset.from_parquet([str(file) for file in files], cache_dir=cache))
+
     try:
-        before = arrow_of(
-            datasets.IterableDataset.from_parquet(str(path), cache_dir=str(output.parent / "hf"))
-        )
+        before = read([path])
     except Exception as error:  # noqa: BLE001 - of whatever kind: it has no type for a column
         note(f"datasets: {error}")
         return
-    after = arrow_of(datasets.load_dataset(str(output), streaming=True)["train"])
+    if card:
+        after = arrow_of(datasets.load_dataset(str(output), streaming=True)["train"])
+    else:
+        after = read(parts(output))
     assert after.num_rows == len(made)
     for name in plan.passthrough.names:
         old = [neutral(value) for value in before[name]]
@@ -267,7 +286,8 @@ def neutral(value: pa.Scalar) -> Any:
     if isinstance(type, pa.BaseExtensionType) or pa.types.is_dictionary(type):
         return neutral(value.value)
     if pa.types.is_struct(type):
-        return [(field.name, neutral(value[k])) for k, field in enumerate(type)]
+        fields = ((field.name, neutral(value[k])) for k, field in enumerate(type))
+        return {name: inner for name, inner in fields if inner is not None}
     if pa.types.is_map(type) or pa.types.is_nested(type):
         return [neutral(one) for one in value.values]
     if pa.types.is_floating(type):
