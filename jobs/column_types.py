@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+INTERVAL = {b"overtone:parquet_type": b"INTERVAL"}
+"""Metadata of a field of 12 bytes that is an INTERVAL in Parquet, which Arrow reads so and cannot write."""
 _FAILURES = (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, RecursionError)
 
 

@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import fake_engine
@@ -97,6 +98,27 @@ def test_rows_that_cannot_be_made_come_back_with_their_reason_in_their_place():
     assert rows[4]["error"].startswith("SizeError in plan: ")
     assert "NotFinite" in rows[5]["error"]
     assert (rows[1]["prompt"], rows[1]["stages"], rows[2]["prompt"]) == ("!raise", None, None)
+
+
+def test_nan_is_nothing_as_in_a_job_and_views_and_uuids_are_what_they_stand_for():
+    nan, ids = float("nan"), [uuid.UUID(int=1), uuid.UUID(int=2)]
+    asked = pa.table(
+        {
+            "row_id": pa.array([one.bytes for one in ids], pa.uuid()),
+            "prompt": pa.array(["a", "b"], pa.string_view()),
+            "height": [nan, 64.0],
+            "num_images": [nan, 1.0],
+            "tags": pa.array([["x"], None], pa.list_(pa.string_view())),
+        }
+    )
+    made = generator()(asked)
+    assert made["error"].to_pylist() == [None, None]
+    assert made["row_id"].to_pylist() == [str(one) for one in ids]
+    assert made["tags"].to_pylist() == [["x"], None]
+    assert made.schema.field("tags").type == pa.list_(pa.string())
+    unnamed = asked.drop_columns(["row_id"])
+    nulls = unnamed.set_column(1, "height", pa.array([None, 64.0])).set_column(2, "num_images", [[None, 1.0]])
+    assert pictures(generator()(nulls)) == pictures(generator()(unnamed))
 
 
 def test_a_row_may_ask_for_several_pictures():

@@ -100,9 +100,25 @@ def test_file_names_are_safe_anywhere(row_id):
     assert all(c.isascii() and (c.isalnum() or c in "-_") for c in stem)
 
 
-@given(st.lists(st.text(alphabet="ab/._ü", max_size=3), unique=True, max_size=30))
+@given(st.lists(st.text(alphabet="abAB/._üÜ", max_size=3), unique=True, max_size=30))
 def test_different_rows_get_different_names(row_ids):
-    assert len({media_name(row_id, "png") for row_id in row_ids}) == len(row_ids)
+    """Also on a disk to which `a` and `A` are one letter."""
+    assert len({media_name(row_id, "png").lower() for row_id in row_ids}) == len(row_ids)
+
+
+def test_names_that_differ_in_case_alone_do_not_meet():
+    row_ids = ["Qx7", "qX7", "qx7", "QX7", "a/b", media_name("a/b", "png")[:-4]]
+    assert len({media_name(row_id, "png").lower() for row_id in row_ids}) == len(row_ids)
+    assert media_name("qx7", "png") == "qx7.png"
+
+
+@pytest.mark.parametrize("device", ["con", "PRN", "aux", "NUL", "com0", "COM9", "lpt1", "Lpt5"])
+def test_no_name_is_a_device_s(device):
+    """Windows has them in every folder, with any ending."""
+    stem = media_name(device, "png").partition(".")[0]
+    assert stem.lower() != device.lower()
+    assert stem.startswith(device)
+    assert media_name(f"{device.lower()}x", "png") == f"{device.lower()}x.png"
 
 
 def test_readable_names_stay_readable():

@@ -18,6 +18,7 @@ import pytest
 from small_jobs import finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import PromptsError
+from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import Made, part_schema, rows_table
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import check_row_ids, read_shard
@@ -28,6 +29,7 @@ from overtone.jobs.prompts.scan import Wanted
 from overtone.jobs.prompts.table import read
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
 
 
 def job(path: Path, rows: int = 256, **prompts) -> JobSpec:
@@ -175,6 +177,29 @@ def test_uuids_of_duckdb_are_row_ids(tmp_path):
     finish(open_store(spec.output.path), spec, plan)
     parts = tmp_path / "job" / "out" / "data"
     assert duckdb.sql(f"SELECT DISTINCT typeof(other) FROM '{parts}/*.parquet'").fetchall() == [("UUID",)]
+
+
+def test_intervals_of_duckdb_stay_intervals(tmp_path):
+    path = tmp_path / "a.parquet"
+    duckdb.sql(
+        "COPY (SELECT 'x' AS prompt, to_months(n::int) + to_days(3) + to_hours(1) AS it, "
+        f"{{'it': '123456789012'::blob}} AS deep FROM range(6) AS of(n)) TO '{path}'"
+    )
+    spec, plan = small_job(tmp_path / "job", prompt_table(1))
+    spec = spec.model_copy(update={"prompts": spec.prompts.model_copy(update={"path": (str(path),)})})
+    plan = make_plan(spec)
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    finish(store, spec, plan)
+    parts = f"'{spec.output.path}/data/*.parquet'"
+    assert duckdb.sql(f"SELECT DISTINCT typeof(it) FROM {parts}").fetchall() == [("INTERVAL",)]
+    there = duckdb.sql(f"SELECT it::text FROM '{path}' ORDER BY 1").fetchall()
+    assert duckdb.sql(f"SELECT it::text FROM {parts} ORDER BY 1").fetchall() == there
+    found = duckdb.sql(f"SELECT row_id FROM {parts} WHERE it = INTERVAL '2 months 3 days 1 hour'").fetchall()
+    assert found == [("a:2",)]
+    again = pa.concat_tables([pq.read_table(tmp_path / "job" / "out" / "data", columns=["it", "row_id"])])
+    assert again.schema.field("it").type == pa.binary(12)
+    assert verify(spec.output.path).ok
 
 
 # Times

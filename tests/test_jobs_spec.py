@@ -123,6 +123,27 @@ def test_an_empty_section_is_an_unset_one(load):
     assert load(MINIMAL + "workers:\nsampling:\nname:\n") == load(MINIMAL)
 
 
+def test_a_pair_of_surrogates_is_the_character_it_means(load):
+    """As JSON writes it, which is YAML too."""
+    text = json.dumps({"model": "tiny", "prompts": "in/\U0001f600é.parquet", "output": "out \U0001f4f7"})
+    assert "\\ud83d\\ude00" in text
+    spec = load(text)
+    assert spec.prompts.path[0].endswith("/in/\U0001f600é.parquet")
+    assert spec.output.path.endswith("/out \U0001f4f7")
+    assert JobSpec.from_json(spec.to_json()) == spec
+    keyed = load(text[:-1] + ', "sampling": {"call_kwargs": {"\\ud83d\\ude00": 1}}}')
+    assert keyed.sampling.call_kwargs == {"\U0001f600": 1}
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00", "\\ude00\\ud83d", "x\\ud83dx"])
+def test_half_a_pair_of_surrogates_is_refused(refusal, half):
+    for text in (
+        f'model: tiny\nprompts: "{half}.parquet"\noutput: out',
+        f'model: tiny\nprompts: a\noutput: out\nsampling: {{call_kwargs: {{"{half}": 1}}}}',
+    ):
+        assert "has half a character, which is not valid Unicode" in refusal(text)
+
+
 def test_small_aliases_work(load):
     spec = load("model: tiny\nprompts: &p [a.parquet]\noutput: out\nsampling: {call_kwargs: {again: *p}}\n")
     assert spec.sampling.call_kwargs == {"again": ["a.parquet"]}

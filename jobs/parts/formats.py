@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import contains, list_offsets
+from overtone.jobs.column_types import INTERVAL, contains, list_offsets
 from overtone.jobs.errors import VerifyError
 from overtone.jobs.media import Kind
 from overtone.jobs.parts.footer import FOOTER_KEY, Footer
@@ -26,6 +27,7 @@ from overtone.jobs.parts.table import Made, PartRow, leaf_paths, own_paths
 TAR_FOOTER = "__overtone__/footer"
 """The name has no ending, because readers of tars take a name with one for a sample's."""
 _PAGE_BYTES = 1024**2
+_CONVERTED_TYPE_INTERVAL = b"\x25\x2a"  # two numbers on from the name, an i32: 21
 _READ_ROWS = 1024
 _READ_BYTES = 2 * 1024**2
 
@@ -41,6 +43,7 @@ def parquet_bytes(
     written."""
     paths = leaf_paths(schema)
     media, latents = f"{kind}.bytes", "latents.values.list.element"
+    intervals = [field.name for field in schema if (field.metadata or {}).items() >= INTERVAL.items()]
     small = [path for path in paths if path not in (media, latents)]
     mean_bytes = sum(len(sample.data) for sample in made) // max(1, len(made))
     sink = io.BytesIO()
@@ -51,7 +54,7 @@ def parquet_bytes(
         compression={path: "none" if path == media else "zstd" for path in paths},
         # Our own numbers and names hardly repeat; what passes through may be anything.
         use_dictionary=[path for path in small if path in ("mode", "model") or path not in own_paths(kind)],
-        write_statistics=small,
+        write_statistics=[path for path in small if path not in intervals],  # these have no order
         # Only our own column is floats; one that passes through may have a name like its path.
         use_byte_stream_split=[latents] if "latents" in schema.names and paths.count(latents) == 1 else False,
         write_page_index=True,
@@ -64,7 +67,27 @@ def parquet_bytes(
             writer.write_table(table, row_group_size=table.num_rows)
         footer = finished()
         writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
-    return footer, sink.getvalue()
+    return footer, _with_intervals(sink.getvalue(), intervals)
+
+
+def _with_intervals(data: bytes, names: Sequence[str]) -> bytes:
+    """A Parquet file whose columns of these names, of 12 bytes each, are of the type INTERVAL, by one more
+    field in the schema of its footer (Thrift's compact protocol). A column stays as it is where another,
+    deeper one has the same description."""
+    length = struct.unpack("<I", data[-8:-4])[0]
+    footer = changed = data[-8 - length : -8]
+    for name in map(str.encode, names):
+        # Type 7 (bytes of a fixed length), length 12, optional, then the name.
+        column = b"\x15\x0e\x15\x18\x15\x02\x18" + _varint(len(name)) + name
+        if changed.count(column + b"\0") == 1:
+            changed = changed.replace(column + b"\0", column + _CONVERTED_TYPE_INTERVAL + b"\0")
+    if changed is footer:
+        return data
+    return b"".join((data[: -8 - length], changed, struct.pack("<I", len(changed)), data[-4:]))
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + _varint(number >> 7)
 
 
 def tar_bytes(tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Footer]) -> tuple[Footer, bytes]:
@@ -170,6 +193,8 @@ def _jsonable(value: Any) -> Any:
     null for NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray | np.generic):  # of somebody's own types
+        return _jsonable(value.tolist())
     if isinstance(value, list | tuple):
         return [_jsonable(inner) for inner in value]
     if isinstance(value, bytes):

@@ -42,7 +42,8 @@ def with_folders(schema: pa.Schema, values: Mapping[str, int | str | None]) -> p
 def merged_folders(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     """The type of a column that folders give, where one of them is no whole number; None: it is another
     column's."""
-    return pa.string() if {a, b} == {pa.int64(), pa.string()} else None
+    kinds = (pa.int64(), pa.string())
+    return pa.string() if (a, b) in (kinds, kinds[::-1]) else None
 
 
 def output_name(spec: JobSpec, name: str, folders: Container[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import fitted, plain
+from overtone.jobs.column_types import INTERVAL, fitted, plain
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.prompts.places import Found, Place
 from overtone.jobs.prompts.scan import (
@@ -45,7 +45,7 @@ def scan_parquet(place: Place, found: Found) -> Scan:
     if sum(rows) != metadata.num_rows or any(n < 0 for n in rows):
         raise PromptsError(f"{found.path} is damaged: its footer contradicts itself about its rows")
     footer = b"PAR1" + tail[-_footer_length(tail) :]
-    schema = _schema(footer, found.path)
+    schema = _schema(footer, metadata, found.path)
     unusable = _encrypted_columns(metadata, footer, schema, found.path) if signed else {}
     return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable)
 
@@ -125,9 +125,9 @@ def _footer_length(tail: bytes) -> int:
     return struct.unpack("<I", tail[-8:-4])[0] + 8
 
 
-def _schema(footer: bytes, path: str) -> pa.Schema:
+def _schema(footer: bytes, metadata: pq.FileMetaData, path: str) -> pa.Schema:
     """The columns as reading gives them, in types that a part can hold. What is not of Arrow's own types says
-    so in the metadata of its field, which stays."""
+    so in the metadata of its field."""
     try:
         schema = pq.ParquetFile(pa.BufferReader(footer)).schema_arrow
         names = schema.names
@@ -135,13 +135,19 @@ def _schema(footer: bytes, path: str) -> pa.Schema:
         raise PromptsError(f"{path} has columns that cannot be read: {line_of(error)}") from error
     check_names(names, path)
     kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
-    return pa.schema([_field(column) for column in schema], metadata=kept or None)
+    intervals = set()
+    if pa.binary(12) in schema.types:
+        leaves = (metadata.schema.column(i) for i in range(len(metadata.schema)))
+        intervals = {leaf.path for leaf in leaves if leaf.converted_type == "INTERVAL"}
+    fields = [_field(column, interval=column.name in intervals) for column in schema]
+    return pa.schema(fields, metadata=kept or None)
 
 
-def _field(column: pa.Field) -> pa.Field:
+def _field(column: pa.Field, *, interval: bool) -> pa.Field:
     about = {
         key: value for key, value in (column.metadata or {}).items() if key.startswith(b"ARROW:extension:")
     }
+    about |= INTERVAL if interval else {}
     return pa.field(column.name, plain(column.type), metadata=about or None)
 
 
