@@ -55,7 +55,8 @@ def parquet_bytes(
         # Our own numbers and names hardly repeat; what passes through may be anything.
         use_dictionary=[path for path in small if path in ("mode", "model") or path not in own_paths(kind)],
         write_statistics=[path for path in small if path not in intervals],  # these have no order
-        use_byte_stream_split=[latents] if latents in paths else False,
+        # Only our own column is floats; one that passes through may have a name like its path.
+        use_byte_stream_split=[latents] if "latents" in schema.names and paths.count(latents) == 1 else False,
         write_page_index=True,
         write_page_checksum=True,
         data_page_size=_PAGE_BYTES,

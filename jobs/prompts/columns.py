@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import empty_table, merged
+from overtone.jobs.column_types import contains, empty_table, merged
 from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.features import merged_metadata
@@ -147,7 +147,13 @@ def same_columns(
 
 def writable(schema: pa.Schema, path: str) -> None:
     """PromptsError where Parquet cannot hold one of Arrow's types, which otherwise the first part would
-    show."""
+    show. Lists of no elements Arrow writes, reads wrongly, or ends the process on, as the rows are."""
+    for field in schema:
+        if contains(field.type, lambda type: pa.types.is_fixed_size_list(type) and not type.list_size):
+            raise PromptsError(
+                f"{path}: column {field.name!r} cannot pass through to the output: it has lists of a fixed "
+                "size of 0; leave it out of `prompts.keep`"
+            )
     try:
         pq.write_table(empty_table(schema), io.BytesIO())
     except (pa.ArrowException, OSError) as error:

@@ -111,6 +111,10 @@ def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes, bo
     footer = tail[-length:]
     try:
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+    except NotImplementedError as error:  # Arrow's, about a type that it has not
+        raise PromptsError(
+            f"{path} has a column that cannot be read: {line_of(error)}; cast or drop it"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise PromptsError(f"{path} is not a whole Parquet file: {line_of(error)}") from error
     signed = metadata.serialized_size + _SIGNED_BYTES == length - 8
