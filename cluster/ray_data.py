@@ -3,7 +3,8 @@
     made = dataset.map_batches(
         ProgressiveGenerator,
         fn_constructor_kwargs={"model": "black-forest-labs/FLUX.1-dev", "sampling": {"delta": 0.05}},
-        batch_format="pyarrow", batch_size=64, concurrency=4, num_gpus=1,
+        batch_format="pyarrow", batch_size=64, num_gpus=1,
+        compute=ray.data.ActorPoolStrategy(size=4),
     )
 
 A row is made as a job makes it: the same row_id, seed and settings give the same pixels, whatever the batch,

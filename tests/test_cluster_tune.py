@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import tiny_pipes
 import yaml
+from browser import Browser, find_browser
 from click.testing import CliRunner
 from fake_engine import FakeEngine
 from PIL import Image
@@ -378,3 +379,36 @@ def test_ctrl_c_at_the_command_leaves_a_report_and_the_same_command_goes_on(tmp_
     assert "Interrupted" not in page.read_text()
     assert Sampling.model_validate(yaml.safe_load(fragment.read_text())["sampling"])
     assert not [*tmp_path.glob("*.partial")]
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium here: `apt-get install chromium`")
+def test_the_page_in_a_browser(tmp_path):
+    """The columns that decide are in sight on a narrow screen too, and no prompt reaches into the next."""
+    prompts = (*["a large blue star right of a large purple star, in fog, " * 3] * 5, "x" * 200)
+    split = "3 @ 16x16 + 1 @ 20x20 + 1 @ 30x30 + 4 @ 32x32"
+    outcomes = [outcome("fullres", 1.0, 0.0)]
+    for k, setting in enumerate(sweep(Sampling())[1:]):
+        one = outcome(setting.name, 1.2 + k / 50, 2 + k / 20)
+        outcomes.append(replace(one, split=split, saving_error=0.05, loss_error=0.3))
+    pictures = {o.name: [Image.new("RGB", (64, 64), (9 * k, 90, 60)) for k in range(6)] for o in outcomes}
+    nearest = outcomes[1]
+    page = tmp_path / "tune.html"
+    page.write_text(found(*outcomes, nearest=nearest, pictures=pictures, prompts=prompts).html())
+    widths = "[document.documentElement.scrollWidth, innerWidth]"
+    ends = "[...document.querySelectorAll('.measured th')].map(e => e.getBoundingClientRect().right)"
+    heads = "[...document.querySelectorAll('.measured th')].map(e => e.innerText)"
+    spill = "[...document.querySelectorAll('.prompt')].map(e => e.scrollWidth - e.clientWidth)"
+    ink = "getComputedStyle(document.querySelector('.measured td')).color"
+    with Browser(find_browser()) as browser:
+        inks = []
+        for width_px, dark in ((1400, False), (500, False), (1400, True)):
+            tab = browser.open(page.as_uri(), width_px=width_px, dark=dark)
+            wide, seen = tab.evaluate(widths)
+            assert wide <= seen == width_px  # nothing makes the page scroll sideways
+            assert tab.evaluate(heads)[:3] == ["setting", "saving", "loss"]
+            within = [end for end in tab.evaluate(ends) if end <= width_px]
+            assert len(within) >= (10 if width_px == 1400 else 3)
+            assert max(tab.evaluate(spill)) <= 0
+            assert not tab.complaints
+            inks.append(tab.evaluate(ink))
+        assert inks[0] == inks[1] != inks[2]
