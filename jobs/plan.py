@@ -28,8 +28,7 @@ import pyarrow.parquet as pq
 
 from overtone.jobs.columns import GENERATION
 from overtone.jobs.errors import PromptsError, VerifyError
-from overtone.jobs.prompts import FileList, list_files
-from overtone.jobs.prompts.changes import changes
+from overtone.jobs.prompts import FileList, file_changes, list_files
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.tables import table_of
 
@@ -241,12 +240,14 @@ def difference(old: JobPlan, new: JobPlan) -> list[str]:
     ]
     if old.shard_rows != new.shard_rows:
         lines.append(f"shards.rows was {old.shard_rows}, now {new.shard_rows}")
-    return lines + changes(old.files, new.files)
+    return lines + file_changes(old.files, new.files)
 
 
 def mismatch(old: JobPlan, new: JobPlan) -> str:
     """What a folder of the old plan holds, for whoever brings the new one, and what may change in it."""
-    same = all(key.startswith(_OF_PARTS) for key in _changed(old, new)) and not changes(old.files, new.files)
+    same = all(key.startswith(_OF_PARTS) for key in _changed(old, new)) and not file_changes(
+        old.files, new.files
+    )
     what = "the same samples, but in other parts" if same else "another job, whose samples would differ"
     return (
         f"{what}: {'; '.join(difference(old, new))}. "

@@ -19,8 +19,7 @@ import pyarrow as pa
 
 from overtone.jobs.errors import SizeError
 from overtone.jobs.plan import JobPlan, Shard
-from overtone.jobs.prompts import ShardRows, check_row_ids, read_shard
-from overtone.jobs.prompts.listing import in_threads
+from overtone.jobs.prompts import ShardRows, check_row_ids, in_threads, read_shard
 from overtone.jobs.sampling import sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint

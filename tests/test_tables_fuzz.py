@@ -1,9 +1,9 @@
 """Any table that people bring: `plan` refuses it in one line, or every row and every value comes back equal.
 
 Equal means, for the input's and the output's file:
-- to pyarrow: the same type (a view is its plain kind), and the same values: numbers by value, NaN is NaN, -0.0
-  is not 0.0, texts and bytes by their bytes, times by what they count, an extension's by its storage. Where two
-  files differ, types widen: then numbers are equal by value, and times as nanoseconds.
+- to pyarrow: the same type (a view is its plain kind), and the same values: numbers by value, NaN is NaN,
+  -0.0 is not 0.0, texts and bytes by their bytes, times by what they count, an extension's by its storage.
+  Where two files differ, types widen: then numbers are equal by value, and times as nanoseconds.
 - to DuckDB: the same type, and the same text of each value. Columns that it cannot read in the input are left
   out, and those of types that Arrow has not, and INT96 times, which come back as nanoseconds.
 - to `datasets`: the same values, as for pyarrow. Where it cannot read the input, it need not read the output.
@@ -208,7 +208,7 @@ def same_to_duckdb(path: Path, made: list[tuple[int, int]], output: Path, plan: 
 
 
 _ONLY_DUCKDBS = ("VARIANT", "GEOMETRY", "TIME WITH TIME ZONE")
-"""Types that Arrow has not: what it reads instead of them passes through, as structs, bytes or times in UTC."""
+"""Types that Arrow lacks: what it reads instead passes through, as structs, bytes or times in UTC."""
 
 
 def seen_by_duckdb(paths: list[Path], columns: list[int]) -> list[tuple[str, list[str | None]] | None]:

@@ -15,7 +15,7 @@ from overtone.cluster.cli.saving import OutFile, save
 from overtone.jobs.errors import JobError, UserError
 
 if TYPE_CHECKING:
-    from overtone.cluster.measure.pace import Progress
+    from overtone.cluster.measure import Progress
 
 
 @command("Find the fastest setting at an acceptable loss.", "overtone tune job.yaml --rows 16 --to tune.html")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
+from overtone.cluster.measure.pace import Progress
 from overtone.cluster.measure.timing import Profile, load_and_time
 
 __all__ = [
     "Profile",
+    "Progress",
     "estimate",
     "load_and_time",
     "tune",

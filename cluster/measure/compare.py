@@ -9,7 +9,7 @@ pictures. Starts no Ray: one engine, the one that a worker would hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,7 +208,7 @@ def _run(
     """Make every batch at every setting that is not known yet, and compare with what the first setting made
     of it."""
     makers = {batch.size: _Maker(spec, engine, batch.size) for batch in batches}
-    weights = {
+    weights: dict[Hashable, float] = {
         (number, trial.setting.name): makers[batch.size].plan(trial.setting).token_steps * len(batch.rows)
         for number, batch in enumerate(batches)
         for trial in trials

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from overtone.jobs.prompts.changes import file_changes
 from overtone.jobs.prompts.input_file import FileList
-from overtone.jobs.prompts.listing import list_files
+from overtone.jobs.prompts.listing import in_threads, list_files
 from overtone.jobs.prompts.shard import ShardRows, check_row_ids, expected_row_ids, read_shard
 from overtone.jobs.prompts.values import samples
 
@@ -12,6 +13,8 @@ __all__ = [
     "ShardRows",
     "check_row_ids",
     "expected_row_ids",
+    "file_changes",
+    "in_threads",
     "list_files",
     "read_shard",
     "samples",

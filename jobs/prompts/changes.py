@@ -16,7 +16,7 @@ _SHOWN = 10
 _CONTENT_HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def changes(old: FileList, new: FileList) -> list[str]:
+def file_changes(old: FileList, new: FileList) -> list[str]:
     """Why the rows of two lists differ; empty where they do not. Of many differences ten are shown."""
     before, after = _by_name(old), _by_name(new)
     lines = [f"input file {name} {_gone(_cut(after))}" for name in before if name not in after]
