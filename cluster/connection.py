@@ -137,10 +137,10 @@ class Connection:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive]
 
-    def answers(self) -> bool:
-        """Whether the cluster's head can be reached. To be asked before anything else is asked of Ray, which
-        waits a minute for a head that is gone and then ends this process."""
-        if time.monotonic() - self._asked_at > 1.0:
+    def answers(self, *, at_most_s_ago: float = 0.0) -> bool:
+        """Whether the cluster's head can be reached. To be asked right before anything is asked of the head,
+        since Ray waits a minute for one that is gone, and then ends this process."""
+        if time.monotonic() - self._asked_at > at_most_s_ago:
             self._asked_at = time.monotonic()
             with suppress(OSError):
                 _dial(self._head, _ANSWER_WITHIN_S).close()
