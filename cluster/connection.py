@@ -49,13 +49,15 @@ class Connection:
     could never hold a worker.
     """
 
-    def __init__(self, spec: JobSpec, address: str | None = None) -> None:
+    def __init__(
+        self, spec: JobSpec, address: str | None = None, *, within_s: float = REACH_WITHIN_S
+    ) -> None:
         self._folder: str | None = None  # of a Ray of its own, where the usual one cannot be
         self._owns = not ray.is_initialized()
         self.name = ""
         """Which cluster it is, for people; "" where it was started here."""
         if self._owns and address is not None:
-            self.name = _join(address)
+            self.name = _join(address, within_s)
         elif self._owns:
             self._start(spec)
         self._head = ray.get_runtime_context().gcs_address
@@ -135,10 +137,10 @@ class Connection:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive]
 
-    def answers(self) -> bool:
-        """Whether the cluster's head can be reached. To be asked before anything else is asked of Ray, which
-        waits a minute for a head that is gone and then ends this process."""
-        if time.monotonic() - self._asked_at > 1.0:
+    def answers(self, *, at_most_s_ago: float = 0.0) -> bool:
+        """Whether the cluster's head can be reached. To be asked right before anything is asked of the head,
+        since Ray waits a minute for one that is gone, and then ends this process."""
+        if time.monotonic() - self._asked_at > at_most_s_ago:
             self._asked_at = time.monotonic()
             with suppress(OSError):
                 _dial(self._head, _ANSWER_WITHIN_S).close()
@@ -164,7 +166,7 @@ class Connection:
         return set()
 
 
-def _join(address: str) -> str:
+def _join(address: str, within_s: float) -> str:
     """Connect to the cluster at an address; which one it was."""
     named = f"at {address}"
     if address == "auto" and os.environ.get("RAY_ADDRESS"):
@@ -173,7 +175,7 @@ def _join(address: str) -> str:
     found = _found_by_auto() if address == "auto" else address
     if address == "auto":
         named = f"at {found}, which `auto` found"
-    _see_that_it_answers(found, named)
+    _see_that_it_answers(found, named, within_s)
     try:
         ray.init(address=address, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -194,16 +196,18 @@ def _found_by_auto() -> str:
         ) from error
 
 
-def _see_that_it_answers(address: str, named: str) -> None:
+def _see_that_it_answers(address: str, named: str, within_s: float) -> None:
     """UserError where nothing is at an address, or something that says nothing."""
+    reached = False
     try:
-        with _dial(address, REACH_WITHIN_S) as line:
+        with _dial(address, within_s) as line:
+            reached = True
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 line.sendall(_HELLO)
                 if not line.recv(1):
                     raise ConnectionError("what is there hangs up")
     except TimeoutError:
-        problem = f"nothing in {REACH_WITHIN_S:.0f} s"
+        problem = "it takes the connection and says nothing" if reached else "it cannot be reached"
     except (OSError, ValueError) as error:
         problem = str(error)
     else:

@@ -176,7 +176,7 @@ class Fleet:
     def poll(self, timeout_s: float) -> list[Event]:
         """What happened, as soon as anything did; an empty list after `timeout_s`, and while the cluster's
         head does not answer: what is heard meanwhile may be wrong."""
-        if not self.connection.answers():
+        if not self.connection.answers(at_most_s_ago=1.0):
             time.sleep(timeout_s)
             return []
         events = self._leaving()
@@ -194,8 +194,6 @@ class Fleet:
             ready += more
         for waitable in ready:
             member, call = calls[id(waitable)]
-            if not self.connection.answers():
-                break
             if call in member.calls and self._members.get(member.id) is member:  # not gone meanwhile
                 events += self._answer(member, call)
         return events
@@ -221,7 +219,7 @@ class Fleet:
                 return [WorkerFailed(member.id, failure)]
             return [ShardFailed(member.id, call.assignment.shard, call.assignment.attempt, failure)]
         except RayError as error:
-            return [self._died(member, error)]
+            return [self._died(member, error)] if self.connection.answers() else []
         if call.kind in ("place", "load", "begin"):
             member.calls.remove(call)
             if call.kind == "place":
@@ -257,7 +255,7 @@ class Fleet:
     def _leaving(self) -> list[Event]:
         """The workers whose machines are about to go; Ray is asked now and then."""
         now = time.monotonic()
-        if now - self._nodes_at < NODES_EVERY_S:
+        if now - self._nodes_at < NODES_EVERY_S or not self.connection.answers():
             return []
         self._nodes_at = now
         self._draining |= self.connection.draining()

@@ -20,6 +20,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "testing-id", "AWS_SECRET_ACCESS_KEY": "testing-sec
 REFUSE = "refuse"  # answer 503 and do nothing
 LOSE_500 = "lose-500"  # do it, and answer 500
 LOSE = "lose"  # do it, and cut the line
+EXPIRED = "expired"  # answer that the token has expired, and do nothing
 NO_CONDITION = "no-condition"  # do it as a server would that does not know If-None-Match
 
 
@@ -27,6 +28,8 @@ class S3Server:
     """Context manager. `fault(method, path, query)` says how a request fails; None: not at all."""
 
     def __init__(self) -> None:
+        self.expired: set[str] = set()
+        """Access keys that were good once."""
         self.fault: Callable[[str, str, str], str | None] = lambda method, path, query: None
         self.requests: list[tuple[str, str, str]] = []
         self._app = DomainDispatcherApplication(create_backend_app)
@@ -76,6 +79,10 @@ class S3Server:
         request = (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
         self.requests.append(request)
         fault = self.fault(*request)
+        if any(f"Credential={key}/" in environ.get("HTTP_AUTHORIZATION", "") for key in self.expired):
+            fault = EXPIRED
+        if fault == EXPIRED:
+            return _answer(start, "400 Bad Request", "ExpiredToken")
         if fault == REFUSE:
             return _answer(start, "503 Slow Down", "SlowDown")
         if fault == NO_CONDITION:

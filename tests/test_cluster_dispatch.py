@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import tracemalloc
 from collections import Counter
@@ -208,9 +209,9 @@ class World:
             self.committed[work.shard] = skipped
         self.tell(ShardCommitted(worker.id, work.shard, work.attempt, ROWS, len(skipped)))
 
-    def die(self, worker, *, preempted=False):
+    def die(self, worker, *, preempted=False, squeezed=False):
         del self.workers[worker.id]
-        self.tell(WorkerDied(worker.id, "killed by a signal", preempted=preempted))
+        self.tell(WorkerDied(worker.id, "killed by a signal", preempted=preempted, squeezed=squeezed))
 
     def run(self, limit=20_000, seconds=1.0):
         """Without further faults than the poison's, to the end."""
@@ -699,6 +700,62 @@ def test_the_check_sees_two_records_that_disagree():
         board.check()
 
 
+def test_memory_that_others_hold_is_charged_to_no_row_and_no_place():
+    """A neighbour takes the memory for a while, and the one worker dies of it again and again."""
+    world = World(2, rules(max_workers=1, row_deaths=1, worker_failures=2, max_attempts=1))
+    started = []
+    for _ in range(6):
+        while not (world.workers and world.one().in_flight):
+            for worker in list(world.workers.values()):
+                world.step(worker)
+            world.advance(0.5)
+        started.append(world.now)
+        world.die(world.one(), squeezed=True)
+    pauses = [after - before for before, after in itertools.pairwise(started)]
+    assert pauses[0] < pauses[-1], "it waits longer each time"
+    world.run()
+    assert world.end == Done()
+    assert (world.rejected, world.retired) == (set(), [])
+
+
+def test_a_shard_that_always_meets_a_lack_of_memory_is_given_up_and_its_rows_are_not_rejected():
+    world = World(1, rules(max_workers=1, max_attempts=2, max_squeezes=3))
+    for _ in range(200):
+        for worker in list(world.workers.values()):
+            if worker.in_flight:
+                world.die(worker, squeezed=True)
+            elif world.end is None:
+                world.step(worker)
+        if world.end is not None:
+            break
+        world.advance(30.0)
+    assert [failed.shard for failed in world.end.failed] == [0]
+    assert world.quarantined == {}
+
+
+def test_a_model_that_one_worker_could_load_is_not_to_blame_for_another_that_cannot():
+    world = World(4, rules(worker_failures=2))
+    world.step(world.one(0))
+    world.tell(WorkerFailed(world.one(1).id, BUG))
+    assert world.end is None
+    del world.workers[1]
+    world.run()
+    assert world.end == Done()
+
+
+def test_what_another_driver_did_before_ours_took_the_job_up_is_not_done_again():
+    dispatcher = Dispatcher(num_shards=4, num_rows=16, rules=Rules(max_workers=2))
+    assert len(dispatcher.begin(0.0)) == 2
+    known = {1: [Quarantined(1, "1:0", "WorkerDied", "killed", 2)]}
+    assert dispatcher.take_up([0, 2], known, 1.0) == []
+    dispatcher.board.check()
+    [assign] = dispatcher.handle(WorkerReady(0, "a"), 2.0)
+    assert (assign.assignment.shard, assign.assignment.quarantined) == (1, tuple(known[1]))
+    other = Dispatcher(num_shards=4, num_rows=16)
+    other.begin(0.0)
+    assert other.take_up(range(4), {}, 1.0) == [Done()]
+
+
 # Any order of events.
 
 
@@ -773,10 +830,10 @@ class AnyOrder(RuleBasedStateMachine):
                 return
 
     @precondition(alive)
-    @rule(data=st.data(), preempted=st.booleans())
-    def die(self, data, preempted):
+    @rule(data=st.data(), preempted=st.booleans(), squeezed=st.booleans())
+    def die(self, data, preempted, squeezed):
         self.faults += 1
-        self.world.die(self.pick(data), preempted=preempted)
+        self.world.die(self.pick(data), preempted=preempted, squeezed=squeezed)
 
     @precondition(alive)
     @rule(data=st.data())

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import fake_engine
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from overtone.cluster.cli import main
 from overtone.cluster.driver import retry_job, run_job
 from overtone.jobs.errors import (
     FingerprintMismatch,
+    ModelError,
     NoWorkersLeft,
     PromptsError,
     SizeError,
@@ -125,7 +127,9 @@ def test_the_last_shard_is_followed_by_the_card(tmp_path):
     assert "| `RuntimeError` | 1 |" in card.read_text()
     assert verify(str(tmp_path / "out")).ok
     card.unlink()  # as after a run that ended before it
-    assert run_job(spec, engine_factory=Fakes()).nothing_to_do
+    again = run_job(spec, engine_factory=Fakes())
+    assert again.nothing_to_do
+    assert "rejected  1 row (1 RuntimeError), 0 of them in this run" in again.text()
     assert "num_examples: 5\n" in card.read_text()
 
 
@@ -220,20 +224,26 @@ def test_a_bug_ends_the_job_with_its_traceback_and_what_is_done_stays(tmp_path):
 
 
 class BadStart:
-    """An engine factory that fails wherever `folder` has no file of the name of the worker's try."""
+    """An engine factory that fails."""
+
+    def __init__(self, error=None):
+        self.error = error or RuntimeError("no such device")
 
     def __call__(self, spec):
-        raise RuntimeError("no such device")
+        raise self.error
 
 
-def test_workers_that_never_start_end_the_job(tmp_path):
+@pytest.fixture
+def bad_start():
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        summary = run_job(job(tmp_path, plain(5), faults={"worker_failures": 1}), engine_factory=BadStart())
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    yield BadStart
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_workers_that_never_start_end_the_job(tmp_path, bad_start):
+    summary = run_job(job(tmp_path, plain(5), faults={"worker_failures": 1}), engine_factory=bad_start())
     assert isinstance(summary.error, NoWorkersLeft)
     assert summary.exit_code == 3
     assert "no such device" in summary.text()
@@ -245,6 +255,64 @@ def test_a_setting_that_the_model_refuses_ends_the_job_at_once(tmp_path):
     assert summary.exit_code == 2  # the same command would meet it again
     assert "96x64" in summary.text()
     assert "the same command" not in summary.text()
+    assert JobFolder(open_store(spec.output.path)).newest_epoch() == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence_and_does_not_keep_the_folder(tmp_path, bad_start):
+    spec, notes = job(tmp_path, plain(5)), []
+    unloadable = bad_start(ModelError("the model x/y cannot be loaded: see its name"))
+    summary = run_job(spec, engine_factory=unloadable, on_event=lambda seen: notes.append(seen.note))
+    assert (summary.exit_code, summary.traceback, summary.workers_lost) == (2, "", 0)
+    assert summary.text().splitlines()[1:] == ["ended: the model x/y cannot be loaded: see its name"]
+    assert not any(note and "model x/y" in note for note in notes)
+    corrected = spec.model_copy(update={"seed": 5})
+    assert run_job(corrected, engine_factory=Fakes()).exit_code == 0
+    assert verify(spec.output.path).ok
+
+
+def test_a_worker_that_does_not_see_the_output_folder_is_told_and_makes_nothing(tmp_path, monkeypatch):
+    """The path leads somewhere else in each process, as that of a disk of its own does on each node."""
+    spec = job(tmp_path, plain(5), output="/proc/self/cwd/out", faults={"worker_failures": 1})
+    monkeypatch.chdir(tmp_path)
+    notes = []
+    summary = run_job(spec, engine_factory=Fakes(), on_event=lambda seen: notes.append(seen.note or ""))
+    assert summary.exit_code == 3
+    assert "does not see the output folder /proc/self/cwd/out: there is no job in it" in summary.text()
+    assert any("a worker could not start: node " in note for note in notes)
+    assert JobFolder(open_store(str(tmp_path / "out"))).newest_epoch() == 0
+
+
+def test_what_does_not_lie_in_the_store_at_the_end_is_not_done(tmp_path):
+    spec = job(tmp_path, plain(20), workers={"count": 1})
+    lost = []
+
+    def lose(snapshot):
+        """The first part goes where the driver does not see it."""
+        if snapshot.shards_done and not lost:
+            lost.append(next((tmp_path / "out" / "data").iterdir()))
+            lost[0].unlink()
+
+    summary = run_job(spec, engine_factory=Fakes(0.05), on_event=lose)
+    assert (summary.exit_code, summary.shards_done, summary.rows) == (3, 3, 15)
+    assert "1 parts that workers reported are not in" in summary.text()
+    assert "(shards 0)" in summary.text()
+    again = run_job(spec, engine_factory=Fakes())
+    assert (again.exit_code, again.shards_done, again.rows) == (0, 4, 5)
+    assert verify(spec.output.path).ok
+
+
+def test_a_worker_without_a_place_is_explained_and_takes_nothing_from_anybody(tmp_path):
+    spec = job(tmp_path, plain(5), workers={"count": 1, "num_cpus": 64})
+    notes = []
+
+    def listen(snapshot):
+        notes.append(snapshot.note or "")
+        if notes[-1].startswith("waiting for a place"):
+            raise KeyboardInterrupt
+
+    summary = run_job(spec, engine_factory=Fakes(), on_event=listen)
+    assert summary.exit_code == 3
+    assert "a worker wants 64 CPUs and 0 GPUs (`workers`), the cluster's nodes have 1 x (" in notes[-1]
     assert JobFolder(open_store(spec.output.path)).newest_epoch() == 0
 
 
@@ -367,7 +435,9 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
 # Killed drivers, several drivers.
 
 
-def start(spec: JobSpec, address: str, *, step_s: float = 0.05, pids: Path | None = None) -> subprocess.Popen:
+def start(
+    spec: JobSpec, address: str, *, step_s: float = 0.05, pids: Path | None = None, environ=None
+) -> subprocess.Popen:
     """A driver as a process group of its own."""
     path = Path(spec.prompts.path[0]).parent / "spec.json"
     path.write_text(spec.to_json())
@@ -375,7 +445,7 @@ def start(spec: JobSpec, address: str, *, step_s: float = 0.05, pids: Path | Non
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, str(HERE / "fake_driver.py"), str(path), address, str(step_s), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), **(environ or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -417,17 +487,49 @@ def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_pat
     assert verify(str(output)).ok
 
 
-def test_a_driver_that_is_interrupted_stops_and_says_how_to_go_on(tmp_path, cluster):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_that_is_interrupted_stops_and_says_how_to_go_on(tmp_path, cluster, number):
     spec = job(tmp_path, plain(40))
     driver = start(spec, cluster, step_s=0.5)
     wait_for(lambda: parts(tmp_path / "out") >= 1)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     out, _ = driver.communicate(timeout=30)
     assert driver.returncode == 3
     assert "the same command again goes on" in out
     assert "Traceback" not in out
+    assert "C++" not in out
+    assert f"{parts(tmp_path / 'out')} of 8 shards done" in out
     assert run_job(spec, engine_factory=Fakes()).exit_code == 0
     assert verify(spec.output.path).ok
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_that_works_alone(tmp_path, bad_start):
+    spec = job(tmp_path, plain(30), workers={"count": 1}, faults={"worker_failures": 1})
+    ended = []
+    first = threading.Thread(target=lambda: ended.append(run_job(spec, engine_factory=Fakes(step_s=0.1))))
+    first.start()
+    wait_for(lambda: parts(tmp_path / "out") >= 1)
+    assert isinstance(run_job(spec, engine_factory=bad_start()).error, NoWorkersLeft)
+    assert JobFolder(open_store(spec.output.path)).newest_epoch() == 1
+    first.join(120)
+    assert (ended[0].exit_code, ended[0].rows) == (0, 30)
+
+
+def test_a_head_that_dies_ends_the_run_with_a_summary(tmp_path):
+    """A Ray of the driver's own, whose usual folder has too long a name for its sockets."""
+    spec = job(tmp_path, plain(400))
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    driver = start(spec, "local", environ={"TMPDIR": str(folder)})
+    wait_for(lambda: parts(tmp_path / "out") >= 1, 120)
+    [head] = [
+        process for process in psutil.Process(driver.pid).children(recursive=True) if "gcs" in process.name()
+    ]
+    head.kill()
+    out, _ = driver.communicate(timeout=90)
+    assert driver.returncode == 3, out
+    assert "ended early: the head of the Ray cluster has been silent for" in out
+    assert f"{parts(tmp_path / 'out')} of 80 shards done" in out
 
 
 def test_of_two_drivers_the_older_one_stops(tmp_path):

@@ -305,6 +305,18 @@ class BrokenStore(SlowStore):
         raise ConnectionResetError("connection reset")
 
 
+class PausingStore(SlowStore):
+    """A store that takes no part for a while."""
+
+    refusals = 3
+
+    def create(self, key, data, *, attempt, content_type=None):
+        if self.refusals and key.startswith("data/"):
+            self.refusals -= 1
+            raise StoreError(f"{key}: 503 SlowDown")
+        return self.inner.create(key, data, attempt=attempt, content_type=content_type)
+
+
 class SlowTables(SlowStore):
     """A store whose gate is for what is put."""
 
@@ -564,6 +576,16 @@ def test_a_store_that_cannot_be_reached_fails_the_attempt_to_be_retried(bench):
     failed = job.attempt()[-1]
     assert failed.failure.verdict is Verdict.RETRY
     assert failed.failure.phase == "commit"
+
+
+def test_a_part_that_the_store_does_not_take_for_a_while_is_kept_and_its_rows_are_made_once(bench):
+    job = bench(plain(2))
+    job.runner.close()
+    job.runner = job.another(store=PausingStore(job.store, threading.Event()))
+    events = job.attempt()
+    assert events[-1] == ShardCommitted(7, 0, 1, rows=2, rejects=0)
+    assert job.engine.batches == [tuple(plain(2))]
+    assert "503 SlowDown" in "".join(event.trouble for event in of(ShardAlive, events))
 
 
 def test_an_input_file_that_changed_ends_the_attempt(bench):

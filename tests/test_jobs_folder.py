@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +17,7 @@ from crashing_store import Crash, CrashingStore
 from s3_server import KEYS, S3Server
 from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
-from overtone.jobs.errors import FingerprintMismatch, UserError, VerifyError
+from overtone.jobs.errors import FingerprintMismatch, StoreError, UserError, VerifyError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import expected_row_ids
@@ -254,3 +256,72 @@ def test_the_parts_on_s3_are_those_on_disk(server, tmp_path):
     assert report.ok, report.text()
     shown = status(s3.url, endpoint_url=server.endpoint_url, region="us-east-1")
     assert (shown.rows_done, shown.rows_rejected, shown.finished) == (4, 1, True)
+
+
+# Another job in the same folder, and other machines.
+
+
+def test_a_job_that_made_nothing_gives_way_to_another(job):
+    spec, plan, store = job
+    JobFolder(store).open(spec, plan)
+    JobFolder(store).add_quarantine(Quarantined(0, "x", "WorkerDied", "killed", 2))
+    other = spec.model_copy(update={"seed": 8})
+    folder = JobFolder(store)
+    assert folder.gives_way_to(make_plan(other))
+    assert folder.open(other, make_plan(other), replace=True) is False
+    kept, kept_plan = JobFolder(store).load()
+    assert (kept.seed, kept_plan.fingerprint) == (8, make_plan(other).fingerprint)
+    assert folder.quarantined() == {}
+    assert folder.open(other, make_plan(other), replace=True) is True
+    assert not folder.gives_way_to(make_plan(other))
+
+
+@pytest.mark.parametrize("left", ["a part", "a reject", "a driver elsewhere", "a driver here"])
+def test_a_job_that_made_something_or_may_be_at_work_does_not(job, left):
+    spec, plan, store = job
+    folder = JobFolder(store)
+    folder.open(spec, plan)
+    match left:
+        case "a part":
+            commit_part(store, small_part(spec, plan, 1))
+        case "a reject":
+            store.put("rejects/part-00001.parquet", b"")
+        case "a driver elsewhere":
+            folder.take_epoch("another-machine:17")
+        case "a driver here":
+            folder.take_epoch()
+    other = spec.model_copy(update={"seed": 8})
+    with pytest.raises(FingerprintMismatch, match="seed was"):
+        folder.open(other, make_plan(other), replace=True)
+    assert JobFolder(store).load()[0].seed == spec.seed
+
+
+def test_a_driver_of_this_machine_that_was_killed_keeps_no_folder(job):
+    spec, plan, store = job
+    JobFolder(store).open(spec, plan)
+    code = f"""
+import os
+from overtone.jobs.folder import JobFolder
+from overtone.jobs.store import open_store
+JobFolder(open_store({spec.output.path!r})).take_epoch()
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert JobFolder(store).newest_epoch() == 1
+    assert JobFolder(store).gives_way_to(make_plan(spec.model_copy(update={"seed": 8})))
+
+
+def test_a_machine_whose_folder_is_another_one_does_not_see_the_job(job, tmp_path):
+    spec, plan, store = job
+    JobFolder(store).open(spec, plan)
+    JobFolder(store).take_epoch("a")
+    JobFolder(store).wait_until_seen(plan, 1)
+    own = JobFolder(open_store(str(tmp_path / "own disk")))
+    with pytest.raises(StoreError, match="no job in it"):
+        own.wait_until_seen(plan, patience_s=0.1)
+    own.open(spec, plan)  # a copy from before
+    own.wait_until_seen(plan, patience_s=0.1)
+    with pytest.raises(StoreError, match="knows of no driver 1"):
+        own.wait_until_seen(plan, 1, patience_s=0.1)
+    with pytest.raises(StoreError, match="another job in it"):
+        own.wait_until_seen(make_plan(spec.model_copy(update={"seed": 8})), patience_s=0.1)

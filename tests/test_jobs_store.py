@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 from s3_server import KEYS, LOSE, LOSE_500, NO_CONDITION, REFUSE, S3Server
 
-from overtone.jobs.errors import StoreError, StoreUnsafe, UserError
+from overtone.jobs.errors import StoreError, StoreRefused, StoreUnsafe, UserError
 from overtone.jobs.store import NoSuchObject, Store, StoreConfig, open_store, probed
 from overtone.jobs.store.base import StoreGuarantees
 from overtone.jobs.store.open import open_config
@@ -394,3 +395,79 @@ def test_an_endpoint_with_a_password_is_refused_without_repeating_it():
         open_store("s3://bucket/x", endpoint_url="http://key:hunter2@host")
     assert "hunter2" not in str(caught.value)
     assert open_config(StoreConfig("s3://bucket/x")).url == "s3://bucket/x"
+
+
+# Keys that are renewed, servers that are silent, mistakes.
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """Write the shared credentials file, where boto3 then finds its keys."""
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def write(key: str) -> None:
+        text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = t\n"
+        (tmp_path / "credentials").write_text(text)
+
+    return write
+
+
+def test_keys_that_are_renewed_while_a_store_is_open_are_read_anew(server, keys):
+    keys("old-key")
+    server.fault = lambda method, path, query: None
+    url, retries = f"s3://{server.bucket()}/run", FAST["retries"]
+    store = open_store(url, endpoint_url=server.endpoint_url, region="us-east-1", retries=retries)
+    assert store.create("data/a", b"a", attempt="one")
+    server.expired = {"old-key"}
+    try:
+        keys("new-key")
+        assert store.create("data/b", b"b", attempt="one")
+        assert store.read("data/a") == b"a"
+
+        server.expired = {"old-key", "new-key"}  # and this time they are renewed a little late
+        later = threading.Timer(0.5, keys, ("newest-key",))
+        later.start()
+        assert store.head("data/b").attempt == "one"
+        later.join()
+
+        server.expired.add("newest-key")  # a store that is opened with bad keys does not wait for better ones
+        fresh = open_store(url, endpoint_url=server.endpoint_url, region="us-east-1")
+        began = time.monotonic()
+        with pytest.raises(StoreRefused, match=r"ExpiredToken.*renew the session's credentials"):
+            fresh.read("data/a")
+        assert time.monotonic() - began < 5
+    finally:
+        server.expired = set()
+
+
+def test_a_store_that_says_nothing_is_named_after_seconds(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections into its queue
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = open_store("s3://bucket/run", endpoint_url=endpoint, region="us-east-1").config
+        store = open_config(replace(config, read_timeout_s=8.0, retries=0))
+        with pytest.raises(StoreError):
+            store.head("data/x")
+    [told] = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+    assert told == f"waiting for {endpoint}: s3://bucket/run/data/x has taken 5 s so far"
+
+
+def test_a_mistake_about_the_store_is_one_and_a_fault_that_passes_is_not(server, tmp_path, keys):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreRefused) as caught:
+        open_store(str(tmp_path / "file" / "out")).put("x", b"")
+    assert caught.value.exit_code == 2
+    with pytest.raises(StoreRefused, match="AWS_ACCESS_KEY_ID") as caught:
+        open_store("s3://bucket/run", endpoint_url=server.endpoint_url, region="us-east-1").put("x", b"")
+    assert caught.value.exit_code == 2
+    keys("a-key")
+    with pytest.raises(StoreRefused, match="create the bucket"):
+        open_store("s3://no-such-bucket/run", endpoint_url=server.endpoint_url, region="us-east-1").put(
+            "x", b""
+        )
+    nowhere = open_store("s3://bucket/run", endpoint_url="http://127.0.0.1:1", region="us-east-1", retries=0)
+    with pytest.raises(StoreError) as caught:
+        nowhere.put("x", b"")
+    assert caught.value.exit_code == 3

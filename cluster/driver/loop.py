@@ -66,7 +66,7 @@ STALE_EVERY_S = 5.0
 """How often a driver looks whether a newer one took the job over."""
 CAPACITY_EVERY_S = 2.0
 """How often the cluster's size is asked for, where the number of workers follows it."""
-PLACED_WITHIN_S = 15.0
+PLACED_WITHIN_S = 10.0
 """How long a worker may wait for a place before somebody is told why."""
 HEAD_WITHIN_S = 20.0
 """How long the cluster's head may be silent before the run ends; Ray itself would end it without a word."""
@@ -240,7 +240,7 @@ class DriverLoop:
         match event:
             case ShardAlive() if event.trouble:
                 self._tell_once(f"shard {event.shard} is made, and its commit waits: {event.trouble}")
-            case WorkerFailed():
+            case WorkerFailed() if not (event.failure.mistake and self.epoch is None):
                 self._tell_once(f"a worker could not start: {event.failure.message}")
             case WorkerDied():
                 self._leaving.pop(event.worker, None)
