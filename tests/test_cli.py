@@ -166,3 +166,11 @@ def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_bad_output_path_is_a_mistake_and_no_early_end(spec_path, tmp_path):
+    (tmp_path / "file").touch()
+    shown = overtone("run", spec_path, "--quiet", "--set", f"output.path={tmp_path}/file/out")
+    assert shown.exit_code == 2
+    [line] = shown.stderr.splitlines()
+    assert "a file stands where a folder is needed" in line
