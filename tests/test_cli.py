@@ -274,3 +274,11 @@ def test_a_shell_accepts_the_line_of_the_help(tmp_path):
     script = f"PATH={tmp_path}:$PATH; {line.strip()}; complete -p overtone"
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert shown.stdout.strip().endswith("-F _overtone_completion overtone"), shown.stderr
+
+
+def test_a_bad_output_path_is_a_mistake_and_no_early_end(spec_path, tmp_path):
+    (tmp_path / "file").touch()
+    shown = overtone("run", spec_path, "--quiet", "--set", f"output.path={tmp_path}/file/out")
+    assert shown.exit_code == 2
+    [line] = shown.stderr.splitlines()
+    assert "a file stands where a folder is needed" in line

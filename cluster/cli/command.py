@@ -34,6 +34,9 @@ class _Commands(click.Group):
         except OvertoneError as error:
             click.echo(f"overtone: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:  # `run` and `retry` end by themselves before it comes this far
+            click.echo("overtone: interrupted", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,8 +44,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Make image and video data sets with diffusion transformers, progressively and exactly once.
 
-    Exit codes: 0 done; 2 a mistake in what was given; 3 the job ended early and can be resumed by the
-    same command; 4 `verify` found the output wrong.
+    Exit codes: 0 done; 2 a mistake to correct in what was given; 3 the job ended early, by Ctrl-C too, and
+    the same command goes on; 4 `verify` found the output wrong; 130 Ctrl-C ended a command that only looks.
 
     Tab completes commands, options, spec keys and folders after this line in ~/.bashrc, ~/.zshrc (with
     zsh_source), or ~/.config/fish/config.fish (with fish_source, and piped into `source`):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,10 @@ from overtone.cluster.cli.command import (
     spec_argument,
     store_options,
 )
+from overtone.jobs.errors import UserError
+
+if TYPE_CHECKING:
+    from overtone.cluster.driver import Summary
 
 
 @command(
@@ -38,8 +43,7 @@ def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet:
     spec = load_spec(spec_path, overrides)
     with Progress(enabled=not quiet) as progress:
         summary = run_job(spec, address=address, on_event=progress)
-    click.echo(summary.text())
-    click.get_current_context().exit(summary.exit_code)
+    _end(summary)
 
 
 @command("Show what a job would do and need, before it runs.", "overtone plan job.yaml --check")
@@ -96,5 +100,12 @@ def retry(
         summary = retry_job(
             output, overrides, endpoint_url=endpoint_url, region=region, address=address, on_event=progress
         )
+    _end(summary)
+
+
+def _end(summary: Summary) -> None:
+    """Print how a run ended; a mistake that ended it before it made anything is one line, as any other."""
+    if isinstance(summary.error, UserError) and not (summary.rows or summary.rejects or summary.notes):
+        raise summary.error
     click.echo(summary.text())
     click.get_current_context().exit(summary.exit_code)
