@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import uuid4
@@ -59,7 +59,8 @@ class JobFolder:
             attempt=uuid4().hex,
             content_type="application/vnd.apache.parquet",
         )
-        self._kept_plan = job_plan if created else self.check(job_plan)
+        generation = job_plan.generation if created else self.check(job_plan).generation
+        self._kept_plan = replace(job_plan, generation=generation)  # its files are where they are now
         # After the plan, which decides, also where an earlier run ended between the two.
         self.store.create(SPEC, spec.to_json().encode(), attempt=uuid4().hex, content_type="application/json")
         return not created

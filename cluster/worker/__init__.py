@@ -5,6 +5,7 @@ from __future__ import annotations
 from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists, load_engine
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
 from overtone.cluster.worker.protocol import Engine, compile_for
+from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "compile_for",
     "in_lists",
     "load_engine",
+    "remake",
 ]

@@ -18,8 +18,8 @@ from typing import Any
 
 @contextmanager
 def watching(pipe: Any) -> Iterator[Seen]:
-    """Watch the tokenizers of a pipeline. It is changed in place and put back: give a copy where other threads
-    use it."""
+    """Watch the tokenizers of a pipeline. It is changed in place and put back: give a copy where other
+    threads use it."""
     seen = Seen()
     names = [name for name in vars(pipe) if name.startswith("tokenizer")]
     before = {name: vars(pipe)[name] for name in names if callable(vars(pipe)[name])}
@@ -40,8 +40,8 @@ class Seen:
         """For each tokenizer, whether it cut each text that it was told to cut; None: it does not tell."""
 
     def cut(self, count: int) -> list[bool | None]:
-        """Whether every tokenizer that was used cut each of `count` texts, given in one order to all. One that
-        was not told to cut anything is left out, for it may serve a warning alone."""
+        """Whether every tokenizer that was used cut each of `count` texts, given in one order to all. One
+        that was not told to cut anything is left out, for it may serve a warning alone."""
         used = [notes for notes in self.notes.values() if notes]
         if not used or any(len(notes) != count for notes in used):
             return [None] * count
