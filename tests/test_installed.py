@@ -11,6 +11,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -19,9 +20,12 @@ import pytest
 from PIL import Image
 
 from overtone.cluster.driver import run_job
+from overtone.cluster.worker import load_engine, remake
+from overtone.jobs.folder import JobFolder
 from overtone.jobs.report import report
 from overtone.jobs.spec import load_spec
 from overtone.jobs.status import status
+from overtone.jobs.store import open_store
 from overtone.jobs.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -123,15 +127,17 @@ def test_a_wheel_in_another_environment_is_enough(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_job_begun_by_an_older_version_is_finished(tmp_path):
+def test_a_job_begun_by_an_older_version_is_finished(tmp_path, monkeypatch):
     folder = tmp_path / "job"
     shutil.copytree(OLDER, folder)
+    moved(folder)
+    monkeypatch.chdir(folder)
     output = str(folder / "out")
     before = {path: path.read_bytes() for path in sorted((folder / "out").rglob("*")) if path.is_file()}
     seen = status(output)
     assert (seen.shards_done, seen.shards_total, seen.rows_rejected) == (1, 3, 1)
     summary = run_job(load_spec(folder / "job.yaml"))
-    assert (summary.exit_code, summary.shards_done, summary.rows) == (0, 3, 5)
+    assert (summary.exit_code, summary.shards_done, summary.rows) == (0, 3, 4)
     for path, data in before.items():
         assert path.read_bytes() == data, path
     table = ds.dataset(folder / "out" / "data").to_table().sort_by("row_id")
@@ -143,3 +149,34 @@ def test_a_job_begun_by_an_older_version_is_finished(tmp_path):
     assert verify(output).ok
     assert "begun-by-an-older-version" in report(output)
     assert verify(output, repair=True).ok
+    # It keeps the columns that it began with, for readers that take their columns from the first file.
+    for kind in ("data", "timings"):
+        files = sorted((folder / "out" / kind).glob("*.parquet"))
+        assert len({pq.read_schema(file).to_string(show_schema_metadata=False) for file in files}) == 1
+        assert duckdb.sql(f"SELECT count(*) FROM '{output}/{kind}/*.parquet'").fetchall()[0][0] >= 5
+    assert len(load_parquet(folder / "out", tmp_path / "cache", monkeypatch)) == 5
+    assert status(output).rows_truncated is None
+    # Of its rows, those of before are made again from the job's spec.
+    store = open_store(output)
+    found = remake(store, 5, load_engine, job=JobFolder(store).load()[0])
+    assert (found.wrong, found.skipped) == ([], [])
+    assert found.same + found.close == 5
+
+
+def moved(folder: Path) -> None:
+    """Let the older job know where its prompts are now: `verify` finds them where they were when it began."""
+    spec, plan = (folder / "out" / "_job" / name for name in ("spec.json", "plan.parquet"))
+    spec.write_text(spec.read_text().replace('"/tmp/job/', f'"{folder}/'))
+    table = pq.read_table(plan)
+    paths = pa.array([str(folder / "prompts.parquet")], table.schema.field("path").type)
+    pq.write_table(
+        table.set_column(table.column_names.index("path"), table.schema.field("path"), paths), plan
+    )
+
+
+def load_parquet(output: Path, cache: Path, monkeypatch):
+    """The rows as Hugging Face `datasets` reads them."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    return datasets.load_dataset(str(output), split="train", cache_dir=str(cache))

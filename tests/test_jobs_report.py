@@ -87,7 +87,7 @@ class Page(HTMLParser):
 
 def figures(page: Page) -> dict[str, str]:
     """The headline: label to figure."""
-    text = re.findall(r"(rows made|rejected|left|rows an hour|denoising saved) ([\d.,]+)", page.text)
+    text = re.findall(r"(rows made|rejected|left|rows an hour|denoising speed-up) ([\d.,]+)", page.text)
     return dict(reversed(text))
 
 
@@ -119,7 +119,7 @@ def test_a_finished_job(job):
         "rejected": "2",
         "left": "0",
         "rows an hour": f"{3600 * 18 / 8.01:,.0f}",
-        "denoising saved": "0.67",  # expansions that take as long as a stage are not worth it
+        "denoising speed-up": "0.67",  # expansions that take as long as a stage are not worth it
     }
     assert "Finished: 5 of 5 shards" in page.text
     assert "As of 2027-01-15 08:00 UTC" in page.text
@@ -152,7 +152,7 @@ def test_a_job_that_just_began(job):
     assert "Not finished: 0 of 5 shards, no part yet" in page.text
     assert "No pictures yet" in page.text
     assert "Nothing is timed yet" in page.text
-    assert "predicted saving" in page.text
+    assert "predicted speed-up" in page.text
     assert page.charts() == set()
     assert figures(page) == {"rows made": "0", "rejected": "0", "left": "20"}
 
@@ -213,7 +213,7 @@ def test_a_full_resolution_job_saves_nothing(tmp_path):
     finish(store, spec, plan)
     text = Page(report(store.url, now=NOW)).text
     assert "there is nothing that it saves" in text
-    assert "denoising saved" not in text
+    assert "denoising speed-up" not in text
 
 
 def test_what_is_missing_or_broken_is_said_and_the_rest_is_shown(job):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 
 import pytest
 from PIL import Image
@@ -136,6 +137,21 @@ def test_a_finished_job(job):
     assert "19 of 20 rows done, 1 rejected, 0 left (100%)" in found.text()
     assert "\nfinished\n" in found.text()
     assert found.size_bytes == sum(info.size_bytes for info in store.list("data/"))
+
+
+def test_a_copied_folder_has_no_pace(job, tmp_path):
+    """All its parts seem to have come within the moment of the copying."""
+    spec, plan, store = job
+    made = time.time()
+    for index in range(2):
+        assert commit_part(store, small_part(spec, plan, index))
+    copied = made + 7200
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path, (copied, copied))
+    found = status(store.url, now=copied + 60)
+    assert (found.rows_per_second, found.eta_s, found.shards_done) == (None, None, 2)
+    assert found.last_part_s == pytest.approx(7260, abs=30)
+    assert "rate not known yet; last part 2h 0" in found.text()
 
 
 def test_no_job_no_status(tmp_path):

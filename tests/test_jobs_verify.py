@@ -92,12 +92,12 @@ def test_rows_that_a_worker_forgot_or_made_twice(job):
     store.put(part.key, part.data)
     report = verify(store.url)
     assert kinds(report) == {"wrong_rows": 1, "wrong_derived": 2}
-    assert f"{part.key}: 1 rows are missing: '../row/8'" in report.text()
+    assert f"{part.key}: 1 row missing: '../row/8'" in report.text()
     part = small_part(spec, plan, 2, bad=["../row/9"], repeated=["../row/8"])
     store.put(part.key, part.data)
     report = verify(store.url, repair=True)
     assert kinds(report) == {"wrong_rows": 1, "duplicate_rows": 1}
-    assert f"{part.key}: 1 rows are too many: '../row/8'" in report.text()
+    assert f"{part.key}: 1 row too many: '../row/8'" in report.text()
 
 
 def rewritten(part: Part, change) -> bytes:

@@ -1,16 +1,21 @@
 """Commands that look at a job from its folder alone: status, watch, verify, card, sheet, report. Also schema,
-which describes specs and outputs. They know neither Ray nor models."""
+which describes specs and outputs. They know neither Ray nor models, but for `verify --remake`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from overtone.cluster.cli.command import command, json_option, output_argument, store_options
 from overtone.cluster.cli.saving import OutFile, save
 from overtone.jobs.errors import UserError, VerifyError
+
+if TYPE_CHECKING:
+    from overtone.jobs.store import Store
+    from overtone.jobs.verify import VerifyReport
 
 
 @command("Show how far a job is.", "overtone status out/quickstart")
@@ -54,6 +59,13 @@ def watch(output: str, endpoint_url: str | None, region: str | None, every_s: fl
 @click.option("--repair", is_flag=True, help="Rebuild missing timings, rejects and card from the parts.")
 @click.option("--no-decode", is_flag=True, help="Do not decode the images (much faster).")
 @click.option("--allow-blank", is_flag=True, help="Pictures of one colour among others are as asked for.")
+@click.option(
+    "--remake",
+    "remade",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Make N rows again from what is stored, spread over the job, and compare. Loads the model.",
+)
 @json_option
 def verify(
     output: str,
@@ -62,6 +74,7 @@ def verify(
     repair: bool,
     no_decode: bool,
     allow_blank: bool,
+    remade: int | None,
     as_json: bool,
 ) -> None:
     """Prove that every input row is in OUTPUT exactly once, in data or in rejects.
@@ -69,6 +82,7 @@ def verify(
     The input files are listed anew, so that one that came later is named. A picture of one colour is a
     problem where at most one in four is such a picture.
     """
+    from overtone.jobs.store import open_store
     from overtone.jobs.verify import verify as check
 
     report = check(
@@ -79,9 +93,24 @@ def verify(
         decode=not no_decode,
         allow_blank=allow_blank,
     )
+    if remade is not None:
+        _remake(report, remade, open_store(output, endpoint_url=endpoint_url, region=region))
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
     if not report.ok:
         click.get_current_context().exit(VerifyError.exit_code)
+
+
+def _remake(report: VerifyReport, count: int, store: Store) -> None:
+    """Add to a report what becomes of rows that are made again, as a worker would make them."""
+    from overtone.cluster.worker import load_engine, remake
+    from overtone.jobs.folder import JobFolder
+
+    spec, job_plan = JobFolder(store).load()
+    negatives = any("negative_prompt" in dict(file.columns) for file in job_plan.files)
+    found = remake(store, count, load_engine, job=spec, negatives=negatives)
+    report.remarks += found.remarks()
+    for key, row_id, how in found.wrong:
+        report.add("remade_differs", key, f"row {row_id!r} {how}")
 
 
 @command("Write the data set card of a finished job again.", "overtone card out/quickstart --print")

@@ -6,6 +6,7 @@ from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
 from overtone.cluster.worker.model import load_engine
 from overtone.cluster.worker.protocol import Engine, compile_for
+from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "compile_for",
     "in_lists",
     "load_engine",
+    "remake",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overtone.jobs.parts.build import AttemptFacts, Part, build_part
 from overtone.jobs.parts.commit import create_part, rejects_table, write_derived
-from overtone.jobs.parts.footer import Footer, StageTime, Timing, digest
+from overtone.jobs.parts.footer import Footer, StageTime, Timing, digest, package_versions
 from overtone.jobs.parts.formats import read_footer, read_rows
 from overtone.jobs.parts.names import (
     Format,
@@ -31,6 +31,7 @@ __all__ = [
     "build_part",
     "create_part",
     "digest",
+    "package_versions",
     "part_format",
     "part_index",
     "part_name",

@@ -130,7 +130,7 @@ def _template() -> jinja2.Template:
 def _settings(spec: JobSpec, contents: Contents) -> str:
     """A table of the model, the sizes, and what the job ran on."""
     model, sampling = spec.model, spec.sampling
-    size = f"{sampling.width or 'its usual'} x {sampling.height or 'its usual'} pixels"
+    size = f"{sampling.width or 'its usual'} x {sampling.height or 'its usual'} pixels (width x height)"
     lines = {
         "model": code(model.id),
         "revision": code(model.revision) if model.revision else "none given: the newest at the time",
@@ -153,7 +153,7 @@ def _stages(spec: JobSpec) -> str:
         plan = sampling_plan(spec, checkpoint_of(spec))
     except (SpecError, SizeError):
         return ""
-    header = ("stage", "grid", "tokens", "steps", "noise from", "to")
+    header = ("stage", "grid (height x width)", "tokens", "steps", "noise from", "to")
     rows = [
         (
             str(i),

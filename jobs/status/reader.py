@@ -18,6 +18,7 @@ from overtone.jobs.status.sums import (
     REJECT_COLUMNS,
     Pace,
     PartSums,
+    copied_from,
     newest_rejects,
     rejected_of,
     sum_rejects,
@@ -82,6 +83,9 @@ class StatusReader:
         rate, last_part_s, going = self._pace.recent(
             since=drivers.get(epoch), now=time.time() if now is None else now
         )
+        made_s = copied_from(timings)
+        if made_s is not None:
+            rate, last_part_s, going = None, (time.time() if now is None else now) - made_s, False
         newest = self._retries[-1] if self._retries else None
         number = newest.retry_plan.number if newest else 0
         return Status(

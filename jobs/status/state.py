@@ -119,7 +119,7 @@ class Status:
                 "(column prompt_truncated)"
             )
         if self.rows_quarantined:
-            lines.append(f"{self.rows_quarantined:,} rows killed workers and are not run again")
+            lines.append(f"{counted(self.rows_quarantined, 'row')} killed workers, and will not be run again")
         total = sum(self.seconds_by_stage.values())
         if total:
             about = " (estimated from some parts)" if self.sampled else ""

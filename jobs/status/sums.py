@@ -18,7 +18,8 @@ from overtone.jobs.store import Store
 _RATE_OVER_S = 600.0
 _RATE_PARTS = 20
 _STALLED_AFTER = 4.0  # times the usual pause between two parts
-_TIMES_COLUMNS = ["stage", "rows", "seconds", "truncated", "worker", "device", "node"]
+_COPIED_S = 600.0  # more than clocks differ
+_TIMES_COLUMNS = ["stage", "rows", "seconds", "truncated", "start", "worker", "device", "node"]
 REJECT_COLUMNS = ["source", "row_id", "error_class", "message"]
 _Worker = tuple[str, str, str]
 
@@ -132,6 +133,8 @@ class _Times:
     """Rows and seconds of each (worker, device, node)."""
     truncated: int | None
     """Rows whose prompt was cut; None: not known."""
+    ended: float | None
+    """When its last stage ended, by the worker's clock, in seconds since 1970."""
 
 
 def _times(table: pa.Table) -> _Times:
@@ -139,14 +142,16 @@ def _times(table: pa.Table) -> _Times:
     rows_of: Counter[_Worker] = Counter()
     seconds_of: defaultdict[_Worker, float] = defaultdict(float)
     cut: list[int] = []
-    for stage, rows, took, truncated, *who in zip(*table.to_pydict().values(), strict=True):
+    ended: list[float] = []
+    for stage, rows, took, truncated, start, *who in zip(*table.to_pydict().values(), strict=True):
         worker = (who[0], who[1], who[2])
         seconds[stage] += took
         seconds_of[worker] += took
         rows_of[worker] += rows if stage == "part_write" else 0
         cut += [] if truncated is None else [truncated]
+        ended += [] if start is None else [start.timestamp() + took]
     workers = {worker: (rows_of[worker], seconds_of[worker]) for worker in seconds_of}
-    return _Times(dict(seconds), workers, sum(cut) if cut else None)
+    return _Times(dict(seconds), workers, sum(cut) if cut else None, max(ended, default=None))
 
 
 def sum_times(runs: Sequence[Tables]) -> tuple[dict[str, float], tuple[WorkerSeen, ...]]:
@@ -166,6 +171,20 @@ def sum_times(runs: Sequence[Tables]) -> tuple[dict[str, float], tuple[WorkerSee
         for parts, rows, took in [map(sum, zip(*shares, strict=True))]
     )
     return dict(seconds), workers
+
+
+def copied_from(runs: Sequence[Tables]) -> float | None:
+    """When the last part was made, where the folder is a copy: there the times of its objects are those of
+    the copying, and no pace follows from them. None: it is no copy, as far as the workers' own times tell."""
+    late, ends = [], []
+    for tables in runs:
+        for shard in {*tables.chosen, *tables.newest}:
+            modified_s = tables.names.found[shard].modified_s
+            for times in tables.digests([shard]):
+                if times.ended is not None and modified_s is not None:
+                    late.append(modified_s - times.ended)
+                    ends.append(times.ended)
+    return max(ends) if late and min(late) > _COPIED_S else None
 
 
 def sum_truncated(runs: Sequence[Tables]) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overtone.jobs.report import CARD
+from overtone.jobs.words import counted
 
 _KEPT_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
@@ -22,6 +23,8 @@ _ADVICE = {
     "`model.dtype: float32` mends that. Where they are as asked for, `--allow-blank` lets them pass.",
     "changed_input": "Rows of new or changed input files are in no part: put the files back as they were, or "
     "make them with a new `output`.",
+    "remade_differs": "A row that is another one when it is made again was not made as its part says: look "
+    "at it, and at the machine and the model's files of its worker.",
     "broken_media": "Delete a part with broken pictures, and those of its shard's later retries, and run the "
     "job again: it makes them anew.",
 }
@@ -31,7 +34,7 @@ _ADVICE = {
 class Problem:
     """One thing that is not as the job promised. Its `kind` is missing_part, foreign_file, broken_part,
     orphaned_part, wrong_rows, duplicate_rows, broken_media, blank_media, missing_derived, wrong_derived,
-    broken_retry, changed_input or unreadable_input."""
+    broken_retry, changed_input, unreadable_input or remade_differs."""
 
     kind: str
     where: str
@@ -106,14 +109,15 @@ class VerifyReport:
     def text(self) -> str:
         """A few lines for a terminal."""
         lines = [
-            f"{self.url}: {self.rows:,} rows and {self.rejects:,} rejects in {self.shards:,} of "
-            f"{self.shards_total:,} parts, for {self.rows_expected:,} rows asked for"
+            f"{self.url}: {counted(self.rows, 'row')} and {counted(self.rejects, 'reject')} in "
+            f"{self.shards:,} of {counted(self.shards_total, 'part')}, for "
+            f"{counted(self.rows_expected, 'row')} asked for"
         ]
         if self.retries:
-            left = f"; it lacks {self.retry_parts_left:,} parts" if self.retry_parts_left else ""
-            lines.append(f"{self.retry_parts:,} parts of retries, up to retry {self.retries}{left}")
+            lacks = f"; it lacks {counted(self.retry_parts_left, 'part')}" if self.retry_parts_left else ""
+            lines.append(f"{counted(self.retry_parts, 'part')} of retries, up to retry {self.retries}{lacks}")
         if self.repaired:
-            lines.append(f"wrote the timings and rejects of {self.repaired:,} parts again")
+            lines.append(f"wrote the timings and rejects of {counted(self.repaired, 'part')} again")
         if self.wrote_card:
             lines.append(f"wrote {CARD} again")
         lines += self.remarks
@@ -122,7 +126,7 @@ class VerifyReport:
             lines.append(f"every row is there exactly once; checksums agree; {read}")
             return "\n".join(lines)
         total = sum(self.num_problems.values())
-        lines.append(f"{total:,} problem{'s' if total != 1 else ''}:")
+        lines.append(f"{counted(total, 'problem')}:")
         lines += [f"  {problem.where}: {problem.message}" for problem in self.problems[:_SHOWN_PROBLEMS]]
         if total > _SHOWN_PROBLEMS:
             counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.num_problems.items()))

@@ -32,6 +32,7 @@ from overtone.jobs.store import Store
 from overtone.jobs.tables import table_of
 from overtone.jobs.verify.found import Checked, shown_ids
 from overtone.jobs.verify.names import There
+from overtone.jobs.words import counted
 
 _DECODED_AHEAD = 4
 
@@ -115,7 +116,10 @@ class Checker:
         parquet = pq.ParquetFile(file)
         if parquet.metadata.num_rows != footer.rows:
             raise VerifyError(f"it has {parquet.metadata.num_rows} rows, its footer says {footer.rows}")
-        wanted = stored_schema(part_schema(self._spec, self._job_plan.passthrough, footer.kind))
+        job_plan = self._job_plan
+        wanted = stored_schema(
+            part_schema(self._spec, job_plan.passthrough, footer.kind, job_plan.generation)
+        )
         if not parquet.schema_arrow.equals(wanted):
             raise VerifyError("its columns are not those of this job")
 
@@ -196,9 +200,9 @@ def _compare(key: str, expected: list[str], found: list[str], checked: Checked) 
         return
     missing, extra = list((wanted - there).elements()), list((there - wanted).elements())
     if missing:
-        checked.add("wrong_rows", key, f"{len(missing):,} rows are missing: {shown_ids(missing)}")
+        checked.add("wrong_rows", key, f"{counted(len(missing), 'row')} missing: {shown_ids(missing)}")
     if extra:
-        checked.add("wrong_rows", key, f"{len(extra):,} rows are too many: {shown_ids(extra)}")
+        checked.add("wrong_rows", key, f"{counted(len(extra), 'row')} too many: {shown_ids(extra)}")
 
 
 def _look(row: PartRow) -> str | bool:
