@@ -26,7 +26,7 @@ except ImportError:  # it has no wheels for every machine
     polars = None
 
 NAMES = (
-    (
+    *(
         "tag",
         "Tag",
         "TAG",
@@ -40,8 +40,8 @@ NAMES = (
         "élan",
         "e\u0301lan",
         "日本語",
-    )
-    + (
+    ),
+    *(
         "__index_level_0__",
         "list",
         "element",
@@ -53,8 +53,8 @@ NAMES = (
         "it's",
         "new\nline",
         "{x}",
-    )
-    + (
+    ),
+    *(
         "%s",
         "a,b",
         "[0]",
@@ -68,8 +68,8 @@ NAMES = (
         "image.bytes",
         "Image",
         "PROMPT",
-    )
-    + (
+    ),
+    *(
         "prompt.x",
         "latents.values.list.element",
         "row_ids",
@@ -79,7 +79,7 @@ NAMES = (
         "split",
         "__key__",
         "json",
-    )
+    ),
 )
 OWN_NAMES = ("image", "stages", "mode", "model", "delta", "latents_shape", "denoise_seconds")
 """Of columns that the output has itself; no table with one of them can be used as it is."""
@@ -168,8 +168,18 @@ _NESTED = st.sampled_from(
 _KEYS = st.sampled_from([pa.string(), pa.int32(), pa.binary(), pa.date32(), pa.large_string()])
 _INDICES = st.sampled_from([pa.int8(), pa.uint16(), pa.int32(), pa.int64()])
 _WORDS = st.sampled_from(
-    [pa.string(), pa.string(), pa.large_string(), pa.string_view(), pa.int64(), pa.binary(), pa.float64()]
-    + [pa.date32(), pa.timestamp("s"), pa.null(), pa.bool_(), pa.decimal128(5, 2)]
+    (
+        *(
+            pa.string(),
+            pa.string(),
+            pa.large_string(),
+            pa.string_view(),
+            pa.int64(),
+            pa.binary(),
+            pa.float64(),
+        ),
+        *(pa.date32(), pa.timestamp("s"), pa.null(), pa.bool_(), pa.decimal128(5, 2)),
+    )
 )
 _SELDOM = st.sampled_from([False, False, False, True])
 _ZERO_OR_ONE = st.sampled_from([0, 1])
