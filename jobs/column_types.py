@@ -133,8 +133,8 @@ def _cast(array: pa.Array, type: pa.DataType) -> pa.Array:
         return pa.nulls(len(array), type)
     if isinstance(array.type, pa.BaseExtensionType) and not isinstance(type, pa.BaseExtensionType):
         array = array.storage
-    if contains(array.type, _is_list_view):
-        array = _without_list_views(array)
+    if contains(array.type, _has_no_cast):
+        array = _rebuilt(array)
     if pa.types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type) and not array.type.equals(type):
@@ -154,17 +154,39 @@ def _is_list_view(type: pa.DataType) -> bool:
     return pa.types.is_list_view(type) or pa.types.is_large_list_view(type)
 
 
-def _without_list_views(array: pa.Array) -> pa.Array:
-    """Lists for views of lists: Arrow's cast of a slice of them is broken."""
-    if not contains(array.type, _is_list_view):
+def _has_no_cast(type: pa.DataType) -> bool:
+    return _is_list_view(type) or (isinstance(type, pa.BaseExtensionType) and plain(type) != type)
+
+
+def _rebuilt(array: pa.Array) -> pa.Array:
+    """Lists for views of lists, of which Arrow's cast of a slice is broken; and for extension types on views,
+    between which it has no cast, those on plain types. Lists of these must not be flattened before: Arrow
+    gives texts of more than 12 bytes another memory's contents."""
+    type, none = array.type, array.is_null()
+    if not contains(type, _has_no_cast):
         return array
-    if pa.types.is_struct(array.type):
-        fields = [_without_list_views(field) for field in array.flatten()]
-        names = [field.name for field in array.type]
-        return pa.StructArray.from_arrays(fields, names, mask=array.is_null())
-    if _is_list(array.type) or _is_list_view(array.type):
-        return pa.LargeListArray.from_arrays(list_offsets(array), _without_list_views(array.flatten()))
-    return array
+    if isinstance(type, pa.BaseExtensionType):
+        other, storage = plain(type), _cast(array.storage, plain(type.storage_type))
+        return pa.ExtensionArray.from_storage(other, storage) if other != storage.type else storage
+    if pa.types.is_struct(type):
+        fields = [_rebuilt(field) for field in array.flatten()]
+        return pa.StructArray.from_arrays(fields, [field.name for field in type], mask=none)
+    if pa.types.is_fixed_size_list(type):
+        size = type.list_size
+        inner = _rebuilt(array.values.slice(array.offset * size, len(array) * size))
+        return pa.FixedSizeListArray.from_arrays(inner, size, mask=none)
+    if pa.types.is_map(type):
+        inner = (_rebuilt(array.keys), _rebuilt(array.items))
+        return pa.MapArray.from_arrays(pc.add(array.offsets, 0), *inner, mask=none)
+    large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
+    kind, inner = (pa.LargeListArray if large else pa.ListArray), _rebuilt(array.values)
+    if not _is_list_view(type):
+        return kind.from_arrays(
+            pc.add(array.offsets, 0), inner, mask=none
+        )  # `add` copies: no slice has a mask
+    starts, sizes = (numbers.cast(pa.int64()) for numbers in (array.offsets, array.sizes))
+    views = pa.LargeListViewArray.from_arrays(starts, sizes, inner, mask=none)
+    return kind.from_arrays(list_offsets(views).cast(starts.type if large else pa.int32()), views.flatten())
 
 
 def _plain_extension(type: pa.DataType) -> pa.DataType:

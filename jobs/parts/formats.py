@@ -138,8 +138,19 @@ def _python_values(array: pa.Array) -> list[Any]:
     if isinstance(array, pa.ChunkedArray):  # too large to be one
         return [value for chunk in array.chunks for value in _python_values(chunk)]
     if isinstance(array.type, pa.FixedShapeTensorType):
-        return [value.to_numpy().tolist() if value.is_valid else None for value in array]
+        flat = (None if values is None else np.array(values, object) for values in array.storage.to_pylist())
+        order = _tensor_order(array.type)
+        return [None if values is None else values[order].tolist() for values in flat]
     return (_as_text(array) if contains(array.type, _needs_text) else array).to_pylist()
+
+
+def _tensor_order(type: pa.FixedShapeTensorType) -> np.ndarray:
+    """Where in its storage each element of a tensor is. Arrow tells it only by a tensor, and of none that has
+    a null among its elements."""
+    size = type.storage_type.list_size
+    places = pa.array([range(size)], pa.list_(pa.int64(), size))
+    same = pa.fixed_shape_tensor(pa.int64(), type.shape, permutation=type.permutation)
+    return pa.ExtensionArray.from_storage(same, places)[0].to_numpy()
 
 
 def _needs_text(type: pa.DataType) -> bool:
