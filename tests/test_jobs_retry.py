@@ -298,7 +298,7 @@ def test_a_retry_belongs_to_the_job_and_changes_no_samples(parquet_job, tmp_path
         with pytest.raises(error, match=said):
             job_to_retry(moved, [override])
     pq.write_table(prompt_table(ROWS), tmp_path / "prompts.parquet")
-    with pytest.raises(FingerprintMismatch, match=r"input file prompts.parquet changed"):
+    with pytest.raises(FingerprintMismatch, match=r"prompts.parquet: other contents"):
         job_to_retry(moved)
 
 
@@ -319,8 +319,8 @@ def test_a_row_made_by_the_job_and_again_by_a_retry_is_found(job, tmp_path):
     assert commit_part(store, part)
     report = verify(store.url)
     assert dict(report.num_problems) == {"wrong_rows": 2, "duplicate_rows": 1}
-    assert f"{part.key}: 1 rows are too many: '../row/4'" in report.text()
-    assert f"{part.key}: 1 rows are missing: '../row/6'" in report.text()
+    assert f"{part.key}: 1 row too many: '../row/4'" in report.text()
+    assert f"{part.key}: 1 row missing: '../row/6'" in report.text()
     assert f"row '../row/4' is there again in {part.key}" in report.text()
 
 
@@ -331,7 +331,7 @@ def test_a_row_that_a_retry_forgot_is_found(job):
     assert commit_part(store, part)
     report = verify(store.url)
     assert dict(report.num_problems) == {"wrong_rows": 1}
-    assert f"{part.key}: 1 rows are missing: '../row/5'" in report.text()
+    assert f"{part.key}: 1 row missing: '../row/5'" in report.text()
 
 
 def test_parts_of_retries_that_are_lost_broken_or_of_no_retry(job):
