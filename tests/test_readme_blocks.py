@@ -85,6 +85,7 @@ class Desk:
         return done.stdout
 
 
+@pytest.mark.chaos  # as long as the tune, estimate and run of the first page take
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 def test_the_blocks_of_jobs_and_of_the_first_page(tmp_path):
