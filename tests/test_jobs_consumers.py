@@ -239,7 +239,7 @@ def test_what_the_readme_tells_to_type_works(ray, datasets, output, tmp_path):
         *imports, body = re.split(r"\n\n", snippet.strip())
         exec("\n".join(imports), found)
         found |= {line.partition("(")[0]: eval(line, found) for line in body.splitlines()}
-    assert found["load_dataset"].size == (SIDE_PX, SIDE_PX)
+    assert found["load_dataset"] == (SIDE_PX, SIDE_PX)
     assert found["ds.dataset"].column_names == ["row_id", "stages"]
     assert set(found["ray.data.read_parquet"].columns()) == {"row_id", "image"}
     assert len(list(found["webdataset.WebDataset"])) == len(ROWS)
