@@ -78,12 +78,6 @@ def media_name(row_id: str, extension: str) -> str:
     return f"{readable}-{digest}.{extension}"
 
 
-def check_media(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of a file, decoded to its last byte. ValueError where it is broken."""
-    seen = look_at(data)
-    return seen.height_px, seen.width_px
-
-
 @dataclass(frozen=True)
 class Seen:
     """What a look at every pixel of a picture or video shows."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from overtone.jobs.media import check_media, encode_media, media_extension, media_kind, media_name
+from overtone.jobs.media import encode_media, look_at, media_extension, media_kind, media_name
 from overtone.jobs.spec import Output
 
 GRADIENT = np.stack(
@@ -19,6 +19,11 @@ GRADIENT = np.stack(
 ).astype(np.uint8)  # [H, W, 3]
 
 ANY = 'abZ09-_./\\:*?"<>|%#~ \0\nüあ😀\ud800'
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    seen = look_at(data)
+    return seen.height_px, seen.width_px
 
 
 def output(**settings) -> Output:
@@ -42,7 +47,7 @@ def test_pictures_come_back(image, extension, error):
     settings = output(image=image)
     data = encode_media(Image.fromarray(GRADIENT), settings)
     assert np.abs(decoded(data).astype(int) - GRADIENT).mean() <= error
-    assert check_media(data) == (64, 48)
+    assert size_of(data) == (64, 48)
     assert (media_kind(data), media_extension(settings)) == ("image", extension)
 
 
@@ -61,7 +66,7 @@ def test_videos_come_back(size):
     settings = output(video={"fps": 8, "crf": 10})
     data = encode_media(frames, settings)
     assert (media_kind(data), media_extension(settings, "video")) == ("video", "mp4")
-    assert check_media(data) == size
+    assert size_of(data) == size
     assert data.index(b"moov") < data.index(b"mdat")  # a player can begin at once
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -84,10 +89,10 @@ def test_broken_files_are_found(medium):
     media = Image.fromarray(GRADIENT) if medium == "image" else np.stack([GRADIENT] * 4)
     data = encode_media(media, output())
     with pytest.raises(ValueError):
-        check_media(data[: len(data) // 2])
+        size_of(data[: len(data) // 2])
     for rubbish in (b"", b"rubbish" * 10):
         with pytest.raises(ValueError):
-            check_media(rubbish)
+            size_of(rubbish)
 
 
 @given(st.text(alphabet=ANY, max_size=120))
