@@ -102,8 +102,7 @@ class Preview:
         ]
         lines += [
             "",
-            f"token-steps a row: {plan.token_steps:,} of {plan.fullres_token_steps:,} at full resolution; "
-            f"predicted saving {plan.saving:.2f}x",
+            *_cost_lines(plan),
             "",
             *self.needs.lines(),
             *self._row_lines(),
@@ -131,6 +130,23 @@ class Preview:
             f"spectrum    a stand-in: none was measured for {self.checkpoint.family}, so the same delta may "
             "cost more or less here; `overtone calibrate` measures it"
         ]
+
+
+def _cost_lines(plan: SamplingPlan) -> list[str]:
+    """What a row costs, and the plain setting that costs as much: who saves could also take fewer steps."""
+    counted = plan.step_cost.counts
+    if counted == "FLOPs":
+        counted += f", {plan.step_cost.text_tokens:,} tokens of text included"
+    else:
+        counted += " alone, since this transformer's FLOPs are not known here"
+    lines = [
+        f"cost a row: {plan.cost:.1f} full-size steps of {plan.steps} (by {counted}); "
+        f"predicted saving {plan.saving:.2f}x over {_count(plan.steps, 'step')} at full resolution"
+    ]
+    if len(plan.stages) > 1:
+        equal = _count(max(1, round(plan.cost)), "step")
+        lines.append(f"for the same cost: plain full resolution with {equal} (`mode: fullres`); try both")
+    return lines
 
 
 def _count(number: int, what: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overtone.jobs.errors import SizeError, SpecError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint, describe, flow_shift_change
+from overtone.progressive.cost import step_cost
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.schedule import SamplingPlan, plan_sampling, size_of, steps_of
 
@@ -46,6 +47,7 @@ def sampling_plan(
         sigmas = checkpoint.with_scheduler(**change).sigmas(
             steps_of(sampling, family, checkpoint.default_steps), height_px, width_px, num_frames
         )
-        return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px)
+        cost = step_cost(checkpoint.transformer_class, checkpoint.transformer, family, sampling)
+        return plan_sampling(sampling, family, sigmas, height_px=height_px, width_px=width_px, step_cost=cost)
     except ValueError as error:
         raise SizeError(f"sampling: {error}") from error

@@ -55,7 +55,7 @@ def test_stages_and_saving(prompts):
     coarse, fine = stages
     token_steps = coarse["steps"] * 32 * 32 + fine["steps"] * 64 * 64
     assert shown["job_token_steps"] == 10 * token_steps
-    assert shown["sampling"]["saving"] == pytest.approx(50 * 64 * 64 / token_steps)
+    assert shown["sampling"]["token_saving"] == pytest.approx(50 * 64 * 64 / token_steps)
     assert json.loads(json.dumps(shown)) == shown
 
 

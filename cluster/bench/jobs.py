@@ -155,7 +155,7 @@ def compare(
                 rows=rows * rounds,
                 images_per_s=tuple(rates[setting]),
                 ratios=tuple(rate / plain for rate, plain in zip(rates[setting], best, strict=True)),
-                ideal=plans[setting].saving,
+                ideal=plans[setting].token_saving,
                 denoise_share=statistics.mean(shares[setting]),
             )
             for setting in settings

@@ -5,9 +5,9 @@ Needs no Ray, no checkpoint, no network.
 Builds the transformer of a published checkpoint at its real size from its configuration, with random
 weights (time does not depend on their values) and random text embeddings of the right shape, and times
 whole denoising loops, expansions included, through the same engine that the jobs use. Per setting:
-seconds, saving over `fullres` in the same process, the token-step ideal (what the saving would be if a
-step cost the same per token on every grid; attention makes coarse steps cheaper than that), the share of
-that ideal reached, and memory. `tiny` runs the embedded model, which also fits a CPU.
+seconds, saving over `fullres` with as many steps in the same process, the ideal (what the saving would be
+if time followed the transformer's FLOPs, text and attention included), the share of that ideal reached, and
+memory. `tiny` runs the embedded model, which also fits a CPU.
 """
 
 from __future__ import annotations

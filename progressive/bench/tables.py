@@ -14,6 +14,7 @@ import torch
 from overtone.progressive.bench.cases import CASES, FULLRES, Case, chosen_settings, label
 from overtone.progressive.checkpoints import describe
 from overtone.progressive.compile import Compile
+from overtone.progressive.cost import step_cost
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.schedule import plan_sampling
 
@@ -38,9 +39,9 @@ class Measurement:
     saving_over_plain: float
     """Over the case's first `fullres`, per row: uncompiled and one row at a time, unless told otherwise."""
     ideal: float
-    """Full-resolution token-steps over the plan's."""
+    """FLOPs of as many steps at full resolution over the plan's, text and attention included."""
     share_of_ideal: float
-    """saving / ideal; above 1 where attention makes coarse steps cheaper than their tokens."""
+    """saving / ideal."""
     memory_gib: float
     """Most that the device held during the loop; on a CPU, the most that the process held so far."""
 
@@ -74,23 +75,26 @@ def _markdown(rows: list[list[str]]) -> str:
     )
 
 
-def expected(name: str, case: Case) -> list[tuple[str, str, str, float]]:
-    """(case, setting, steps @ grid, token-step ideal) of `fullres`, the published settings and `AUTO`, from
-    the model's schedule alone: no device, no weights."""
+def expected(name: str, case: Case) -> list[tuple[str, str, str, float, float]]:
+    """(case, setting, steps @ grid, cost in full-size steps, ideal saving) of `fullres`, the published
+    settings and `AUTO`, from the model's schedule and configuration alone: no device, no weights."""
     checkpoint = describe(case.model).with_scheduler(**case.scheduler)
     sigmas = checkpoint.sigmas(case.num_steps, case.height_px, case.width_px)
     rows = []
     for setting in (FULLRES, *chosen_settings(case)):
-        plan = plan_sampling(case.sampling(**setting), FAMILIES[checkpoint.family], sigmas)
-        rows.append((name, label(setting), plan.split, plan.saving))
+        sampling, family = case.sampling(**setting), FAMILIES[checkpoint.family]
+        cost = step_cost(checkpoint.transformer_class, checkpoint.transformer, family, sampling)
+        plan = plan_sampling(sampling, family, sigmas, step_cost=cost)
+        rows.append((name, label(setting), plan.split, plan.cost, plan.saving))
     return rows
 
 
 def expected_table(names: Sequence[str]) -> str:
     """What is known of the table of `measure` before anything is measured, in Markdown."""
-    rows = [["case", "setting", "steps @ grid", "ideal"]]
+    rows = [["case", "setting", "steps @ grid", "full-size steps", "ideal"]]
     for name in names:
-        rows += [[*known, f"{ideal:.2f}x"] for *known, ideal in expected(name, CASES[name])]
+        for case, setting, split, cost, ideal in expected(name, CASES[name]):
+            rows.append([case, setting, split, f"{cost:.1f}", f"{ideal:.2f}x"])
     return _markdown(rows)
 
 

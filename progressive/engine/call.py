@@ -19,6 +19,7 @@ from torch import Tensor
 from overtone.progressive import layouts, library
 from overtone.progressive.caches import row_by_row
 from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
+from overtone.progressive.cost import StepCost, step_cost
 from overtone.progressive.families import Family
 from overtone.progressive.schedule import grid_for, latent_frames, steps_of
 from overtone.progressive.settings import Sampling
@@ -88,6 +89,11 @@ class PipelineCall:
         """Steps of the full schedule: the settings' number, else the checkpoint's, else the family's."""
         published = PUBLISHED.get(library.source_of(self.pipe))
         return steps_of(sampling, self.family, published.default_steps if published else None)
+
+    def step_cost(self, sampling: Sampling) -> StepCost:
+        """What a step costs on any grid, as far as the transformer's class tells."""
+        transformer = self.transformer
+        return step_cost(type(transformer).__name__, transformer.config, self.family, sampling)
 
     def schedule(
         self, num_steps: int, height_px: int, width_px: int, num_frames: int | None, sampling: Sampling

@@ -114,6 +114,7 @@ class Engine:
             height_px=height_px,
             width_px=width_px,
             num_frames=num_frames,
+            step_cost=self.call.step_cost(sampling),
         )
         check_step_arguments(type(self.pipe).__name__, self.family, sampling, plan)
         return plan

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from overtone.progressive.cost import BY_TOKENS, StepCost
 from overtone.progressive.formulas import Grid, Spectrum, matched, rewind, side_ratio
 from overtone.progressive.schedule.ladders import (
     Cost,
@@ -93,6 +94,8 @@ class SamplingPlan:
     transform: Transform
     noise: Noise
     spectrum: Spectrum
+    step_cost: StepCost = BY_TOKENS
+    """What a step costs on each grid."""
 
     @property
     def steps(self) -> int:
@@ -110,9 +113,23 @@ class SamplingPlan:
         return self.stages[-1].tokens * self.steps
 
     @property
-    def saving(self) -> float:
-        """Full-resolution token-steps over this plan's: the saving if all tokens cost the same."""
+    def token_saving(self) -> float:
+        """Full-resolution token-steps over this plan's: the saving if all that a step costs were its image
+        tokens."""
         return self.fullres_token_steps / self.token_steps
+
+    @property
+    def cost(self) -> float:
+        """All steps together, in full-size steps of the same model: full resolution with as many steps costs
+        about as much."""
+        stages = [(stage.tokens, stage.steps) for stage in self.stages]
+        return self.step_cost.full_size_steps(stages, self.stages[-1].tokens)
+
+    @property
+    def saving(self) -> float:
+        """Cost of as many steps at full resolution, over this plan's. In FLOPs, unless `step_cost` counts
+        image tokens alone."""
+        return self.steps / self.cost
 
     @property
     def split(self) -> str:
@@ -140,6 +157,7 @@ class SamplingPlan:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, derived figures included."""
         plan = asdict(self)
+        del plan["step_cost"]
         for stage, shown in zip(self.stages, plan["stages"], strict=True):
             shown |= {
                 "steps": stage.steps,
@@ -154,7 +172,11 @@ class SamplingPlan:
             "steps": self.steps,
             "token_steps": self.token_steps,
             "fullres_token_steps": self.fullres_token_steps,
+            "cost": self.cost,
+            "cost_counts": self.step_cost.counts,
+            "text_tokens": self.step_cost.text_tokens,
             "saving": self.saving,
+            "token_saving": self.token_saving,
         }
 
 
@@ -167,12 +189,14 @@ def plan_sampling(
     width_px: int | None = None,
     num_frames: int | None = None,
     cost: Cost | None = None,
+    step_cost: StepCost = BY_TOKENS,
 ) -> SamplingPlan:
     """Stages of one sample.
 
     `sigmas` is the pipeline's own full-resolution schedule for this size: num_steps + 1 noise levels that
     never rise, the last 0. A size given here comes before the settings', which come before the family's.
     `cost` is used by `scales: auto` alone; a job leaves it out, so that workers and `overtone plan` agree.
+    `step_cost` decides nothing: it is what the plan's cost and saving are counted in.
     ValueError that names the value and the allowed range for whatever cannot be done.
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
@@ -231,6 +255,7 @@ def plan_sampling(
         transform=sampling.transform,
         noise=sampling.noise,
         spectrum=spectrum,
+        step_cost=step_cost,
     )
 
 
