@@ -18,6 +18,7 @@ from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.families import MEASURED_SPECTRA
+from overtone.progressive.presets import preset
 from overtone.progressive.schedule import SamplingPlan
 
 
@@ -58,6 +59,16 @@ class Preview:
     """Known: no two rows have one name."""
 
     @property
+    def preset_source(self) -> str | None:
+        """Where the preset's settings are from, and which of them the spec has otherwise; None: no preset."""
+        sampling = self.spec.sampling
+        if sampling.preset is None:
+            return None
+        chosen = preset(sampling.preset, self.checkpoint.family)
+        own = chosen.changed(sampling.model_dump())
+        return chosen.source + (f"; the spec itself says otherwise of {', '.join(own)}" if own else "")
+
+    @property
     def stand_in(self) -> bool:
         """Whether the transitions follow a spectrum that was fitted on another model's latents."""
         return self.spec.sampling.spectrum is None and self.checkpoint.family not in MEASURED_SPECTRA
@@ -76,6 +87,8 @@ class Preview:
             "job_token_steps": self.rows.token_steps
             if self.rows
             else self.job.num_rows * self.sampling.token_steps,
+            "preset": self.spec.sampling.preset,
+            "preset_source": self.preset_source,
             "stand_in_spectrum": self.stand_in,
             "row_ids_checked": self.named,
             "needs": self.needs.as_dict(),
@@ -91,6 +104,11 @@ class Preview:
             f"model {self.spec.model.id} ({self.checkpoint.family}), {plan.width_px}x{plan.height_px} px"
             + (f", {plan.num_frames} frames" if plan.num_frames else "")
             + f", {plan.mode}, delta {plan.delta:g}, {plan.num_steps} steps",
+            *(
+                []
+                if self.preset_source is None
+                else [f"preset {self.spec.sampling.preset}: {self.preset_source}"]
+            ),
             "",
             f"{'stage':>5}  {'grid':>9}  {'tokens':>8}  {'steps':>5}  {'sigma from':>10}  {'to':>6}",
         ]
@@ -134,7 +152,7 @@ class Preview:
 
 def _cost_lines(plan: SamplingPlan) -> list[str]:
     """What a row costs, and the plain setting that costs as much: who saves could also take fewer steps."""
-    counted = plan.step_cost.counts
+    counted: str = plan.step_cost.counts
     if counted == "FLOPs":
         counted += f", {plan.step_cost.text_tokens:,} tokens of text included"
     else:

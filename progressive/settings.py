@@ -5,12 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+PresetName = Literal["faithful", "balanced", "fast"]
 Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
 StepCache = Literal["none", "first_block", "taylorseer"]
+
+
+PRESET_FILLED = "preset_filled"
+"""Key of the validation's context: the preset's settings are among the others."""
 
 
 def _numbers(value: Any) -> Any:
@@ -23,6 +28,11 @@ class Sampling(BaseModel):
     """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    preset: PresetName | None = Field(default=None, exclude=True)
+    """Of a job spec alone: settings that go by a name, for those of `num_steps`, `delta` and the ladder that
+    the spec leaves out. `faithful` follows full resolution, `fast` is the cheapest to recommend; `overtone
+    plan` tells where they are from. The job is the one with the same values written out."""
 
     mode: Mode = "dct_rewind"
     """`fullres`: the plain pipeline. `dct`: coarse grids first, spectral expansion between them.
@@ -109,6 +119,15 @@ class Sampling(BaseModel):
     call_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More keyword arguments for the pipeline's call, as it documents them
     (`cfg_normalization`, `max_sequence_length`, ...)."""
+
+    @model_validator(mode="after")
+    def _preset_is_filled_in(self, info: ValidationInfo) -> Sampling:
+        if self.preset is not None and not (info.context or {}).get(PRESET_FILLED):
+            raise ValueError(
+                "preset is filled in where a job spec is read, which names the model; in a program, "
+                "give `**presets.preset(name, family).settings`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_ladder(self) -> Sampling:

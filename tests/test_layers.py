@@ -18,7 +18,7 @@ FORBIDDEN = {
     "jobs": {"overtone.cluster", "torch", "diffusers", "transformers", "ray", "click"},
     "cluster": set(),
 }
-LIGHT = {"settings", "schedule", "cost", "families", "checkpoints", "tiny", "formulas", "errors"}
+LIGHT = {"settings", "schedule", "cost", "presets", "families", "checkpoints", "tiny", "formulas", "errors"}
 """Parts of progressive without torch."""
 LARGEST = 320
 """Lines that a file may have."""

@@ -114,7 +114,7 @@ class Saving:
     """Denoising, with its expansions, compared with the same steps all on the full grid."""
 
     ideal: float
-    """Ratio of token-steps: the saving if every token cost the same."""
+    """Ratio of token-steps: the saving if all that a step costs were its image tokens."""
     measured: float
     """Ratio of seconds of the median batch, if all its steps took as long as its own on the full grid."""
     row_s: dict[What, float]

@@ -21,6 +21,8 @@ from overtone.jobs.spec.job import JobSpec
 from overtone.jobs.spec.messages import validation_messages
 from overtone.jobs.spec.yaml_lines import Document, parse
 from overtone.progressive.checkpoints import is_local_model, spectrum_profile
+from overtone.progressive.presets import preset_for
+from overtone.progressive.settings import PRESET_FILLED
 
 _SHORT = {"model": "id", "prompts": "path", "workers": "count", "output": "path", "shards": "rows"}
 _MAX_SPEC_BYTES = 4 * 1024**2
@@ -53,14 +55,20 @@ def with_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
     document = Document("the job's spec", spec.model_dump(mode="json"))
     for override in overrides:
         document.set(override, short=_SHORT, rivals=_RIVALS)
+    if (document.data.get("sampling") or {}).get("preset") is not None:
+        raise SpecError(
+            f"{document.where(('sampling', 'preset'))}: sampling.preset: this job has all its settings "
+            "already, and a preset fills in only what is unset; give num_steps, delta and levels or scales"
+        )
     return _checked(document, Path.cwd())
 
 
 def _checked(document: Document, folder: Path) -> JobSpec:
     data = {key: value for key, value in document.data.items() if value is not None}
     _read_spectrum(data, document, folder)
+    _fill_preset(data, document, folder)
     try:
-        spec = JobSpec.model_validate(data)
+        spec = JobSpec.model_validate(data, context={PRESET_FILLED: True})
     except ValidationError as error:
         raise SpecError("\n".join(validation_messages(error, document, JobSpec))) from None
     return _placed(spec, document, folder)
@@ -78,6 +86,27 @@ def _read_spectrum(data: dict[str, Any], document: Document, folder: Path) -> No
     except (OSError, ValueError) as error:
         raise SpecError(f"{where}: sampling.spectrum: {error}") from None
     data["sampling"] = sampling | {"spectrum": [profile.amplitude, profile.beta]}
+
+
+def _fill_preset(data: dict[str, Any], document: Document, folder: Path) -> None:
+    """Adds a preset's settings to those that the spec has, which come first."""
+    sampling, model = data.get("sampling"), data.get("model")
+    name = sampling.get("preset") if isinstance(sampling, dict) else None
+    if name is None:
+        return
+    assert isinstance(sampling, dict)
+    section = model if isinstance(model, dict) else {"id": model}
+    where = document.where(("sampling", "preset"))
+    try:
+        family = section.get("family") or "auto"
+        id = section.get("id")
+        if not isinstance(id, str):
+            return  # which is told better where the model is checked
+        if is_local_model(id):
+            id = _absolute(id, Path.cwd() if document.where(("model", "id")).startswith("--set") else folder)
+        data["sampling"] = preset_for(name, id, family).filled(sampling)
+    except ValueError as error:
+        raise SpecError(f"{where}: sampling.preset: {error}") from None
 
 
 def _text_of(path: Path) -> str:
