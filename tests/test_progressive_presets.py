@@ -47,7 +47,7 @@ def written(tmp_path):
 
 @pytest.mark.parametrize("family", sorted(PRESETS))
 def test_each_costs_less_than_the_one_before(family):
-    """In full-size steps, and every one of them less than its own steps at full resolution."""
+    """In full-size steps, and all but plain full resolution less than their own steps."""
     assert set(PRESETS[family]) == set(get_args(PresetName))
     checkpoint = describe(MODELS[family])
     costs = []
@@ -57,7 +57,7 @@ def test_each_costs_less_than_the_one_before(family):
         cost = step_cost(checkpoint.transformer_class, checkpoint.transformer, FAMILIES[family], sampling)
         sigmas = checkpoint.sigmas(sampling.num_steps, *size)
         made = plan_sampling(sampling, FAMILIES[family], sigmas, step_cost=cost)
-        assert made.cost < made.steps
+        assert made.cost < made.steps or len(made.stages) == 1
         costs.append(made.cost)
     assert costs == sorted(costs, reverse=True)
     assert costs[2] < costs[1] < costs[0]
