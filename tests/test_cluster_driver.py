@@ -294,7 +294,7 @@ def test_what_does_not_lie_in_the_store_at_the_end_is_not_done(tmp_path):
 
     summary = run_job(spec, engine_factory=Fakes(0.05), on_event=lose)
     assert (summary.exit_code, summary.shards_done, summary.rows) == (3, 3, 15)
-    assert "1 parts that workers reported are not in" in summary.text()
+    assert "1 part that workers reported is not in" in summary.text()
     assert "(shards 0)" in summary.text()
     again = run_job(spec, engine_factory=Fakes())
     assert (again.exit_code, again.shards_done, again.rows) == (0, 4, 5)

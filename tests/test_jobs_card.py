@@ -180,6 +180,24 @@ def test_the_card_of_tars_tells_how_to_read_them(tmp_path, monkeypatch):
     assert found["row"]["latents.npy"].shape == (4, 2, 2)
 
 
+def test_the_card_names_all_of_an_adapter_and_the_weights(tmp_path):
+    store, spec, plan = finished(tmp_path)
+    loras = [
+        {"id": "org/a", "transformer": "both"},
+        {"id": "org/b", "transformer": "transformer_2", "weight_name": "low.safetensors", "scale": 0.5},
+        {"id": "org/c", "revision": "v1"},
+    ]
+    model = {"id": "org/model", "variant": "fp16", "loras": loras}
+    text = card(spec.model_validate(spec.model_dump() | {"model": model}), plan, contents(store, plan))
+    assert "| variant | `fp16` |" in text
+    adapters = (
+        "`org/a` at 1 in both transformers",
+        "`org/b` (`low.safetensors`) at 0.5 in `transformer_2`",
+        "`org/c` of revision `v1` at 1",
+    )
+    assert f"| adapters | {', '.join(adapters)} |" in text
+
+
 @pytest.mark.parametrize(
     ("model", "licence"),
     [

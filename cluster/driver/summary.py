@@ -18,7 +18,7 @@ from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import rejects_by_class
 from overtone.jobs.store import Store
-from overtone.jobs.words import duration, one_line
+from overtone.jobs.words import counted, duration, one_line
 
 SHEET = "contact-sheet.png"
 SHEET_PICTURES = 48
@@ -126,11 +126,11 @@ class Summary:
         return "\n".join(lines)
 
     def _headline(self) -> str:
-        shards = f"{self.shards_done:,} of {self.shards_total:,} shards"
+        shards = f"{self.shards_done:,} of {counted(self.shards_total, 'shard')}"
         if self.nothing_to_do:
-            return f"{self.name}: nothing to do, all {self.shards_total:,} shards are done"
+            return f"{self.name}: nothing to do, {shards} done"
         rate = f", {self.rows / self.seconds:.3g} rows/s" if self.seconds > 0 and self.rows else ""
-        return f"{self.name}: {self.rows:,} rows in {duration(self.seconds)}{rate}; {shards} done"
+        return f"{self.name}: {counted(self.rows, 'row')} in {duration(self.seconds)}{rate}; {shards} done"
 
 
 def conclude(
@@ -179,7 +179,8 @@ def _absent(shards: Sequence[int], store: Store) -> str:
         len(shards) > _SHOWN_SHARDS
     )
     return (
-        f"{len(shards):,} parts that workers reported are not in {store.url}/data/ (shards {shown}): "
+        f"{counted(len(shards), 'part')} that workers reported {'is' if len(shards) == 1 else 'are'} not in "
+        f"{store.url}/data/ (shards {shown}): "
         "somebody removed them, or a node writes to a folder of its own under that path"
     )
 
