@@ -340,7 +340,7 @@ def test_a_retry_makes_what_can_be_made_and_forgives_deaths(tmp_path):
     summary = retry_job(spec.output.path, ["workers.count=1"], engine_factory=Fakes())
     assert summary.exit_code == 0  # two of three are rejected again, and that is no reason to stop
     assert (summary.rows, summary.rejects, summary.shards_done, summary.shards_total) == (1, 2, 3, 3)
-    assert "retry 1: 1 rows in" in summary.text()
+    assert "retry 1: 1 row in" in summary.text()
     assert sorted(row["row_id"] for row in table(tmp_path / "out", "rejects")) == ["r008", "r017"]
     assert Counter(row["row_id"] for row in table(tmp_path / "out")) == Counter(
         f"r{k:03}" for k in range(20) if k not in (8, 17)

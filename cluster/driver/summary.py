@@ -145,6 +145,7 @@ def conclude(
     """The end of a run, whatever the store says. What is done is what lies there now, not what workers said.
     Where all parts are there, their derived tables and the card are completed; a local output also gets a
     sheet of its first pictures."""
+    silent = False
     try:
         absent = tally.found(folder.finished(work))
         if absent:
@@ -158,12 +159,13 @@ def conclude(
                 )
     except (StoreError, VerifyError) as error:
         ending.fail(f"the end of the job could not be seen to: {error}")
+        silent = isinstance(error, StoreError)
     if ending.error is None:
         ending.add_extra(CARD, lambda: write_card(folder.store, spec, job_plan))
         if not folder.store.url.startswith("s3://"):
             ending.add_extra(SHEET, lambda: _write_sheet(folder.store))
     return replace(
-        summary_of(spec, job_plan, work, folder.store, began, done=len(tally.finished)),
+        summary_of(spec, job_plan, work, folder.store, began, done=len(tally.finished), silent=silent),
         rows=tally.rows,
         rejects=tally.rejects,
         reasons=tuple(sorted(tally.reasons.items())),
@@ -192,14 +194,22 @@ def _write_sheet(store: Store) -> None:
 
 
 def summary_of(
-    spec: JobSpec, job_plan: JobPlan, work: Work, store: Store, began: float, *, done: int
+    spec: JobSpec,
+    job_plan: JobPlan,
+    work: Work,
+    store: Store,
+    began: float,
+    *,
+    done: int,
+    silent: bool = False,
 ) -> Summary:
     """The summary of a run that made nothing: what holds for any end. A store that is silent about the rest
-    leaves it out."""
+    leaves it out, and one that is known to be `silent` is not asked."""
     sheet, rejected = None, {}
     with suppress(StoreError, VerifyError):
-        sheet = short(store.where(SHEET)) if store.head(SHEET) is not None else None
-        rejected = rejects_by_class(store, job_plan.num_shards)
+        if not silent:
+            sheet = short(store.where(SHEET)) if store.head(SHEET) is not None else None
+            rejected = rejects_by_class(store, job_plan.num_shards)
     config = store.config
     places = (("endpoint-url", config.endpoint_url), ("region", config.region))
     return Summary(
