@@ -134,6 +134,7 @@ def _settings(spec: JobSpec, contents: Contents) -> str:
     lines = {
         "model": code(model.id),
         "revision": code(model.revision) if model.revision else "none given: the newest at the time",
+        "commit": ", ".join(code(commit) for commit in contents.commits if commit != model.revision),
         "variant": code(model.variant) if model.variant else "",
         "adapters": ", ".join(map(_adapter, model.loras)),
         "size": f"{size}, where a row does not say otherwise",
