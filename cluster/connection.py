@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ _ANSWER_WITHIN_S = 2.0
 _LONGEST_FOLDER = 40
 """Bytes of the folder that Ray's sockets can lie under: their names are long, and 107 bytes are all that a
 socket's path may have."""
+_LEAST_FREE_BYTES = 2**20
+"""Of the disk with that folder: its logs alone soon have more."""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """How a client of HTTP/2, on which gRPC runs, begins; a server answers at once."""
@@ -84,6 +87,8 @@ class Connection:
             if len(os.fsencode(os.path.join(usual, "ray"))) > _LONGEST_FOLDER:
                 usual = "/tmp"
                 self._folder = tempfile.mkdtemp(prefix="ray-", dir=usual)
+            if (free := _free_bytes(usual)) < _LEAST_FREE_BYTES:  # Ray would find out in half a minute
+                raise OSError(f"its disk is full, {free:,} bytes are free")
             ray.init(
                 address="local",
                 # A number of workers that the user wrote down is taken at its word, whatever the machine has.
@@ -164,6 +169,12 @@ class Connection:
 
             return set(state.get_draining_nodes())
         return set()
+
+
+def _free_bytes(folder: str) -> int:
+    """Of the disk of a folder, which need not be there yet."""
+    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _join(address: str, within_s: float) -> str:

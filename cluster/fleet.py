@@ -249,7 +249,7 @@ class Fleet:
             or (member.node is not None and member.node not in self.connection.alive())
         )
         name = "WorkerDied" if isinstance(error, RayActorError) else type(error).__name__
-        squeezed = isinstance(error, OutOfMemoryError) and not _held_most(str(error), member.pid)
+        squeezed = isinstance(error, OutOfMemoryError) and not held_most(str(error), member.pid)
         return WorkerDied(member.id, _reason(error), name, preempted=bool(gone), squeezed=squeezed)
 
     def _leaving(self) -> list[Event]:
@@ -265,7 +265,7 @@ class Fleet:
         return [WorkerDraining(member.id) for member in leaving]
 
 
-def _held_most(text: str, pid: int | None) -> bool:
+def held_most(text: str, pid: int | None) -> bool:
     """Whether a process that Ray killed for its memory held most of what was in use on its node, as Ray's
     text has it; also where that does not say."""
     of_node = re.search(r"was ([\d.]+)GB used", text)

@@ -4,15 +4,13 @@ Knows no files and no names of columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-INTERVAL = {b"overtone:parquet_type": b"INTERVAL"}
-"""Metadata of a field of 12 bytes that is an INTERVAL in Parquet, which Arrow reads so and cannot write."""
 _FAILURES = (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError, RecursionError)
 
 
@@ -30,7 +28,7 @@ def plain(type: pa.DataType) -> pa.DataType:
         return _plain_extension(type)
     if not pa.types.is_nested(type) or pa.types.is_union(type):
         return type
-    return _nested(type, [field.with_type(plain(field.type)) for field in _fields(type)])
+    return with_inner_fields(type, [field.with_type(plain(field.type)) for field in inner_fields(type)])
 
 
 def plain_table(table: pa.Table) -> pa.Table:
@@ -47,9 +45,10 @@ def merged(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     """The type that holds the values of both, at any depth; None: there is none.
 
     Null gives way to any type, whole numbers to fractions, categories to their values, a time zone to UTC
-    where there are two, and of two structs the fields come together.
+    where there are two, and of two structs the fields come together. What fields within them say beside
+    their types stays where both say it.
     """
-    if a.equals(b) or pa.types.is_null(b):
+    if a.equals(b, check_metadata=pa.types.is_nested(a)) or pa.types.is_null(b):
         return a
     if pa.types.is_null(a):
         return b
@@ -124,8 +123,35 @@ def contains(type: pa.DataType, check: Any) -> bool:
         return True
     if isinstance(type, pa.BaseExtensionType):
         return contains(type.storage_type, check)
-    inner = _fields(type) if pa.types.is_nested(type) else ()
-    return any(contains(field.type, check) for field in inner)
+    return any(contains(field.type, check) for field in inner_fields(type))
+
+
+def inner_fields(type: pa.DataType) -> list[pa.Field]:
+    """The fields of a struct, the one of a list's elements, a map's keys and items, in the order in which a
+    file has them; of an extension type its storage's; none of what is not nested."""
+    type = _storage(type)
+    if pa.types.is_map(type):
+        return [type.key_field, type.item_field]
+    return [type.field(i) for i in range(type.num_fields)] if pa.types.is_nested(type) else []
+
+
+def leaves(fields: Iterable[pa.Field]) -> Iterator[pa.Field]:
+    """The fields without inner ones, each a column of a Parquet file, in the order of the file."""
+    for field in fields:
+        inner = inner_fields(field.type)
+        yield from leaves(inner) if inner else [field]
+
+
+def with_inner_fields(type: pa.DataType, fields: Sequence[pa.Field]) -> pa.DataType:
+    """A nested type with other fields, and without views."""
+    if pa.types.is_struct(type):
+        return pa.struct(fields)
+    if pa.types.is_map(type):
+        return pa.map_(*fields, keys_sorted=type.keys_sorted)
+    if pa.types.is_fixed_size_list(type):
+        return pa.list_(fields[0], type.list_size)
+    large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
+    return pa.large_list(fields[0]) if large else pa.list_(fields[0])
 
 
 def _cast(array: pa.Array, type: pa.DataType) -> pa.Array:
@@ -140,14 +166,6 @@ def _cast(array: pa.Array, type: pa.DataType) -> pa.Array:
     if pa.types.is_dictionary(array.type) and not array.type.equals(type):
         array = array.dictionary_decode()
     return array.cast(type)
-
-
-def list_offsets(lists: pa.Array) -> pa.Array:
-    """Where each list begins in the flattened lists; null: there is none."""
-    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    none = np.append(lists.is_null().to_numpy(zero_copy_only=False), False)
-    return pa.array(ends, pa.int64(), mask=none)
 
 
 def _is_list_view(type: pa.DataType) -> bool:
@@ -181,12 +199,21 @@ def _rebuilt(array: pa.Array) -> pa.Array:
     large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
     kind, inner = (pa.LargeListArray if large else pa.ListArray), _rebuilt(array.values)
     if not _is_list_view(type):
-        return kind.from_arrays(
-            pc.add(array.offsets, 0), inner, mask=none
-        )  # `add` copies: no slice has a mask
-    starts, sizes = (numbers.cast(pa.int64()) for numbers in (array.offsets, array.sizes))
-    views = pa.LargeListViewArray.from_arrays(starts, sizes, inner, mask=none)
-    return kind.from_arrays(list_offsets(views).cast(starts.type if large else pa.int32()), views.flatten())
+        offsets = pc.add(array.offsets, 0)  # a copy: no slice has a mask
+        return kind.from_arrays(offsets, inner, mask=none)
+    starts, sizes = (numbers.to_numpy().astype(np.int64) for numbers in (array.offsets, array.sizes))
+    sizes[none.to_numpy(zero_copy_only=False)] = 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int64() if large else pa.int32())
+    return kind.from_arrays(offsets, _viewed(inner, starts, sizes), mask=none)
+
+
+def _viewed(values: pa.Array, starts: np.ndarray, sizes: np.ndarray) -> pa.Array:
+    """The values that views show, one view after the other. Arrow's `take` does not know all types."""
+    starts, ends = starts[sizes > 0], (starts + sizes)[sizes > 0]
+    breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1
+    runs = zip(np.split(starts, breaks), np.split(ends, breaks), strict=True)
+    pieces = [values.slice(first[0], last[-1] - first[0]) for first, last in runs if len(first)]
+    return pa.concat_arrays(pieces) if pieces else values.slice(0, 0)
 
 
 def _plain_extension(type: pa.DataType) -> pa.DataType:
@@ -206,24 +233,6 @@ def _storage(type: pa.DataType) -> pa.DataType:
 
 def _is_list(type: pa.DataType) -> bool:
     return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
-
-
-def _fields(type: pa.DataType) -> Iterable[pa.Field]:
-    if pa.types.is_map(type):
-        return [type.key_field, type.item_field]
-    return [type.field(i) for i in range(type.num_fields)]
-
-
-def _nested(type: pa.DataType, fields: Sequence[pa.Field]) -> pa.DataType:
-    """A nested type with other fields, and without views."""
-    if pa.types.is_struct(type):
-        return pa.struct(fields)
-    if pa.types.is_map(type):
-        return pa.map_(*fields, keys_sorted=type.keys_sorted)
-    if pa.types.is_fixed_size_list(type):
-        return pa.list_(fields[0], type.list_size)
-    large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
-    return pa.large_list(fields[0]) if large else pa.list_(fields[0])
 
 
 def _merged_structs(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:

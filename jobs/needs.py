@@ -19,12 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from overtone.jobs.errors import FingerprintMismatch, SpecError, StoreError, UserError
+from overtone.jobs.errors import SpecError, StoreError, UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan
 from overtone.jobs.spec import JobSpec, is_url
 from overtone.jobs.store import Store, open_store, probed
-from overtone.progressive.checkpoints import Checkpoint, is_local_model
+from overtone.jobs.words import counted
+from overtone.progressive.checkpoints import Checkpoint, is_local_model, without_weights
 from overtone.progressive.families import FAMILIES, Family
 from overtone.progressive.schedule import grid_for, latent_frames, size_of
 
@@ -49,7 +50,7 @@ rounded. They size pods: a tenth more or less does not matter."""
 UNKNOWN_PARAMETERS_B = 20.0
 _GIB = 2**30
 NEW = "new"
-"""`Needs.state` where nothing is there yet."""
+"""`Needs.state` where nothing is there yet, or nothing that stays."""
 
 _PICTURE_BYTES = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}
 """Of a pixel of a photograph; a lossless webp is a little smaller than a png, a drawing far smaller."""
@@ -61,12 +62,14 @@ def needs_of(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> Needs:
     """What the job needs, at the job's own size.
 
     UserError where `run` would refuse the output's place, which cannot be written or holds another job, or
-    where an adapter is missing. A store that does not answer, and a package that is not here, are notes, for
-    the machine that plans may not be one that runs.
+    where an adapter or the weights of `model.variant` are missing. A store that does not answer, and a
+    package that is not here, are notes, for the machine that plans may not be one that runs.
     """
     for lora in spec.model.loras:
         if is_local_model(lora.id) and not Path(lora.id).exists():
             raise SpecError(f"model.loras: there is no file or folder {lora.id}")
+    if is_local_model(spec.model.id) and (why := without_weights(spec.model.id, spec.model.variant)):
+        raise SpecError(f"model.variant: {why}")
     family = FAMILIES[checkpoint.family]
     weights, known = weights_gib(spec)
     sample_bytes = _sample_bytes(spec, checkpoint, family)
@@ -74,9 +77,11 @@ def needs_of(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> Needs:
     local = None if is_url(store.url) else Path(store.url)
     if local is not None:
         _check_folder(local)
+    state, replaces = _state(store, job_plan)
     return Needs(
         output=store.url,
-        state=_state(store, job_plan),
+        state=state,
+        replaces=replaces,
         weights_gib=weights if known else None,
         offloads=spec.model.offload != "none",
         size_bytes=round(job_plan.num_rows * sample_bytes),
@@ -147,23 +152,20 @@ def _store(spec: JobSpec) -> Store:
     )
 
 
-def _state(store: Store, job_plan: JobPlan) -> str:
-    """What is in the output's place. FingerprintMismatch where it is another job's."""
+def _state(store: Store, job_plan: JobPlan) -> tuple[str, bool]:
+    """(what is in the output's place, whether that is a job that gives way). FingerprintMismatch where it is
+    another job's."""
     folder = JobFolder(store)
     try:
         if not folder.exists():
-            return NEW
-        try:
-            folder.check(job_plan)
-        except FingerprintMismatch:
-            if any(True for prefix in ("data/", "rejects/") for _ in store.list(prefix)):
-                raise
-            return "holds another job that has made nothing yet; it is replaced if nobody works at it"
-        return (
-            f"holds this job, {len(folder.finished()):,} of {job_plan.num_shards:,} shards done; run goes on"
-        )
+            return NEW, False
+        if folder.gives_way_to(job_plan):
+            return NEW, True
+        folder.check(job_plan)
+        done = f"{len(folder.finished()):,} of {counted(job_plan.num_shards, 'shard')} done"
+        return f"holds this job, {done}; run goes on", False
     except StoreError as error:
-        return f"could not be looked at: {error}"
+        return f"could not be looked at: {error}", False
 
 
 def _check_folder(path: Path) -> None:
@@ -206,6 +208,8 @@ class Needs:
     output: str
     state: str
     """What is in the output's place already."""
+    replaces: bool
+    """Another job is there, which has made nothing and gives way to this one."""
     weights_gib: float | None
     """Of one worker's model; None: the model is in no table here."""
     offloads: bool
@@ -241,8 +245,9 @@ class Needs:
                 f"{self.weights_gib:.1f} GiB of weights a worker in {where}, and what a batch needs; "
                 f"about {1.25 * self.weights_gib + 3:.0f} GiB of main memory"
             )
+        replaces = "; another job there has made nothing yet and is replaced" if self.replaces else ""
         return [
-            f"output      {self.output} ({self.state})",
+            f"output      {self.output} ({self.state}{replaces})",
             f"disk        about {_size(self.size_bytes)} as {self.encoded}{free}",
             f"memory      {memory}",
             "time, cost  depend on the device: `overtone estimate SPEC --price ...` times a few rows",

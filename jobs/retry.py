@@ -29,6 +29,7 @@ from overtone.jobs.rows import Reject
 from overtone.jobs.spec import JobSpec, with_overrides
 from overtone.jobs.store import Store, open_store
 from overtone.jobs.tables import read_all
+from overtone.jobs.words import counted
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def find_rejects(folder: JobFolder, spec: JobSpec, job_plan: JobPlan) -> Rejects
     done = len(folder.finished())
     if done < job_plan.num_shards:
         raise UserError(
-            f"{folder.store.url} has {done:,} of {job_plan.num_shards:,} shards: finish the job first, by "
-            "running it again"
+            f"{folder.store.url} has {done:,} of {counted(job_plan.num_shards, 'shard')}: finish the job "
+            "first, by running it again"
         )
     unfinished = folder.unfinished_retry()
     if unfinished is not None:

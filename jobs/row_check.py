@@ -22,6 +22,7 @@ from overtone.jobs.plan import JobPlan, Shard
 from overtone.jobs.prompts import ShardRows, check_row_ids, in_threads, read_shard
 from overtone.jobs.sampling import sampling_plan
 from overtone.jobs.spec import JobSpec
+from overtone.jobs.words import counted
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.schedule import SamplingPlan
 
@@ -180,7 +181,7 @@ class RowCheck:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        found = f"{self.samples:,} samples to make, {self.rejects:,} rejects, no name twice"
+        found = f"{counted(self.samples, 'sample')} to make, {counted(self.rejects, 'reject')}, no name twice"
         lines = [f"every row was read: {found}"]
         for share in self.sizes[:_SHOWN]:
             stages = share.sampling

@@ -18,9 +18,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
-def counted(count: int, thing: str) -> str:
-    """`1 row`, `2 rows`, `1,000 rows`."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+def counted(count: int, thing: str, things: str | None = None) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`; `things` is the plural where it is not made by an s."""
+    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
 
 
 def one_line(text: object, limit: int | None = None) -> str:

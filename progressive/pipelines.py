@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
+from overtone.progressive.checkpoints import without_weights
 from overtone.progressive.families import FAMILIES, Family, conditioned, family_name
 from overtone.progressive.tiny import FOLDER
 
@@ -61,20 +61,17 @@ def load(
         raise ValueError(f"{model_id}: {why}")
     # A part that the folder leaves out, whether the class calls it optional or not.
     left_out = [name for name, part in index.items() if isinstance(part, list | tuple) and part[:1] == [None]]
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            **which,
-            **({"variant": variant} if variant else {}),
-            **dict.fromkeys(left_out),
-        )
-    except OSError as error:
-        if variant is None and (found := _variants(Path(source))):
-            raise ValueError(f"{model_id} has weights of the variant {found} alone; set `variant`") from error
-        raise
+    if why := without_weights(source, variant):
+        raise ValueError(why)
+    pipe = DiffusionPipeline.from_pretrained(
+        source,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **which,
+        **({"variant": variant} if variant else {}),
+        **dict.fromkeys(left_out),
+    )
     load_adapters(pipe, loras)
     if family not in (None, "auto"):
         setattr(pipe, _FAMILY, family)
@@ -86,13 +83,6 @@ def load(
     pipe.to(device)
     quantize_blocks(pipe, quantize)
     return pipe
-
-
-def _variants(folder: Path) -> str:
-    """The variants of the weights in a folder of this machine, such as `fp16`."""
-    named = re.compile(r"[^.]+\.([A-Za-z0-9_]+?)(?:-\d+-of-\d+)?\.safetensors$")
-    found = {match[1] for path in folder.glob("*/*.safetensors") if (match := named.match(path.name))}
-    return ", ".join(sorted(found))
 
 
 def load_adapters(pipe: Any, loras: Sequence[Any]) -> None:

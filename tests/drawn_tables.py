@@ -149,6 +149,7 @@ _EXTENSIONS = st.sampled_from(
         ),
         *(pa.fixed_shape_tensor(pa.int16(), (2, 2)), pa.fixed_shape_tensor(pa.float32(), (1, 2, 2))),
         pa.fixed_shape_tensor(pa.float64(), (2, 1), permutation=[1, 0]),
+        pa.fixed_shape_tensor(pa.int8(), (2, 1, 3), permutation=[2, 0, 1]),
         pa.fixed_shape_tensor(pa.uint8(), (1, 2), dim_names=["y", "x"]),
     )
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from fake_engine import FakeEngine
+from foreground import interruptible
+from s3_server import KEYS
 
 from overtone.cluster.cli import main
 from overtone.cluster.cli.saving import save
@@ -274,6 +279,33 @@ def test_a_shell_accepts_the_line_of_the_help(tmp_path):
     script = f"PATH={tmp_path}:$PATH; {line.strip()}; complete -p overtone"
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert shown.stdout.strip().endswith("-F _overtone_completion overtone"), shown.stderr
+
+
+def test_ctrl_c_ends_a_command_that_only_looks_with_130():
+    """While it waits for a store that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "overtone.cluster.cli",
+                "status",
+                "s3://bucket/x",
+                "--endpoint-url",
+                address,
+            ],
+            env={**os.environ, **KEYS},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=interruptible,
+        )
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "overtone: interrupted\n")
 
 
 def test_a_bad_output_path_is_a_mistake_and_no_early_end(spec_path, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 
 import pytest
@@ -55,9 +56,21 @@ def test_something_that_takes_the_connection_and_is_no_cluster(spec):
 
 
 def test_a_folder_that_ray_cannot_use_is_named(spec, monkeypatch):
-    """No folder can be made there, not even by root."""
+    """No folder can be made there, not even by root. Where its path is longer, Ray gets another folder."""
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+        monkeypatch.setenv("RAY_TMPDIR", file.name)
+        said = refusal(spec, None, 60.0)
+        assert said.startswith(f"Ray cannot start on this machine with its files in {file.name}: ")
+        assert "RAY_TMPDIR" in said
+        assert os.environ["RAY_TMPDIR"] == file.name
+
+
+def test_a_full_disk_under_rays_folder_is_named_at_once(spec, monkeypatch):
+    """That of the kernel's own files has never any room."""
     monkeypatch.setenv("RAY_TMPDIR", "/proc")
-    said = refusal(spec, None, 60.0)
-    assert said.startswith("Ray cannot start on this machine with its files in /proc: ")
-    assert "RAY_TMPDIR" in said
-    assert os.environ["RAY_TMPDIR"] == "/proc"
+    with pytest.raises(UserError) as caught:
+        Connection(spec)
+    assert str(caught.value).startswith(
+        "Ray cannot start on this machine with its files in /proc: its disk is full, 0 bytes are free; free "
+    )
+    assert caught.value.exit_code == 2

@@ -294,7 +294,7 @@ def test_what_does_not_lie_in_the_store_at_the_end_is_not_done(tmp_path):
 
     summary = run_job(spec, engine_factory=Fakes(0.05), on_event=lose)
     assert (summary.exit_code, summary.shards_done, summary.rows) == (3, 3, 15)
-    assert "1 parts that workers reported are not in" in summary.text()
+    assert "1 part that workers reported is not in" in summary.text()
     assert "(shards 0)" in summary.text()
     again = run_job(spec, engine_factory=Fakes())
     assert (again.exit_code, again.shards_done, again.rows) == (0, 4, 5)
@@ -340,7 +340,7 @@ def test_a_retry_makes_what_can_be_made_and_forgives_deaths(tmp_path):
     summary = retry_job(spec.output.path, ["workers.count=1"], engine_factory=Fakes())
     assert summary.exit_code == 0  # two of three are rejected again, and that is no reason to stop
     assert (summary.rows, summary.rejects, summary.shards_done, summary.shards_total) == (1, 2, 3, 3)
-    assert "retry 1: 1 rows in" in summary.text()
+    assert "retry 1: 1 row in" in summary.text()
     assert sorted(row["row_id"] for row in table(tmp_path / "out", "rejects")) == ["r008", "r017"]
     assert Counter(row["row_id"] for row in table(tmp_path / "out")) == Counter(
         f"r{k:03}" for k in range(20) if k not in (8, 17)

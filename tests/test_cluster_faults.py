@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from overtone.cluster.faults import STARTING, TABLE, Failure, Verdict, first_line, verdict_for
+from overtone.cluster.fleet import held_most
 from overtone.jobs.errors import RowError, SizeError, SpecError, StaleDriver, StoreConflict, StoreError
 
 
@@ -87,3 +88,16 @@ def test_messages_are_one_line_and_bounded():
     assert first_line(RuntimeError()) == "RuntimeError"
     assert first_line(RuntimeError("a\n\tb")) == "a b"
     assert len(first_line(RuntimeError("x" * 5000), limit=100)) == 100
+
+
+@pytest.mark.parametrize(
+    ("own", "blamed"),
+    [("pid=17, actual memory used=50.20GB", True), ("pid=17, actual memory used=5.20GB", False), ("", True)],
+)
+def test_who_dies_for_memory_that_others_hold_is_not_to_blame(own, blamed):
+    """In the words in which Ray tells it; they may not say whose the memory was."""
+    text = (
+        "Memory on the node (IP: 10.0.0.1, ID: ab) was 61.03GB used / 64.00GB limit (0.953), which exceeds "
+        f"the threshold. Workers killed: (Actor: {own or 'pid=18, actual memory used=1.0GB'}, worker ID=cd)"
+    )
+    assert held_most(text, 17) is blamed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -178,6 +179,41 @@ def test_the_card_of_tars_tells_how_to_read_them(tmp_path, monkeypatch):
     found: dict = {}
     exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1], found)
     assert found["row"]["latents.npy"].shape == (4, 2, 2)
+
+
+def test_the_commits_that_were_loaded_are_in_the_parts_and_on_the_card(tmp_path):
+    store, spec, plan = finished(tmp_path, prompt_table(4), bad=())
+    assert contents(store, plan).commits == ()
+    read = read_shard(spec, plan.files[0], 0, 4)
+    facts = AttemptFacts("x", "w0", "cpu", model_commit="ab" * 20)
+    part = build_part(
+        spec, plan, plan.shard(0), attempt=facts, made=[], rejects=[], passthrough=read.passthrough,
+        first_row=0, timings=[],
+    )  # fmt: skip
+    store.put(part.key, part.data)
+    held = contents(store, plan)
+    assert held.commits == ("ab" * 20,)
+    assert f"| commit | `{'ab' * 20}` |" in card(spec, plan, held)
+
+
+def test_the_card_names_all_of_an_adapter_and_the_weights(tmp_path):
+    store, spec, plan = finished(tmp_path)
+    loras = [
+        {"id": "org/a", "transformer": "both"},
+        {"id": "org/b", "transformer": "transformer_2", "weight_name": "low.safetensors", "scale": 0.5},
+        {"id": "org/c", "revision": "v1"},
+    ]
+    model = {"id": "org/model", "variant": "fp16", "loras": loras}
+    held = replace(contents(store, plan), commits=("abc", "def"))
+    text = card(spec.model_validate(spec.model_dump() | {"model": model}), plan, held)
+    assert "| commit | `abc`, `def` |" in text
+    assert "| variant | `fp16` |" in text
+    adapters = (
+        "`org/a` at 1 in both transformers",
+        "`org/b` (`low.safetensors`) at 0.5 in `transformer_2`",
+        "`org/c` of revision `v1` at 1",
+    )
+    assert f"| adapters | {', '.join(adapters)} |" in text
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import FingerprintMismatch, StoreError, UserError, VerifyError
 from overtone.jobs.folder import JobFolder
+from overtone.jobs.needs import needs_of
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import expected_row_ids
 from overtone.jobs.rows import Quarantined
+from overtone.jobs.sampling import checkpoint_of
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import status
 from overtone.jobs.store import Store, open_store
@@ -268,6 +270,8 @@ def test_a_job_that_made_nothing_gives_way_to_another(job):
     other = spec.model_copy(update={"seed": 8})
     folder = JobFolder(store)
     assert folder.gives_way_to(make_plan(other))
+    needs = needs_of(other, make_plan(other), checkpoint_of(other))
+    assert (needs.state, needs.replaces) == ("new", True)
     assert folder.open(other, make_plan(other), replace=True) is False
     kept, kept_plan = JobFolder(store).load()
     assert (kept.seed, kept_plan.fingerprint) == (8, make_plan(other).fingerprint)
@@ -293,6 +297,8 @@ def test_a_job_that_made_something_or_may_be_at_work_does_not(job, left):
     other = spec.model_copy(update={"seed": 8})
     with pytest.raises(FingerprintMismatch, match="seed was"):
         folder.open(other, make_plan(other), replace=True)
+    with pytest.raises(FingerprintMismatch, match="seed was"):
+        needs_of(other, make_plan(other), checkpoint_of(other))  # as `plan` asks
     assert JobFolder(store).load()[0].seed == spec.seed
 
 

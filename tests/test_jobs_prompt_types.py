@@ -19,11 +19,13 @@ from small_jobs import finish, prompt_table, small_job, small_part
 
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.folder import JobFolder
+from overtone.jobs.intervals import interval_leaves
 from overtone.jobs.parts import Made, part_schema, rows_table
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import check_row_ids, read_shard
 from overtone.jobs.prompts import values as prompt_values
 from overtone.jobs.prompts.input_file import server_of, style_of
+from overtone.jobs.prompts.parquet import may_have_null_arrays
 from overtone.jobs.prompts.places import Found, place_of
 from overtone.jobs.prompts.scan import Wanted
 from overtone.jobs.prompts.table import read
@@ -180,10 +182,15 @@ def test_uuids_of_duckdb_are_row_ids(tmp_path):
 
 
 def test_intervals_of_duckdb_stay_intervals(tmp_path):
-    path = tmp_path / "a.parquet"
+    """Those within others too, beside bytes that are as long; with enough columns, and a name long enough,
+    for numbers of two bytes in the footer."""
+    path, long = tmp_path / "a.parquet", "n" * 200
+    deep = "{'it': '123456789012'::blob, 'other': [to_days(1), NULL], 'last': to_days(n::int)}"
+    numbers = ", ".join(f"{k} AS i{k}" for k in range(20))
     duckdb.sql(
-        "COPY (SELECT 'x' AS prompt, to_months(n::int) + to_days(3) + to_hours(1) AS it, "
-        f"{{'it': '123456789012'::blob}} AS deep FROM range(6) AS of(n)) TO '{path}'"
+        f"COPY (SELECT 'x' AS prompt, to_months(n::int) + to_days(3) + to_hours(1) AS it, {deep} AS deep, "
+        f"MAP {{'a': to_days(2)}} AS mapped, [{{'i': to_days(n::int)}}] AS structs, to_days(7) AS {long}, "
+        f"{numbers} FROM range(6) AS of(n)) TO '{path}'"
     )
     spec, plan = small_job(tmp_path / "job", prompt_table(1))
     spec = spec.model_copy(update={"prompts": spec.prompts.model_copy(update={"path": (str(path),)})})
@@ -193,13 +200,75 @@ def test_intervals_of_duckdb_stay_intervals(tmp_path):
     finish(store, spec, plan)
     parts = f"'{spec.output.path}/data/*.parquet'"
     assert duckdb.sql(f"SELECT DISTINCT typeof(it) FROM {parts}").fetchall() == [("INTERVAL",)]
-    there = duckdb.sql(f"SELECT it::text FROM '{path}' ORDER BY 1").fetchall()
-    assert duckdb.sql(f"SELECT it::text FROM {parts} ORDER BY 1").fetchall() == there
+    names = ("it", "deep", "mapped", "structs", long)
+    seen = ", ".join(f"{name}::text, typeof({name})" for name in names)
+    there = duckdb.sql(f"SELECT {seen} FROM '{path}' ORDER BY it").fetchall()
+    assert "INTERVAL[]" in str(there)
+    assert duckdb.sql(f"SELECT {seen} FROM {parts} ORDER BY it").fetchall() == there
     found = duckdb.sql(f"SELECT row_id FROM {parts} WHERE it = INTERVAL '2 months 3 days 1 hour'").fetchall()
     assert found == [("a:2",)]
     again = pa.concat_tables([pq.read_table(tmp_path / "job" / "out" / "data", columns=["it", "row_id"])])
     assert again.schema.field("it").type == pa.binary(12)
     assert verify(spec.output.path).ok
+
+
+@pytest.mark.parametrize("type", ["INTERVAL", "INTERVAL[]", "STRUCT(i INTERVAL, j INTERVAL)"])
+def test_what_is_an_interval_in_one_file_alone_is_bytes(tmp_path, type):
+    """Of two files with bytes of that length in the same place: one type must hold both."""
+    values = {
+        "INTERVAL": ("to_days(1)", b"123456789012"),
+        "INTERVAL[]": ("[to_days(1)]", [b"123456789012"]),
+    }
+    made, other = values.get(type, ("{'i': to_days(1), 'j': to_days(1)}", {"i": b"123456789012", "j": None}))
+    duckdb.sql(f"COPY (SELECT 'x' AS prompt, {made} AS it) TO '{tmp_path / 'a.parquet'}'")
+    plain = make_plan(job(tmp_path / "a.parquet")).passthrough.field("it").type
+    pq.write_table(pa.table({"prompt": ["y"], "it": pa.array([other], plain)}), tmp_path / "b.parquet")
+    passed = make_plan(job(tmp_path)).passthrough
+    assert interval_leaves(passed) == []
+    assert interval_leaves(make_plan(job(tmp_path / "a.parquet")).passthrough)
+    assert passed.field("it").type == plain
+
+
+ARRAYS = {
+    "INTEGER[2]": ("[1, 2]", "NULL"),
+    "VARCHAR[3]": ("['a', 'b', NULL]", "NULL"),
+    "STRUCT(a INTEGER[2])": ("{'a': [1, 2]}", "{'a': NULL}"),
+    "INTEGER[2][]": ("[[1, 2]]", "[[1, 2], NULL]"),
+    "INTEGER[2][2]": ("[[1, 2], [3, 4]]", "[NULL, [1, 2]]"),
+    "MAP(VARCHAR, INTEGER[2])": ("MAP {'a': [1, 2]}", "MAP {'a': NULL}"),
+    "INTERVAL[2]": ("[to_days(1), NULL]", "NULL"),
+}
+
+
+@pytest.mark.parametrize("type", ARRAYS)
+def test_null_arrays_of_duckdb_are_told_by_the_plan(tmp_path, type):
+    """DuckDB writes them as Arrow cannot read. The columns without any, and those that are left out, can be
+    used."""
+
+    def write(path: Path, *values: str) -> Path:
+        rows = ", ".join(f"('a', {value}::{type})" for value in values)
+        duckdb.sql(f"COPY (SELECT * FROM (VALUES {rows}) AS of(prompt, \"its.x\")) TO '{path}'")
+        return path
+
+    whole, null = ARRAYS[type]
+    bad = write(tmp_path / "bad.parquet", whole, null, whole)
+    with pytest.raises(PromptsError, match=r"bad\.parquet: column 'its\.x' cannot be read .*x::INTEGER\[\]"):
+        make_plan(job(bad))
+    assert make_plan(job(bad, keep=[])).num_rows == 3
+    good = make_plan(job(write(tmp_path / "good.parquet", whole, whole)))
+    assert read_shard(job(tmp_path / "good.parquet"), good.files[0], 0, 2).passthrough.num_rows == 2
+
+
+def test_only_columns_that_may_have_null_arrays_are_read_by_the_plan(tmp_path):
+    """Of lists that DuckDB wrote with nulls, and as many values in each row."""
+    path = tmp_path / "a.parquet"
+    columns = "[n, n] AS all_there, CASE WHEN n < 2 THEN [n, n] END AS uneven, [n, NULL] AS suspect, n AS one"
+    duckdb.sql(f"COPY (SELECT 'x' AS prompt, {columns} FROM range(4) AS of(n)) TO '{path}'")
+    metadata = pq.read_metadata(path)
+    schema = make_plan(job(path)).passthrough
+    assert may_have_null_arrays(metadata, pa.schema([pa.field("prompt", pa.string()), *schema])) == {
+        "suspect": [0]
+    }
 
 
 # Times

@@ -200,7 +200,7 @@ def test_a_log_gets_a_line_now_and_then():
         "a worker died",
         "20 of 100 rows (20%), 1 rows/s, ETA 1m 20s, 2 workers (+1 starting)",
         "30 of 100 rows (30%), 1 rows/s, ETA 1m 10s, 2 workers (+1 starting)",
-        "35 of 100 rows (35%), 1.17 rows/s, ETA 56s, 2 workers (+1 starting), 2 rejected, 1 retries",
+        "35 of 100 rows (35%), 1.17 rows/s, ETA 56s, 2 workers (+1 starting), 2 rejected, 1 retry",
     ]
 
 

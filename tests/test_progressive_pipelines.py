@@ -107,14 +107,20 @@ def test_a_variant_alone_and_parts_that_are_left_out(tmp_path):
     about = json.loads(index.read_text())
     assert about["text_encoder_3"] == about["tokenizer_3"] == [None, None]
     assert not [path for path in tmp_path.rglob("*.safetensors") if ".fp16." not in path.name]
-    with pytest.raises(ValueError, match="variant fp16 alone; set `variant`"):
+    with pytest.raises(ValueError, match=r"variant fp16 alone, in its \w+; set `variant`"):
         load(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="no weights of the variant bf16; `variant` may be fp16"):
+        load(tmp_path, device="cpu", variant="bf16")  # without a word diffusers would look for those without
     pipe = load(tmp_path, device="cpu", variant="fp16")
     assert pipe.text_encoder_3 is None
     assert pipe.transformer.dtype == torch.float32
     # A part that its class does not call optional.
     class_of = about | {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
     index.write_text(json.dumps(class_of))
+    # And one whose weights come without a variant alone.
+    (tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors").rename(
+        tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    )
     assert load(tmp_path, device="cpu", variant="fp16").text_encoder_2 is None
 
 

@@ -146,12 +146,13 @@ def sheet(output: str, endpoint_url: str | None, region: str | None, path: Path,
     """Draw the first pictures of OUTPUT with their prompts into one PNG."""
     from overtone.jobs.report import contact_sheet, first_pictures
     from overtone.jobs.store import open_store
+    from overtone.jobs.words import counted
 
     pictures = list(first_pictures(open_store(output, endpoint_url=endpoint_url, region=region), rows))
     if not pictures:
         raise UserError(f"{output} holds no pictures yet; `overtone status {output}` shows how far it is")
     save([(path, contact_sheet(pictures))])
-    click.echo(f"{len(pictures)} pictures in {path}")
+    click.echo(f"{counted(len(pictures), 'picture')} in {path}")
 
 
 @command("Write one HTML file about a job.", "overtone report out/quickstart --to report.html")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from overtone.cluster.dispatch.messages import Abort, FailShard, RetireSlot, Rules, ShardCommitted
+from overtone.jobs.words import counted
 
 
 @dataclass(slots=True)
@@ -57,10 +58,12 @@ class Tally:
         """Why the job ends early, if it does. `condemned`: rejects to come of the shards still `left`."""
         if self.streak >= rules.failed_streak and left:
             last = self.failed[-1].message
-            return Abort("shards", f"{self.streak} shards in a row failed, the last one with: {last}")
+            return Abort(
+                "shards", f"{counted(self.streak, 'shard')} in a row failed, the last one with: {last}"
+            )
         rejects = self.rejects + condemned
         # A fraction of a few rows says little: at least 100, or all there are.
         seen = max(self.rows_seen + condemned, min(100, self.num_rows))
         if rejects > rules.max_reject_fraction * min(seen, self.num_rows):
-            return Abort("rejects", f"{rejects} of the first {seen} rows cannot be made")
+            return Abort("rejects", f"{rejects} of the first {counted(seen, 'row')} cannot be made")
         return None

@@ -53,6 +53,7 @@ from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.rows import Quarantined
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import Snapshot
+from overtone.jobs.words import counted
 
 if TYPE_CHECKING:
     from overtone.cluster.fleet import Fleet
@@ -199,7 +200,9 @@ class DriverLoop:
                 case Done():
                     self._ended = True
                     if action.failed:
-                        self.ending.error = JobError(f"{len(action.failed)} shards could not be made")
+                        self.ending.error = JobError(
+                            f"{counted(len(action.failed), 'shard')} could not be made"
+                        )
                 case Abort():
                     self._ended = True
                     kinds = {"no_workers": NoWorkersLeft, "rejects": TooManyRejects}

@@ -18,7 +18,7 @@ from overtone.jobs.report import CARD, contact_sheet, first_pictures, write_card
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import rejects_by_class
 from overtone.jobs.store import Store
-from overtone.jobs.words import duration, one_line
+from overtone.jobs.words import counted, duration, one_line
 
 SHEET = "contact-sheet.png"
 SHEET_PICTURES = 48
@@ -126,11 +126,11 @@ class Summary:
         return "\n".join(lines)
 
     def _headline(self) -> str:
-        shards = f"{self.shards_done:,} of {self.shards_total:,} shards"
+        shards = f"{self.shards_done:,} of {counted(self.shards_total, 'shard')}"
         if self.nothing_to_do:
-            return f"{self.name}: nothing to do, all {self.shards_total:,} shards are done"
+            return f"{self.name}: nothing to do, {shards} done"
         rate = f", {self.rows / self.seconds:.3g} rows/s" if self.seconds > 0 and self.rows else ""
-        return f"{self.name}: {self.rows:,} rows in {duration(self.seconds)}{rate}; {shards} done"
+        return f"{self.name}: {counted(self.rows, 'row')} in {duration(self.seconds)}{rate}; {shards} done"
 
 
 def conclude(
@@ -145,6 +145,7 @@ def conclude(
     """The end of a run, whatever the store says. What is done is what lies there now, not what workers said.
     Where all parts are there, their derived tables and the card are completed; a local output also gets a
     sheet of its first pictures."""
+    silent = False
     try:
         absent = tally.found(folder.finished(work))
         if absent:
@@ -158,12 +159,13 @@ def conclude(
                 )
     except (StoreError, VerifyError) as error:
         ending.fail(f"the end of the job could not be seen to: {error}")
+        silent = isinstance(error, StoreError)
     if ending.error is None:
         ending.add_extra(CARD, lambda: write_card(folder.store, spec, job_plan))
         if not folder.store.url.startswith("s3://"):
             ending.add_extra(SHEET, lambda: _write_sheet(folder.store))
     return replace(
-        summary_of(spec, job_plan, work, folder.store, began, done=len(tally.finished)),
+        summary_of(spec, job_plan, work, folder.store, began, done=len(tally.finished), silent=silent),
         rows=tally.rows,
         rejects=tally.rejects,
         reasons=tuple(sorted(tally.reasons.items())),
@@ -179,7 +181,8 @@ def _absent(shards: Sequence[int], store: Store) -> str:
         len(shards) > _SHOWN_SHARDS
     )
     return (
-        f"{len(shards):,} parts that workers reported are not in {store.url}/data/ (shards {shown}): "
+        f"{counted(len(shards), 'part')} that workers reported {'is' if len(shards) == 1 else 'are'} not in "
+        f"{store.url}/data/ (shards {shown}): "
         "somebody removed them, or a node writes to a folder of its own under that path"
     )
 
@@ -191,14 +194,22 @@ def _write_sheet(store: Store) -> None:
 
 
 def summary_of(
-    spec: JobSpec, job_plan: JobPlan, work: Work, store: Store, began: float, *, done: int
+    spec: JobSpec,
+    job_plan: JobPlan,
+    work: Work,
+    store: Store,
+    began: float,
+    *,
+    done: int,
+    silent: bool = False,
 ) -> Summary:
     """The summary of a run that made nothing: what holds for any end. A store that is silent about the rest
-    leaves it out."""
+    leaves it out, and one that is known to be `silent` is not asked."""
     sheet, rejected = None, {}
     with suppress(StoreError, VerifyError):
-        sheet = short(store.where(SHEET)) if store.head(SHEET) is not None else None
-        rejected = rejects_by_class(store, job_plan.num_shards)
+        if not silent:
+            sheet = short(store.where(SHEET)) if store.head(SHEET) is not None else None
+            rejected = rejects_by_class(store, job_plan.num_shards)
     config = store.config
     places = (("endpoint-url", config.endpoint_url), ("region", config.region))
     return Summary(

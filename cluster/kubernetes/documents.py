@@ -33,6 +33,7 @@ from overtone.cluster.kubernetes.yaml_notes import Note, dump
 from overtone.cluster.submit import packed_spec
 from overtone.jobs.errors import UserError
 from overtone.jobs.spec import JobSpec, is_url
+from overtone.jobs.words import counted
 
 
 def manifest(spec: JobSpec, **options: Any) -> str:
@@ -191,7 +192,7 @@ def _header(spec: JobSpec, shape: Shape, options: Options) -> str:
     what = "A job" if options.kind == "job" else "A cluster for `overtone submit`"
     size = f"each with {shape.num_gpus:g} GPU" if shape.gpus else "on CPUs"
     low, high = shape.min_workers, shape.max_workers
-    count = f"{low} to {high} workers" if low < high else f"{low} worker{'s' if low > 1 else ''}"
+    count = f"{low} to {high} workers" if low < high else counted(low, "worker")
     lines = [f"{what}: {spec.model.id}, {count}{per_pod}, {size}."]
     if spec.model.id != "tiny":
         guess = "" if shape.weights_known else " (a guess: the model is not in the table of sizes)"

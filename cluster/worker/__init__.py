@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
-from overtone.cluster.worker.model import load_engine
+from overtone.cluster.worker.model import load_engine, loaded_commit
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
@@ -20,5 +20,6 @@ __all__ = [
     "compile_for",
     "in_lists",
     "load_engine",
+    "loaded_commit",
     "remake",
 ]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from overtone.cluster.faults import first_line
@@ -23,6 +25,7 @@ from overtone.progressive.schedule import SamplingPlan
 _UNLOADABLE = (OSError, ValueError, LookupError, ImportError, AttributeError)
 _ABOUT_THE_FILES = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 """Numbers of OSErrors that speak of the model's files; others are about the disk or the machine."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 
 
@@ -69,6 +72,21 @@ def _load(spec: JobSpec) -> Engine:
     from overtone.progressive.compile import CompiledEngine
 
     return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
+
+
+def loaded_commit(spec: JobSpec) -> str:
+    """The hub's commit that the spec's model is loaded from on this machine, as the cache has it under the
+    spec's revision; empty where the cache does not tell, and for models that are not from the hub."""
+    model = spec.model
+    if model.id.count("/") != 1 or is_local_model(model.id):
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # no name for the hub
+        found = try_to_load_from_cache(model.id, "model_index.json", revision=model.revision)
+        if isinstance(found, str) and _COMMIT.fullmatch(Path(found).parent.name):
+            return Path(found).parent.name
+    return ""
 
 
 def usual_plan(engine: Engine, spec: JobSpec) -> SamplingPlan:

@@ -32,6 +32,7 @@ from overtone.cluster.logs import about
 from overtone.cluster.worker.attempt import Attempt, Failed, Returned
 from overtone.cluster.worker.commits import Commits, made_of
 from overtone.cluster.worker.device import Device
+from overtone.cluster.worker.model import loaded_commit
 from overtone.cluster.worker.protocol import Engine, Guided, device_name
 from overtone.cluster.worker.reader import Reader
 from overtone.jobs.media import Kind
@@ -86,6 +87,7 @@ class Runner:
             node=node,
             retry=0 if retry_plan is None else retry_plan.number,
             device_name=device_name(engine),
+            model_commit=loaded_commit(spec),
         )
         self._guidance = engine.guidance(spec.sampling) if isinstance(engine, Guided) else {}
         self._reader = reader or Reader(spec, job_plan, store, retry_plan)

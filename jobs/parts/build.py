@@ -67,6 +67,8 @@ class AttemptFacts:
     """The number of the retry that it belongs to; 0: the job itself."""
     device_name: str = ""
     """The kind of processor behind `device`; empty: not known."""
+    model_commit: str = ""
+    """The hub's commit that the model was loaded from; empty: not known, or no model of the hub."""
 
 
 def build_part(
@@ -114,6 +116,7 @@ def build_part(
         rejects=tuple(rejects),
         retry=attempt.retry,
         device_name=attempt.device_name,
+        model_commit=attempt.model_commit,
         settings=job_plan.samples,
         compute={
             "threads": spec.workers.threads or math.ceil(spec.workers.num_cpus),

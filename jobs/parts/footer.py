@@ -97,6 +97,9 @@ class Footer:
     """`JobSpec.samples()`: with the columns of a row, all that the row is made from. None: not kept."""
     compute: dict[str, Any] | None = None
     """The settings of the worker that change last bits alone: `threads`, `compile`, `offload`."""
+    model_commit: str = ""
+    """The hub's commit that the model was loaded from, which a revision may name by a branch; empty: not
+    known, or no model of the hub."""
     own_columns: tuple[str, ...] = ()
     """The columns of the part that do not pass through; empty: those of the first generation."""
     version: int = FOOTER_VERSION

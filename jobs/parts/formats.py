@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import INTERVAL, contains, list_offsets
+from overtone.jobs.column_types import contains
 from overtone.jobs.errors import VerifyError
+from overtone.jobs.intervals import interval_leaves, with_intervals_typed
 from overtone.jobs.media import Kind
 from overtone.jobs.parts.footer import FOOTER_KEY, Footer
 from overtone.jobs.parts.names import Format
@@ -27,7 +27,6 @@ from overtone.jobs.parts.table import Made, PartRow, leaf_paths, own_paths
 TAR_FOOTER = "__overtone__/footer"
 """The name has no ending, because readers of tars take a name with one for a sample's."""
 _PAGE_BYTES = 1024**2
-_CONVERTED_TYPE_INTERVAL = b"\x25\x2a"  # two numbers on from the name, an i32: 21
 _READ_ROWS = 1024
 _READ_BYTES = 2 * 1024**2
 
@@ -43,7 +42,8 @@ def parquet_bytes(
     written."""
     paths = leaf_paths(schema)
     media, latents = f"{kind}.bytes", "latents.values.list.element"
-    intervals = [field.name for field in schema if (field.metadata or {}).items() >= INTERVAL.items()]
+    intervals = interval_leaves(schema)
+    without_order = {paths[leaf] for leaf in intervals}
     small = [path for path in paths if path not in (media, latents)]
     mean_bytes = sum(len(sample.data) for sample in made) // max(1, len(made))
     sink = io.BytesIO()
@@ -54,7 +54,7 @@ def parquet_bytes(
         compression={path: "none" if path == media else "zstd" for path in paths},
         # Our own numbers and names hardly repeat; what passes through may be anything.
         use_dictionary=[path for path in small if path in ("mode", "model") or path not in own_paths(kind)],
-        write_statistics=[path for path in small if path not in intervals],  # these have no order
+        write_statistics=[path for path in small if path not in without_order],
         # Only our own column is floats; one that passes through may have a name like its path.
         use_byte_stream_split=[latents] if "latents" in schema.names and paths.count(latents) == 1 else False,
         write_page_index=True,
@@ -67,27 +67,7 @@ def parquet_bytes(
             writer.write_table(table, row_group_size=table.num_rows)
         footer = finished()
         writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
-    return footer, _with_intervals(sink.getvalue(), intervals)
-
-
-def _with_intervals(data: bytes, names: Sequence[str]) -> bytes:
-    """A Parquet file whose columns of these names, of 12 bytes each, are of the type INTERVAL, by one more
-    field in the schema of its footer (Thrift's compact protocol). A column stays as it is where another,
-    deeper one has the same description."""
-    length = struct.unpack("<I", data[-8:-4])[0]
-    footer = changed = data[-8 - length : -8]
-    for name in map(str.encode, names):
-        # Type 7 (bytes of a fixed length), length 12, optional, then the name.
-        column = b"\x15\x0e\x15\x18\x15\x02\x18" + _varint(len(name)) + name
-        if changed.count(column + b"\0") == 1:
-            changed = changed.replace(column + b"\0", column + _CONVERTED_TYPE_INTERVAL + b"\0")
-    if changed is footer:
-        return data
-    return b"".join((data[: -8 - length], changed, struct.pack("<I", len(changed)), data[-4:]))
-
-
-def _varint(number: int) -> bytes:
-    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + _varint(number >> 7)
+    return footer, with_intervals_typed(sink.getvalue(), intervals)
 
 
 def tar_bytes(tables: Iterable[pa.Table], kind: Kind, finished: Callable[[], Footer]) -> tuple[Footer, bytes]:
@@ -145,12 +125,10 @@ def _python_values(array: pa.Array) -> list[Any]:
 
 
 def _tensor_order(type: pa.FixedShapeTensorType) -> np.ndarray:
-    """Where in its storage each element of a tensor is. Arrow tells it only by a tensor, and of none that has
-    a null among its elements."""
-    size = type.storage_type.list_size
-    places = pa.array([range(size)], pa.list_(pa.int64(), size))
-    same = pa.fixed_shape_tensor(pa.int64(), type.shape, permutation=type.permutation)
-    return pa.ExtensionArray.from_storage(same, places)[0].to_numpy()
+    """Where in its storage each element of a tensor is: the storage is in C order of `shape`, of whose
+    dimensions the tensor's are a permutation. Arrow's own arrays of a permuted tensor are not always that."""
+    places = np.arange(math.prod(type.shape)).reshape(type.shape)
+    return places if type.permutation is None else places.transpose(type.permutation)
 
 
 def _needs_text(type: pa.DataType) -> bool:
@@ -173,12 +151,20 @@ def _as_text(array: pa.Array) -> pa.Array:
     if pa.types.is_map(type):
         pairs = array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
         keys, items = map(_as_text, pairs.flatten().flatten())
-        return pa.MapArray.from_arrays(list_offsets(pairs).cast(pa.int32()), keys, items)
+        return pa.MapArray.from_arrays(_list_offsets(pairs).cast(pa.int32()), keys, items)
     if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
-        return pa.LargeListArray.from_arrays(list_offsets(array), _as_text(array.flatten()))
+        return pa.LargeListArray.from_arrays(_list_offsets(array), _as_text(array.flatten()))
     if pa.types.is_string(type) or pa.types.is_large_string(type):
         return _valid_text(array)
     return _times(array) if _needs_text(type) else array
+
+
+def _list_offsets(lists: pa.Array) -> pa.Array:
+    """Where each list begins in the flattened lists; null: there is none."""
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    none = np.append(lists.is_null().to_numpy(zero_copy_only=False), False)
+    return pa.array(ends, pa.int64(), mask=none)
 
 
 def _times(array: pa.Array) -> pa.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import INTERVAL, fitted, plain
+from overtone.jobs.column_types import fitted, leaves, plain
 from overtone.jobs.errors import PromptsError
+from overtone.jobs.intervals import INTERVAL, with_intervals_marked
 from overtone.jobs.prompts.places import Found, Place
 from overtone.jobs.prompts.scan import (
     BATCH_ROWS,
@@ -46,7 +48,10 @@ def scan_parquet(place: Place, found: Found) -> Scan:
         raise PromptsError(f"{found.path} is damaged: its footer contradicts itself about its rows")
     footer = b"PAR1" + tail[-_footer_length(tail) :]
     schema = _schema(footer, metadata, found.path)
-    unusable = _encrypted_columns(metadata, footer, schema, found.path) if signed else {}
+    if signed:
+        unusable = _encrypted_columns(metadata, footer, schema, found.path)
+    else:
+        unusable = _null_arrays(place, found, metadata, schema, tail)
     return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable)
 
 
@@ -73,10 +78,7 @@ def read_parquet(
         return
     skip, left = first_row - int(starts[groups[0]]), num_rows
     names = [name for name in dict.fromkeys([*wanted.values, *wanted.others.names]) if name in there]
-    with (
-        io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
-        pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
-    ):
+    with _open(place, found, metadata, tail) as table:
         batches = table.iter_batches(
             batch_size=64 if signed else _batch_rows(metadata, groups, names),
             row_groups=groups,
@@ -91,6 +93,15 @@ def read_parquet(
                 yield _batch(batch, wanted)
             if not left:
                 return
+
+
+@contextmanager
+def _open(place: Place, found: Found, metadata: pq.FileMetaData, tail: bytes) -> Iterator[pq.ParquetFile]:
+    with (
+        io.BytesIO(tail) if len(tail) == found.size_bytes else place.open(found.path) as file,
+        pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
+    ):
+        yield table
 
 
 def _footer(place: Place, found: Found) -> tuple[pq.FileMetaData, str, bytes, bool]:
@@ -135,19 +146,16 @@ def _schema(footer: bytes, metadata: pq.FileMetaData, path: str) -> pa.Schema:
         raise PromptsError(f"{path} has columns that cannot be read: {line_of(error)}") from error
     check_names(names, path)
     kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
-    intervals = set()
-    if pa.binary(12) in schema.types:
-        leaves = (metadata.schema.column(i) for i in range(len(metadata.schema)))
-        intervals = {leaf.path for leaf in leaves if leaf.converted_type == "INTERVAL"}
-    fields = [_field(column, interval=column.name in intervals) for column in schema]
+    fields = [_field(column) for column in with_intervals_marked(schema, metadata.schema)]
     return pa.schema(fields, metadata=kept or None)
 
 
-def _field(column: pa.Field, *, interval: bool) -> pa.Field:
+def _field(column: pa.Field) -> pa.Field:
     about = {
-        key: value for key, value in (column.metadata or {}).items() if key.startswith(b"ARROW:extension:")
+        key: value
+        for key, value in (column.metadata or {}).items()
+        if key.startswith(b"ARROW:extension:") or key in INTERVAL
     }
-    about |= INTERVAL if interval else {}
     return pa.field(column.name, plain(column.type), metadata=about or None)
 
 
@@ -167,6 +175,46 @@ def _encrypted_columns(
                     "without it, in `prompts.keep`"
                 )
     return found
+
+
+def _null_arrays(
+    place: Place, found: Found, metadata: pq.FileMetaData, schema: pa.Schema, tail: bytes
+) -> dict[str, str]:
+    """A sentence about each column with an array of a fixed size that is null, which DuckDB writes as a list
+    of its size that has no elements, so that only DuckDB can read it. The footer shows where there may be
+    one; those columns are read, up to the first."""
+    unusable: dict[str, str] = {}
+    for name, groups in may_have_null_arrays(metadata, schema).items():
+        try:
+            with _open(place, found, metadata, tail) as table:
+                rows = _batch_rows(metadata, groups, [name])
+                for _ in table.iter_batches(rows, row_groups=groups, columns=[name], use_threads=False):
+                    pass
+        except pa.ArrowInvalid as error:
+            unusable[name] = (
+                f"{found.path}: column {name!r} cannot be read ({line_of(error)}), for so DuckDB writes null "
+                "arrays of a fixed size; cast it to a list there, as in `x::INTEGER[]`, or name the columns "
+                "to pass through, without it, in `prompts.keep`"
+            )
+    return unusable
+
+
+def may_have_null_arrays(metadata: pq.FileMetaData, schema: pa.Schema) -> dict[str, list[int]]:
+    """The row groups of each column of lists in which there may be one."""
+    found: dict[str, set[int]] = {}
+    if not (metadata.created_by or "").startswith("DuckDB"):
+        return {}
+    columns = [column.name for column in schema for _ in leaves([column])]
+    for leaf, name in enumerate(columns):
+        depth = metadata.schema.column(leaf).max_repetition_level
+        for group in range(metadata.num_row_groups if depth else 0):
+            chunk, rows = metadata.row_group(group).column(leaf), metadata.row_group(group).num_rows
+            size, rest = divmod(chunk.num_values, max(1, rows))
+            nulls = chunk.statistics.null_count if chunk.statistics else None
+            # Lists within lists may have any number of values; an array of one element is written as it is.
+            if (depth > 1 or (size > 1 and not rest)) and (nulls is None or nulls > 0):
+                found.setdefault(name, set()).add(group)
+    return {name: sorted(groups) for name, groups in found.items()}
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int], names: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from overtone.jobs.prompts.jsonl_tables import read_jsonl, scan_jsonl
 from overtone.jobs.prompts.parquet import read_parquet, scan_parquet
 from overtone.jobs.prompts.places import Found, Place, gone
 from overtone.jobs.prompts.scan import Batch, CsvStyle, Format, Scan, Wanted, changed, line_of
+from overtone.jobs.words import counted
 
 
 def scan(place: Place, found: Found, format: Format, style: CsvStyle) -> Scan:
@@ -63,7 +64,9 @@ def read(
             left -= batch.num_rows
             yield batch
     if left:
-        raise PromptsError(f"{found.path} is damaged: it has {left:,} rows fewer than when it was planned")
+        raise PromptsError(
+            f"{found.path} is damaged: it has {counted(left, 'row')} fewer than when it was planned"
+        )
 
 
 @contextmanager

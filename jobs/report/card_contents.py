@@ -27,6 +27,8 @@ class Contents:
     """The versions of the packages that took part. There are several where a job was continued after an
     upgrade."""
     devices: tuple[str, ...]
+    commits: tuple[str, ...]
+    """Of the hub, that the model was loaded from; there are several where a branch moved on meanwhile."""
     truncated: int | None
     """Rows whose prompt every text encoder cut; None: not known."""
 
@@ -48,7 +50,7 @@ def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int
     """`newest` has for each shard the retry (0: the job itself) whose part has the shard's rejects."""
     rows, rejects, kinds = 0, Counter[str](), set()
     versions: dict[str, set[str]] = {}
-    devices: set[str] = set()
+    devices, commits = set[str](), set[str]()
     cut: list[int] = []
     for footer in footers:  # one at a time: they hold all timings
         rows += footer.rows
@@ -57,6 +59,7 @@ def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int
         cut += [] if footer.truncated is None else [footer.truncated]
         kinds.add(footer.kind)
         devices.add(footer.device)
+        commits |= {footer.model_commit} - {""}
         for name, number in footer.versions.items():
             versions.setdefault(name, set()).add(number)
     return Contents(
@@ -67,5 +70,6 @@ def _summed(parts: list[ObjectInfo], footers: Iterable[Footer], newest: dict[int
         rejects=rejects,
         versions={name: tuple(sorted(numbers)) for name, numbers in versions.items()},
         devices=tuple(sorted(devices)),
+        commits=tuple(sorted(commits)),
         truncated=sum(cut) if cut else None,
     )

@@ -21,9 +21,9 @@ from overtone.jobs.plan import JobPlan
 from overtone.jobs.report.card_contents import Contents, contents
 from overtone.jobs.report.card_header import license_fields, metadata
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
-from overtone.jobs.spec import JobSpec
+from overtone.jobs.spec import JobSpec, Lora
 from overtone.jobs.store import NoSuchObject, Store
-from overtone.jobs.words import markdown_table
+from overtone.jobs.words import counted, markdown_table
 
 CARD = "README.md"
 _SHOWN_FILES = 3
@@ -46,8 +46,8 @@ def finished_job(store: Store) -> tuple[JobSpec, JobPlan]:
     done = len(folder.finished())
     if done < job_plan.num_shards:
         raise UserError(
-            f"{store.url} has {done:,} of {job_plan.num_shards:,} shards, and a card counts the rows of all; "
-            "run the job again to go on"
+            f"{store.url} has {done:,} of {counted(job_plan.num_shards, 'shard')}, and a card counts the "
+            "rows of all; run the job again to go on"
         )
     return spec, job_plan
 
@@ -134,7 +134,9 @@ def _settings(spec: JobSpec, contents: Contents) -> str:
     lines = {
         "model": code(model.id),
         "revision": code(model.revision) if model.revision else "none given: the newest at the time",
-        "adapters": ", ".join(f"{code(lora.id)} at {lora.scale:g}" for lora in model.loras),
+        "commit": ", ".join(code(commit) for commit in contents.commits if commit != model.revision),
+        "variant": code(model.variant) if model.variant else "",
+        "adapters": ", ".join(map(_adapter, model.loras)),
         "size": f"{size}, where a row does not say otherwise",
         "frames": str(sampling.num_frames or "") if contents.kind == "video" else "",
         "frames a second": str(spec.output.video.fps) if contents.kind == "video" else "",
@@ -145,6 +147,15 @@ def _settings(spec: JobSpec, contents: Contents) -> str:
         ),
     }
     return markdown_table(("", ""), [line for line in lines.items() if line[1]])
+
+
+def _adapter(lora: Lora) -> str:
+    file = f" ({code(lora.weight_name)})" if lora.weight_name else ""
+    revision = f" of revision {code(lora.revision)}" if lora.revision else ""
+    whole = f"{code(lora.id)}{file}{revision} at {lora.scale:g}"
+    if lora.transformer is None:
+        return whole
+    return f"{whole} in {'both transformers' if lora.transformer == 'both' else code(lora.transformer)}"
 
 
 def _stages(spec: JobSpec) -> str:

@@ -73,7 +73,7 @@ def report(
             "have true in the column prompt_truncated."
         )
     if found < state.shards_done:
-        missing = f"{state.shards_done - found:,} of {state.shards_done:,} parts"
+        missing = f"{state.shards_done - found:,} of {counted(state.shards_done, 'part')}"
         notes.append(
             f"The timings of {missing} are missing, so their time is in no figure; "
             "`overtone verify --repair` rebuilds them."

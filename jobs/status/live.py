@@ -15,6 +15,7 @@ from overtone.jobs.errors import StoreError
 from overtone.jobs.status.reader import StatusReader
 from overtone.jobs.status.state import RejectSeen, Status
 from overtone.jobs.store import Store
+from overtone.jobs.words import counted
 
 _SHOWN_WORKERS = 8
 _CHARACTERS = 200
@@ -99,11 +100,11 @@ def view(status: Status, trouble: str = "") -> RenderableType:
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=max(1, status.rows_total), completed=done, width=40),
-        f"{done:,}/{status.rows_total:,} rows ({status.percent}%)",
+        f"{done:,}/{counted(status.rows_total, 'row')} ({status.percent}%)",
     )
     counts = (
         f"{status.rows_done:,} done, {status.rows_rejected:,} rejected, {status.rows_left:,} left; "
-        f"{status.shards_done:,} of {status.shards_total:,} shards"
+        f"{status.shards_done:,} of {counted(status.shards_total, 'shard')}"
     )
     parts: list[RenderableType] = [
         Text(

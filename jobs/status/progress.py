@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from overtone.jobs.words import duration
+from overtone.jobs.words import counted, duration
 
 _LINE_EVERY_S = 10.0
 _RATE_OVER_S = 120.0
@@ -112,7 +112,7 @@ class Progress:
         done, total = snapshot.rows_done + snapshot.rows_rejected, snapshot.rows_total
         percent = 100 * done // total if total else 100
         about = _about(snapshot, self._rate.per_second())
-        print(f"{done:,} of {total:,} rows ({percent}%), {about}", file=self._stream, flush=True)
+        print(f"{done:,} of {counted(total, 'row')} ({percent}%), {about}", file=self._stream, flush=True)
         self._shown, self._shown_at = snapshot, now
 
 
@@ -143,10 +143,10 @@ def _about(snapshot: Snapshot, rows_per_second: float | None) -> str:
     parts = []
     if rows_per_second is not None and left:
         parts += [f"{rows_per_second:.3g} rows/s", f"ETA {duration(left / rows_per_second)}"]
-    workers = f"{snapshot.workers_ready} worker{'s' if snapshot.workers_ready != 1 else ''}"
+    workers = counted(snapshot.workers_ready, "worker")
     parts.append(workers + (f" (+{snapshot.workers_starting} starting)" if snapshot.workers_starting else ""))
     if snapshot.rows_rejected:
         parts.append(f"{snapshot.rows_rejected:,} rejected")
     if snapshot.retries:
-        parts.append(f"{snapshot.retries:,} retries")
+        parts.append(counted(snapshot.retries, "retry", "retries"))
     return ", ".join(parts)

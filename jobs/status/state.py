@@ -94,21 +94,21 @@ class Status:
         """One line: rows and pace."""
         rejected = f", {self.rows_rejected:,} rejected" if self.rows_rejected else ""
         done = self.rows_total - self.rows_left
-        return f"{done:,} of {self.rows_total:,} rows ({self.percent}%){rejected}; {self.pace()}"
+        return f"{done:,} of {counted(self.rows_total, 'row')} ({self.percent}%){rejected}; {self.pace()}"
 
     def text(self) -> str:
         """A screenful for a terminal."""
         lines = [
-            f"{self.name}: {self.rows_done:,} of {self.rows_total:,} rows done, {self.rows_rejected:,} "
-            f"rejected, {self.rows_left:,} left ({self.percent}%)",
-            f"{self.shards_done:,} of {self.shards_total:,} shards, {_size(self.size_bytes)}; model "
+            f"{self.name}: {self.rows_done:,} of {counted(self.rows_total, 'row')} done, "
+            f"{self.rows_rejected:,} rejected, {self.rows_left:,} left ({self.percent}%)",
+            f"{self.shards_done:,} of {counted(self.shards_total, 'shard')}, {_size(self.size_bytes)}; model "
             f"{self.model}, {self.mode}",
             self.pace(),
         ]
         if self.retry:
             lines.append(
-                f"retry {self.retry} of rejects: {self.retry_shards_done:,} of {self.retry_shards_total:,} "
-                "shards"
+                f"retry {self.retry} of rejects: {self.retry_shards_done:,} of "
+                f"{counted(self.retry_shards_total, 'shard')}"
             )
         if self.rejects_by_class:
             reasons = ", ".join(f"{count:,} {name}" for name, count in self.rejects_by_class.items())

@@ -81,7 +81,7 @@ def _s3_url(url: str) -> str:
             "AWS_SECRET_ACCESS_KEY, in a profile, or as the machine's role"
         )
     if not (bucket.startswith("arn:") or _BUCKET.fullmatch(bucket)):
-        raise UserError(f"no bucket in {url!r}; write s3://bucket/prefix")
+        raise UserError(f"{bucket!r} in {url!r} is no name of a bucket; write s3://bucket/prefix")
     prefix = prefix.rstrip("/")
     try:
         check_prefix(prefix)

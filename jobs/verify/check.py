@@ -25,6 +25,7 @@ from overtone.jobs.store import Store, open_store
 from overtone.jobs.verify.found import Blanks, Checked, VerifyReport
 from overtone.jobs.verify.names import Seen, There, name_duplicates
 from overtone.jobs.verify.shard import Checker
+from overtone.jobs.words import counted
 
 _SHARDS_AT_ONCE = 8
 """Many, for stores that answer slowly; each holds a few pictures and its row_ids."""
@@ -158,4 +159,4 @@ def _check_card(
     if repair:
         report.wrote_card = write_card(store, spec, job_plan)
     elif promised is not None:
-        report.add("wrong_derived", CARD, f"promises {promised:,} rows, there are {report.rows:,}")
+        report.add("wrong_derived", CARD, f"promises {counted(promised, 'row')}, there are {report.rows:,}")

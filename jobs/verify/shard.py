@@ -109,13 +109,17 @@ class Checker:
             raise VerifyError("it was made by another job (its fingerprint differs)")
         shard = self._job_plan.shard(index)
         if (footer.first_row, footer.input_rows) != (shard.first_row, shard.num_rows):
-            raise VerifyError(f"it covers {footer.input_rows} input rows from {footer.first_row} on")
+            raise VerifyError(
+                f"it covers {counted(footer.input_rows, 'input row')} from {footer.first_row} on"
+            )
         return footer
 
     def _check_schema(self, file: Any, footer: Footer) -> None:
         parquet = pq.ParquetFile(file)
         if parquet.metadata.num_rows != footer.rows:
-            raise VerifyError(f"it has {parquet.metadata.num_rows} rows, its footer says {footer.rows}")
+            raise VerifyError(
+                f"it has {counted(parquet.metadata.num_rows, 'row')}, its footer says {footer.rows}"
+            )
         job_plan = self._job_plan
         wanted = stored_schema(
             part_schema(self._spec, job_plan.passthrough, footer.kind, job_plan.generation)
@@ -142,7 +146,7 @@ class Checker:
         for row_id, future in decoding:
             _settle(key, row_id, future, checked)
         if len(row_ids) != footer.rows:
-            raise VerifyError(f"it has {len(row_ids)} rows, its footer says {footer.rows}")
+            raise VerifyError(f"it has {counted(len(row_ids), 'row')}, its footer says {footer.rows}")
         id_digest = digest(row_id.encode() for row_id in row_ids)
         if footer.digests != {"row_id": id_digest, kind: media_sha.hexdigest()}:
             raise VerifyError("its contents are not what was written (checksums differ)")

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from overtone.progressive.checkpoints.checkpoint import Checkpoint
-from overtone.progressive.checkpoints.known import describe, is_local_model, license_of, spectrum_profile
+from overtone.progressive.checkpoints.known import (
+    describe,
+    is_local_model,
+    license_of,
+    spectrum_profile,
+    without_weights,
+)
 from overtone.progressive.checkpoints.published import PUBLISHED
 from overtone.progressive.checkpoints.sigmas import flow_shift_change
 
@@ -15,4 +21,5 @@ __all__ = [
     "is_local_model",
     "license_of",
     "spectrum_profile",
+    "without_weights",
 ]

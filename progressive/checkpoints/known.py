@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,30 @@ def is_local_model(model_id: str) -> bool:
     """Whether a model, or a LoRA, is written as a path of this machine rather than as a name. Looks at
     no disk."""
     return model_id.startswith(("/", "./", "../", "~")) or model_id in (".", "..")
+
+
+def without_weights(model_id: str | Path, variant: str | None) -> str | None:
+    """Why a folder of this machine has not all the weights of a variant; None: it has them, or is no such
+    folder. `variant` None: the weights in files without one, which also stand in where a part has no other.
+    """
+    parts: dict[str, set[str]] = {}  # "" for files without a variant
+    for path in sorted(Path(model_id).expanduser().glob("*/*.safetensors")):
+        named = _VARIANT.match(path.name)
+        parts.setdefault(path.parent.name, set()).add(named[1] if named else "")
+    found = sorted({name for names in parts.values() for name in names if name})
+    if variant is not None and parts and variant not in found:
+        unset = ["unset"] if any("" in names for names in parts.values()) else []
+        return (
+            f"{model_id} has no weights of the variant {variant}; `variant` may be {', '.join(found + unset)}"
+        )
+    for part, names in parts.items():
+        if not names & {"", variant}:
+            only = f"weights of the variant {', '.join(sorted(names))} alone"
+            return f"{model_id} has {only}, in its {part}; set `variant`"
+    return None
+
+
+_VARIANT = re.compile(r"[^.]+\.([A-Za-z0-9_]+?)(?:-\d+-of-\d+)?\.safetensors$")
 
 
 def spectrum_profile(path: str | Path) -> Spectrum:
