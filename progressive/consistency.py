@@ -291,7 +291,10 @@ class _Sums:
 
 def _engine_latents(engine: Engine, coder: Coder, pixels: Tensor) -> Tensor:
     """[B, 3, (T,) H, W] in [-1, 1] as the engine has latents of them."""
-    return patchify(coder.latents(pixels).float(), engine.family.subcells)
+    latents = coder.latents(pixels).float()
+    if engine.family.default_frames is None and latents.ndim == 5:  # an image model with a video's VAE
+        latents = latents[:, :, 0]
+    return patchify(latents, engine.family.subcells)
 
 
 def _smaller(pixels: Tensor, size: Sequence[int]) -> Tensor:

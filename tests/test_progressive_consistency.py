@@ -83,10 +83,11 @@ def test_a_prediction_is_the_transformers_own(family):
     assert torch.allclose(kappa * cells(coarse_in["hidden_states"], grid), given_low, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", [*SIZES, "qwen-image"])
 def test_pictures_go_through_the_models_own_vae(family):
-    engine, sampling = engine_of(family), Sampling(num_steps=4, **SIZES[family])
-    size = SIZES[family]["height"], SIZES[family]["width"]
+    wanted = SIZES.get(family, SIZES["flux1"])
+    engine, sampling = engine_of(family), Sampling(num_steps=4, **wanted)
+    size = wanted["height"], wanted["width"]
     pictures = [(picture(*size), "a red circle"), (picture(*size), "")]
     if family == "wan2.1":
         pictures.append((picture(5, *size), "a ring"))

@@ -77,8 +77,8 @@ def calibrate(
     _check(data, consistency, only_consistency)
     try:
         if consistency:
-            size = {"height": height, "width": width}
-            found, shown = _consistency(model, data, limit or _CONSISTENCY_ROWS, size, **only_consistency)
+            limit = limit or _CONSISTENCY_ROWS
+            found, shown = _consistency(model, data, height, width, limit, **only_consistency)
         else:
             found, shown = _spectrum(model, data, height, width, limit)
     except UserError:
@@ -129,8 +129,9 @@ def _spectrum(
 def _consistency(
     model: str,
     data: tuple[str, ...],
+    height: int | None,
+    width: int | None,
     limit: int,
-    size: dict[str, int | None],
     *,
     prompts: str | None,
     scales: tuple[float, ...],
@@ -150,7 +151,7 @@ def _consistency(
         table = JobSpec.model_validate({"model": model, "prompts": prompts, "output": "unused"})
         texts = [row.prompt for row in sample_rows(table, limit)]
     engine = Engine(load(model))
-    sampling = Sampling(**size, num_frames=frames)
+    sampling = Sampling(height=height, width=width, num_frames=frames)
     if guidance is not None:
         if engine.family.guidance is None:
             raise UserError(f"--guidance: {engine.family.name} takes none")
