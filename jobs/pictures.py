@@ -17,6 +17,7 @@ from overtone.jobs.media import decode_video, still
 
 _VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv"}
 _COLUMNS = ("image", "video")
+_TEXTS = ("prompt", "caption", "text")
 
 
 def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]:
@@ -28,6 +29,11 @@ def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]
     passed over. UserError for a place that does not exist, a named file of another kind, and what cannot be
     decoded.
     """
+    return (picture for picture, _ in captioned(places))
+
+
+def captioned(places: Iterable[str | Path]) -> Iterator[tuple[Image.Image | np.ndarray, str]]:
+    """`pictures`, each with its text: of a table's column `prompt`, `caption` or `text`, else empty."""
     images = set(Image.registered_extensions())
     for place in map(Path, places):
         if not place.exists():
@@ -37,31 +43,35 @@ def pictures(places: Iterable[str | Path]) -> Iterator[Image.Image | np.ndarray]
             if kind == ".parquet":
                 yield from _of_table(file)
             elif kind in images:
-                yield _image(_bytes(file), str(file))
+                yield _image(_bytes(file), str(file)), ""
             elif kind in _VIDEOS:
-                yield _video(_bytes(file), str(file))
+                yield _video(_bytes(file), str(file)), ""
             elif file == place:
                 raise UserError(f"{file} is no image, video or Parquet file")
 
 
-def _of_table(file: Path) -> Iterator[Image.Image | np.ndarray]:
+def _of_table(file: Path) -> Iterator[tuple[Image.Image | np.ndarray, str]]:
     try:
         table = pq.ParquetFile(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     with table:
-        names = [name for name in _COLUMNS if name in table.schema_arrow.names]
+        has = table.schema_arrow.names
+        names = [name for name in _COLUMNS if name in has]
         if not names:
-            raise UserError(f"{file} has no column `image` or `video`; it has {table.schema_arrow.names}")
-        for batch in table.iter_batches(batch_size=16, columns=names[:1]):
-            for row, value in enumerate(batch.column(0).to_pylist()):
+            raise UserError(f"{file} has no column `image` or `video`; it has {has}")
+        texts = [name for name in _TEXTS if name in has][:1]
+        read = _image if names[0] == "image" else _video
+        for batch in table.iter_batches(batch_size=16, columns=[names[0], *texts]):
+            for row, values in enumerate(batch.to_pylist()):
+                value = values[names[0]]
                 data = value.get("bytes") if isinstance(value, dict) else value
                 if data is None:
                     continue
                 if not isinstance(data, bytes):
                     raise UserError(f"{file}: column `{names[0]}` holds no bytes")
-                read = _image if names[0] == "image" else _video
-                yield read(data, f"{file}, row {row} of a batch")
+                text = values[texts[0]] if texts else None
+                yield read(data, f"{file}, row {row} of a batch"), text if isinstance(text, str) else ""
 
 
 def _bytes(file: Path) -> bytes:

@@ -19,7 +19,7 @@ from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.families import MEASURED_SPECTRA
 from overtone.progressive.presets import preset
-from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.schedule import Profile, SamplingPlan
 
 
 def preview(spec: JobSpec, *, check: bool = False) -> Preview:
@@ -90,6 +90,7 @@ class Preview:
             "preset": self.spec.sampling.preset,
             "preset_source": self.preset_source,
             "stand_in_spectrum": self.stand_in,
+            "split_by_spectrum_alone": without.split if (without := self._by_spectrum_alone()) else None,
             "row_ids_checked": self.named,
             "needs": self.needs.as_dict(),
             "rows_checked": None if self.rows is None else self.rows.as_dict(),
@@ -125,6 +126,7 @@ class Preview:
             *self.needs.lines(),
             *self._row_lines(),
             *self._spectrum_lines(),
+            *self._consistency_lines(),
         ]
         return "\n".join(lines)
 
@@ -148,6 +150,25 @@ class Preview:
             f"spectrum    a stand-in: none was measured for {self.checkpoint.family}, so the same delta may "
             "cost more or less here; `overtone calibrate` measures it"
         ]
+
+    def _consistency_lines(self) -> list[str]:
+        without = self._by_spectrum_alone()
+        if without is None:
+            return []
+        scales = ", ".join(f"{scale:g}" for scale in sorted({row[0] for row in self._measured()}))
+        same = "the same stages" if without.split == self.sampling.split else without.split
+        return [f"consistency measured at scales {scales}; by the spectrum alone: {same}"]
+
+    def _measured(self) -> Profile:
+        return self.spec.sampling.consistency or ()
+
+    def _by_spectrum_alone(self) -> SamplingPlan | None:
+        """The stages without the measured consistency; None where none is given, or it decides nothing."""
+        sampling = self.spec.sampling
+        if not self._measured() or sampling.mode == "fullres":
+            return None
+        alone = sampling.model_copy(update={"consistency": None})
+        return sampling_plan(self.spec.model_copy(update={"sampling": alone}), self.checkpoint)
 
 
 def _cost_lines(plan: SamplingPlan) -> list[str]:

@@ -20,6 +20,7 @@ _PUBLIC = {
     "NonFiniteLatents": "overtone.progressive.errors",
     "NonFinitePixels": "overtone.progressive.errors",
     "calibrate": "overtone.progressive.calibration",
+    "measure_consistency": "overtone.progressive.consistency",
     "load": "overtone.progressive.pipelines",
 }
 

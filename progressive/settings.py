@@ -5,7 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 PresetName = Literal["faithful", "balanced", "fast"]
 Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
@@ -22,6 +31,17 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError("give the two numbers (A, beta); only a job spec's file may name a saved spectrum")
     return value
+
+
+def _measured(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(
+            "give (scale, sigma, error) rows; only a job spec's file may name a saved measurement"
+        )
+    return value
+
+
+_Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Sampling(BaseModel):
@@ -98,6 +118,16 @@ class Sampling(BaseModel):
     """(A, beta) of the latent power spectrum P(w) = A w^-beta; unset: the family's fit. A job spec may name
     the JSON file that `overtone calibrate` wrote (relative to the spec)."""
 
+    consistency: Annotated[
+        Annotated[tuple[tuple[_Share, _Share, Annotated[float, Field(ge=0)]], ...], Field(min_length=1)]
+        | None,
+        BeforeValidator(_measured, json_schema_input_type=str | None),
+    ] = None
+    """How far the model's coarse predictions are from its full ones, (scale, sigma, error) for each
+    measurement: a second error beside the spectrum's that `delta` has to cover, so that stages end earlier on
+    grids that the model is bad at. A job spec names the JSON file that `overtone calibrate --consistency`
+    wrote (relative to the spec). Unset: the spectrum decides alone."""
+
     cache: StepCache = "none"
     """Leave out most of the transformer at steps that change little. `first_block`: where its first block
     gives nearly what it gave before, row by row. `taylorseer`: at a fixed interval, with the result
@@ -119,6 +149,12 @@ class Sampling(BaseModel):
     call_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More keyword arguments for the pipeline's call, as it documents them
     (`cfg_normalization`, `max_sequence_length`, ...)."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `consistency` where it is unset: settings say what they said before there was the key."""
+        said: dict[str, Any] = plainly(self)
+        return {key: value for key, value in said.items() if key != "consistency" or value is not None}
 
     @model_validator(mode="after")
     def _preset_is_filled_in(self, info: ValidationInfo) -> Sampling:
@@ -142,6 +178,10 @@ class Sampling(BaseModel):
                 raise ValueError(f"scales must be above 0; got {list(self.scales)}")
         if self.transition_sigmas is not None and any(b >= a for a, b in pairwise(self.transition_sigmas)):
             raise ValueError(f"transition_sigmas must decrease; got {list(self.transition_sigmas)}")
+        if self.consistency is not None and self.transition_sigmas is not None:
+            raise ValueError(
+                "consistency decides where stages end, and transition_sigmas does so by hand; leave one out"
+            )
         for key, cache in (
             ("cache_threshold", "first_block"),
             ("cache_interval", "taylorseer"),

@@ -100,3 +100,74 @@ def test_calibrate_refuses_in_one_line(tmp_path):
     result = CliRunner().invoke(main, ["calibrate", "--model", "tiny", "--data", str(tmp_path)])
     assert result.exit_code == 2
     assert "images is empty" in result.output
+
+
+def test_calibrate_measures_consistency_that_a_spec_can_name(tmp_path):
+    """On a table of pictures with their texts; the plan says what it changes, and the fingerprint has it."""
+    scenes = [world.scene(seed) for seed in world.held_out(2)]
+    images = [png(np.asarray(world.render(scene))) for scene in scenes]
+    table = {"image": images, "prompt": [world.caption(scene) for scene in scenes]}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    found, plot = tmp_path / "c.json", tmp_path / "c.png"
+    options = [
+        "--model",
+        "tiny",
+        "--consistency",
+        "--data",
+        str(tmp_path / "set.parquet"),
+        "--to",
+        str(found),
+    ]
+    few = ["--scale", "0.5", "--sigma", "0.9", "--sigma", "0.4", "--guidance", "1"]
+    result = CliRunner().invoke(main, ["calibrate", *options, *few, "--plot", str(plot)])
+    assert result.exit_code == 0, result.output
+    assert "2 of at most 16 rows measured" in result.output
+    assert "autoencoder" in result.output
+    assert Image.open(plot).width > 100
+    measured = json.loads(found.read_text())
+    assert (measured["rows"], measured["source"], measured["true_cfg_scale"]) == (2, "pictures", 1.0)
+    assert 0.03 < measured["predictions"][1]["error"] < measured["predictions"][0]["error"] < 0.4
+
+    pq.write_table(pa.table({"prompt": ["a red circle"]}), tmp_path / "prompts.parquet")
+    (tmp_path / "job.yaml").write_text(
+        "model: tiny\nprompts: prompts.parquet\noutput: out\n"
+        "sampling: {num_steps: 9, delta: 0.01, levels: 1, consistency: c.json}\n"
+    )
+    plans = [
+        json.loads(CliRunner().invoke(main, ["plan", str(tmp_path / "job.yaml"), "--json", *more]).output)
+        for more in ([], ["--set", "sampling.consistency=null"])
+    ]
+    assert plans[0]["fingerprint"] != plans[1]["fingerprint"]
+    assert plans[0]["split_by_spectrum_alone"] == "2 @ 16x16 + 7 @ 32x32"
+    assert plans[1]["split_by_spectrum_alone"] is None
+    shown = CliRunner().invoke(main, ["plan", str(tmp_path / "job.yaml")]).output
+    assert "consistency measured at scales 0.5; by the spectrum alone: " in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--data is missing"),
+        (["--data", ".", "--prompts", "p.parquet"], "--prompts is for --consistency alone"),
+        (["--data", ".", "--scale", "0.5"], "--scale is for --consistency alone"),
+        (["--consistency"], "--consistency takes either --data"),
+        (["--consistency", "--data", ".", "--prompts", "p.parquet"], "--consistency takes either --data"),
+        (["--consistency", "--prompts", "missing.parquet"], "missing.parquet"),
+    ],
+)
+def test_calibrate_refuses_options_that_do_not_go_together(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["calibrate", "--model", "tiny", *options])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_consistency_that_is_none_is_refused_with_its_place(tmp_path):
+    (tmp_path / "c.json").write_text("{}")
+    (tmp_path / "job.yaml").write_text(
+        "model: tiny\nprompts: p.parquet\noutput: out\nsampling:\n  consistency: c.json\n"
+    )
+    result = CliRunner().invoke(main, ["plan", str(tmp_path / "job.yaml")])
+    assert result.exit_code == 2
+    assert "sampling.consistency" in result.output
+    assert "c.json is not a measurement of `calibrate --consistency`" in result.output

@@ -398,6 +398,15 @@ def test_keys_that_came_later_say_nothing_where_they_are_unset(load):
     assert JobSpec.from_json(later.to_json()) == later
 
 
+def test_the_fingerprint_of_a_job_without_consistency_is_what_it_was(load):
+    """A key that came later: at its default it is left out, else jobs begun before would be refused."""
+    assert "consistency" not in load(MINIMAL).samples()["sampling"]
+    assert "consistency" not in load(MINIMAL).to_json()  # nor could an older version read it
+    measured = load(MINIMAL, "sampling.consistency=[[0.5, 0.8, 0.13]]")
+    assert measured.samples()["sampling"]["consistency"] == [[0.5, 0.8, 0.13]]
+    assert JobSpec.from_json(measured.to_json()) == measured
+
+
 @pytest.mark.parametrize(
     ("model", "transformer", "message"),
     [

@@ -11,6 +11,7 @@ around that velocity is a perfect model, so whatever differs from full resolutio
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -24,9 +25,10 @@ from hypothesis import strategies as st
 
 from overtone.progressive.checkpoints import describe
 from overtone.progressive.checkpoints.sigmas import linear_mu
+from overtone.progressive.consistency import measure_consistency
 from overtone.progressive.engine import Engine
 from overtone.progressive.families import Family
-from overtone.progressive.formulas import Spectrum
+from overtone.progressive.formulas import Spectrum, matched
 from overtone.progressive.noise import BASE, batch_noise
 from overtone.progressive.settings import Sampling
 from overtone.progressive.spectral import dct_basis, frequencies
@@ -209,6 +211,22 @@ def test_the_full_resolution_sampler_makes_the_spectrum(sample, fullres):
     assert np.abs(ratios - 1).max() < 0.15
 
 
+def test_the_oracle_is_consistent_between_grids():
+    """The same measurement that finds a trained model's inconsistency finds none here."""
+    engine = engine_for((32, 48), FLUX1)
+    found = measure_consistency(
+        engine, prompts=["", ""], scales=(0.25, 0.5, 0.75), sampling=Sampling(num_steps=8)
+    )
+    assert [(f.scale, f.height, f.width) for f in found.predictions][::7] == [
+        (0.25, 8, 12),
+        (0.5, 16, 24),
+        (0.75, 24, 36),
+    ]
+    assert max(f.error for f in found.predictions) < 2e-6
+    assert max(band.error for f in found.predictions for band in f.bands) < 1e-4  # weak ones are rounded
+    assert (found.rows, found.source, found.autoencoder) == (2, "samples", ())
+
+
 # -------------------------------------------------------------------------------- what a person would ask
 
 
@@ -262,6 +280,82 @@ def test_matched_levels_follow_it_a_hundred_times_closer(sample, fullres):
     )
     print(f"dct_rewind {rewound:.4f}, dct_matched {matched:.5f}")
     assert matched * 100 < rewound
+
+
+# ------------------------------------------------------------------------------------------- at equal cost
+
+
+def bridged(plan, count):
+    """The same plan with `count` more full-size steps in the long one after the rewind."""
+    coarse, full = plan.stages
+    between = np.linspace(full.sigmas[0], full.sigmas[1], count + 2)
+    levels = (*between.tolist(), *full.sigmas[2:])
+    return replace(plan, stages=(coarse, replace(full, last=full.last + count, sigmas=levels)))
+
+
+def landing(plan, count):
+    """The same plan with `count` more coarse steps, which take the coarse grid so far down that its expansion
+    lands on the full schedule: no rewind is left, nor a long step after it."""
+    coarse, full = plan.stages
+    end = plan.sigmas[full.first]
+    down = [matched(level, 2) for level in np.linspace(full.sigmas[0], end, count + 1)[1:]]
+    levels = (*coarse.sigmas, *down)
+    coarse = replace(coarse, last=coarse.last + count, sigmas=levels)
+    return replace(plan, stages=(coarse, replace(full, sigmas=(end, *full.sigmas[1:]))))
+
+
+REMEDIES = {
+    "dct_rewind": ("dct_rewind", lambda plan: plan),
+    "1 bridging step": ("dct_rewind", lambda plan: bridged(plan, 1)),
+    "2 bridging steps": ("dct_rewind", lambda plan: bridged(plan, 2)),
+    "2 coarse steps more": ("dct_rewind", lambda plan: landing(plan, 2)),
+    "4 coarse steps more": ("dct_rewind", lambda plan: landing(plan, 4)),
+    "dct_matched": ("dct_matched", lambda plan: plan),
+}
+
+
+@pytest.mark.parametrize(("num_steps", "cost"), [(50, 29), (20, 11)])
+def test_the_long_step_after_a_rewind_at_equal_cost(num_steps, cost, capsys):
+    """What could be done about it, each with its coarse stage as long as makes the cost about the same,
+    beside full resolution with fewer steps. By the arithmetic, which the engine follows (above)."""
+    engine = engine_for((128, 128), FLUX1)
+    full = engine.plan(Sampling(mode="fullres", num_steps=num_steps))
+    reference = exact_factor(full, FLUX1)
+    found = {}
+
+    def measure(name, plan):
+        factor = exact_factor(plan, FLUX1)
+        octaves = octave_powers(factor[None, None] ** 2) / octave_powers(reference[None, None] ** 2) - 1
+        away = float(np.sqrt(((factor - reference) ** 2).sum() / (reference**2).sum()))
+        own = sum(stage.tokens * (len(stage.sigmas) - 1) for stage in plan.stages) / full.stages[0].tokens
+        split = "+".join(str(len(stage.sigmas) - 1) for stage in plan.stages)
+        found[name] = (split, own, away, octaves.min(), np.abs(octaves).max())
+
+    measure("fullres, fewer steps", engine.plan(Sampling(mode="fullres", num_steps=cost)))
+    for name, (mode, change) in REMEDIES.items():
+        plans = [
+            change(
+                engine.plan(
+                    Sampling(mode=mode, num_steps=num_steps, levels=1, transition_sigmas=(sigma + 1e-6,))
+                )
+            )
+            for sigma in full.sigmas[1:-2]
+        ]
+        tokens = cost * full.stages[0].tokens
+        measure(
+            name,
+            min(plans, key=lambda p: abs(sum(s.tokens * (len(s.sigmas) - 1) for s in p.stages) - tokens)),
+        )
+    with capsys.disabled():
+        print(f"\nat about {cost} of {num_steps} full-size steps, from full resolution with {num_steps}:")
+        print(f"{'':22}{'steps':>8}{'cost':>8}{'distance':>10}{'weakest octave':>16}{'worst':>8}")
+        for name, (split, own, away, weakest, worst) in found.items():
+            print(f"{name:22}{split:>8}{own:>8.2f}{away:>10.4f}{weakest:>16.1%}{worst:>8.1%}")
+    assert all(abs(own - cost) <= 0.75 for _, own, *_ in found.values())
+    worst = {name: values[-1] for name, values in found.items()}
+    assert worst["dct_matched"] < 0.005
+    assert min(error for name, error in worst.items() if name != "dct_matched") > 0.02
+    assert found["2 coarse steps more"][3] > found["1 bridging step"][3] > found["dct_rewind"][3] + 0.05
 
 
 # -------------------------------------------------------------------------------------------- anything small

@@ -3,7 +3,7 @@
 Importing the files of commands adds these to `main`.
 """
 
-from overtone.cluster.cli import look, measure, remote, run  # noqa: F401
+from overtone.cluster.cli import calibrate, look, measure, remote, run  # noqa: F401
 from overtone.cluster.cli.command import main
 
 main.order = (

@@ -1,10 +1,9 @@
-"""Commands that measure on this machine before a job runs: tune, estimate, calibrate. They load models, but
-no Ray is started."""
+"""Commands that measure on this machine before a job runs: tune, estimate. They load models, but no Ray is
+started."""
 
 from __future__ import annotations
 
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import click
 
 from overtone.cluster.cli.command import command, json_option, set_option, spec_argument
 from overtone.cluster.cli.saving import OutFile, save
-from overtone.jobs.errors import JobError, UserError
+from overtone.jobs.errors import JobError
 
 if TYPE_CHECKING:
     from overtone.cluster.measure import Progress
@@ -146,52 +145,3 @@ def estimate(
     if timed.interrupted and not profile:
         click.echo("interrupted; the same command goes on from there", err=True)
         click.get_current_context().exit(JobError.exit_code)
-
-
-@command(
-    "Fit the spectrum of a model's latents to real pictures.",
-    "overtone calibrate --model Qwen/Qwen-Image --data pictures/ --to mine.json",
-)
-@click.option("--model", required=True, help="As in a spec: `tiny`, a hub name, or a diffusers folder.")
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=click.Path(),
-    help="Pictures or videos: a file, a folder, or Parquet with an `image` or `video` column. Repeatable.",
-)
-@click.option("--height", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
-@click.option("--width", type=int, help="Pixels that the pictures are fitted to. Default: the model's own.")
-@click.option("--limit", type=click.IntRange(1), help="Use at most this many pictures.")
-@click.option(
-    "--to", "path", default="spectrum.json", show_default=True, type=OutFile(), help="The JSON to write."
-)
-@click.option("--plot", type=OutFile(), help="Also draw the spectrum and its fit into this PNG.")
-def calibrate(
-    model: str,
-    data: tuple[str, ...],
-    height: int | None,
-    width: int | None,
-    limit: int | None,
-    path: Path,
-    plot: Path | None,
-) -> None:
-    """Fit the latent spectrum of a model to real pictures: `sampling.spectrum` of a spec names the result."""
-    from overtone.jobs.pictures import pictures
-    from overtone.progressive.calibration import calibrate as fit
-    from overtone.progressive.pipelines import load
-
-    try:
-        found = fit(load(model), pictures(data), height_px=height, width_px=width, limit=limit)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    click.echo(
-        f"A {found.amplitude:.6g}, beta {found.beta:.6g}, R2 {found.r2:.4f}, from {found.n:,} pictures"
-    )
-    picture = BytesIO()
-    if plot:
-        found.plot(picture)
-    save([(path, found.to_json()), *([(plot, picture.getvalue())] if plot else [])])
-    click.echo(f"use it: `sampling: {{spectrum: {path}}}`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
 from overtone.cluster.measure.pace import Progress
+from overtone.cluster.measure.prompts import sample_rows
 from overtone.cluster.measure.timing import Profile, load_and_time
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Progress",
     "estimate",
     "load_and_time",
+    "sample_rows",
     "tune",
     "tune_job",
 ]

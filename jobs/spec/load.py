@@ -22,6 +22,7 @@ from overtone.jobs.spec.messages import validation_messages
 from overtone.jobs.spec.yaml_lines import Document, parse
 from overtone.progressive.checkpoints import is_local_model, spectrum_profile
 from overtone.progressive.presets import preset_for
+from overtone.progressive.schedule import consistency_profile
 from overtone.progressive.settings import PRESET_FILLED
 
 _SHORT = {"model": "id", "prompts": "path", "workers": "count", "output": "path", "shards": "rows"}
@@ -65,7 +66,7 @@ def with_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
 
 def _checked(document: Document, folder: Path) -> JobSpec:
     data = {key: value for key, value in document.data.items() if value is not None}
-    _read_spectrum(data, document, folder)
+    _read_measured(data, document, folder)
     _fill_preset(data, document, folder)
     try:
         spec = JobSpec.model_validate(data, context={PRESET_FILLED: True})
@@ -74,18 +75,23 @@ def _checked(document: Document, folder: Path) -> JobSpec:
     return _placed(spec, document, folder)
 
 
-def _read_spectrum(data: dict[str, Any], document: Document, folder: Path) -> None:
-    """Replaces the name of a saved spectrum by its two numbers, which are what changes samples."""
-    sampling = data.get("sampling")
-    if not isinstance(sampling, dict) or not isinstance(sampling.get("spectrum"), str):
-        return
-    where = document.where(("sampling", "spectrum"))
-    file = (Path.cwd() if where.startswith("--set") else folder) / Path(sampling["spectrum"]).expanduser()
-    try:
-        profile = spectrum_profile(file)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{where}: sampling.spectrum: {error}") from None
-    data["sampling"] = sampling | {"spectrum": [profile.amplitude, profile.beta]}
+def _read_measured(data: dict[str, Any], document: Document, folder: Path) -> None:
+    """Replaces the names of saved measurements by their numbers, which are what changes samples."""
+    for key, read in (("spectrum", _spectrum), ("consistency", consistency_profile)):
+        sampling = data.get("sampling")
+        if not isinstance(sampling, dict) or not isinstance(sampling.get(key), str):
+            continue
+        where = document.where(("sampling", key))
+        file = (Path.cwd() if where.startswith("--set") else folder) / Path(sampling[key]).expanduser()
+        try:
+            data["sampling"] = sampling | {key: read(file)}
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{where}: sampling.{key}: {error}") from None
+
+
+def _spectrum(file: Path) -> list[float]:
+    profile = spectrum_profile(file)
+    return [profile.amplitude, profile.beta]
 
 
 def _fill_preset(data: dict[str, Any], document: Document, folder: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from overtone.progressive.schedule.ladders import grid_for, latent_frames, size_of, steps_of
+from overtone.progressive.schedule.drift import Profile, consistency_profile
+from overtone.progressive.schedule.ladders import coarse_grid, grid_for, latent_frames, size_of, steps_of
 from overtone.progressive.schedule.plan import SamplingPlan, Stage, plan_sampling
 
 __all__ = [
+    "Profile",
     "SamplingPlan",
     "Stage",
+    "coarse_grid",
+    "consistency_profile",
     "grid_for",
     "latent_frames",
     "plan_sampling",

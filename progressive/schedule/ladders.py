@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from overtone.progressive.formulas import Grid, Spectrum, first_at_or_below, t_w
-from overtone.progressive.settings import Sampling
+from overtone.progressive.formulas import Grid, Spectrum, first_at_or_below, rewind, side_ratio, t_w
+from overtone.progressive.schedule.drift import Drift
+from overtone.progressive.settings import Mode, Sampling
 
 if TYPE_CHECKING:
     from overtone.progressive.families import Family
@@ -181,14 +182,39 @@ def rungs_of(
 
 
 class Ends:
-    """Where a stage ends by the spectrum: the first step at or below t_w of what its grid carries."""
+    """Where a stage ends: the first step at or below t_w of what its grid carries. With a measured `drift`,
+    the square of what the stage has drifted by then is taken off delta: the two errors are powers over the
+    signal's own and add up."""
 
-    def __init__(self, full: Grid, sigmas: Sequence[float], spectrum: Spectrum, delta: float) -> None:
+    def __init__(
+        self,
+        full: Grid,
+        sigmas: Sequence[float],
+        spectrum: Spectrum,
+        delta: float,
+        drift: Drift | None = None,
+        mode: Mode = "dct_rewind",
+    ) -> None:
         self.full, self.sigmas, self.spectrum, self.delta = full, sigmas, spectrum, delta
+        self.drift, self.mode = drift, mode
 
     def __call__(self, scale: float, grid: Grid) -> int:
         w = carried(self.full, scale, grid)
-        return first_at_or_below(self.sigmas, t_w(w, self.spectrum, self.delta)) if w else 0
+        if not w:
+            return 0
+        end = first_at_or_below(self.sigmas, t_w(w, self.spectrum, self.delta))
+        return end if self.drift is None else self._within(self.drift, w, scale, grid, end)
+
+    def _within(self, drift: Drift, w: int, scale: float, grid: Grid, end: int) -> int:
+        ratio = side_ratio(grid, self.full)
+        levels = self.sigmas[: end + 1]
+        if self.mode == "dct_rewind":  # the full grid's levels that the coarse grid's own mean
+            levels = [rewind(sigma, ratio)[1] for sigma in levels]
+        for step, drifted in enumerate(drift.along(scale, levels)):
+            left = self.delta - drifted**2
+            if left <= 0 or self.sigmas[step] <= t_w(w, self.spectrum, left):
+                return step
+        return end
 
 
 def auto(
@@ -228,7 +254,8 @@ def _inside(small: Grid, large: Grid) -> bool:
 
 def _candidates(sampling: Sampling, full: Grid, multiple: int) -> list[tuple[float, Grid]]:
     """Scales below 1 that `auto` may choose from, with their grids, increasing."""
-    smallest = max(sampling.min_scale, _smallest_scale(full, multiple)) - 1e-9
+    measured = Drift(sampling.consistency).smallest if sampling.consistency else 0.0
+    smallest = max(sampling.min_scale, measured, _smallest_scale(full, multiple)) - 1e-9
     if sampling.transform == "haar":
         scales = [2.0**-level for level in range(16, 0, -1)]
         scales = [s for s in scales if all(side * s % multiple == 0 for side in full)]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from overtone.progressive.cost import BY_TOKENS, StepCost
 from overtone.progressive.formulas import Grid, Spectrum, matched, rewind, side_ratio
+from overtone.progressive.schedule.drift import Drift
 from overtone.progressive.schedule.ladders import (
     Cost,
     Ends,
@@ -214,7 +215,8 @@ def plan_sampling(
     if sampling.mode == "fullres":
         rungs = [Rung(1.0, full, len(sigmas) - 1)]
     else:
-        ends = Ends(full, sigmas, spectrum, delta)
+        drift = Drift(sampling.consistency) if sampling.consistency else None
+        ends = Ends(full, sigmas, spectrum, delta, drift, sampling.mode)
         if sampling.scales == "auto":
             if sampling.transition_sigmas is not None:
                 raise ValueError(
