@@ -22,15 +22,13 @@ LIGHT = {"settings", "schedule", "families", "checkpoints", "tiny", "formulas", 
 """Parts of progressive without torch."""
 LARGEST = 320
 """Lines that a file may have."""
-LARGER = {
-}
+LARGER = {}
 """Files that have more, with the number that they may have. This list only gets shorter."""
 SMALLEST = 60
 SMALL = {
     # Ground files: words that many others use.
     "jobs/tables.py",
     "jobs/words.py",
-    "jobs/sampling.py",
     "jobs/shard_set.py",
     "jobs/spec/fields.py",
     "progressive/errors.py",

@@ -233,6 +233,35 @@ def test_guidance_by_a_negative_prompt_changes_the_sample_and_none_is_the_empty_
     assert not torch.allclose(made(None, plain), made(None, guided))
 
 
+def test_guidance_by_default_is_the_pipelines_own():
+    """Qwen-Image's call has a true_cfg_scale of 4, which does nothing until a negative prompt is given."""
+    pipe = tiny_pipes.qwen_image()
+    engine, calls = Engine(pipe), []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, given, named: calls.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    sampling = settings("qwen-image", mode="fullres", true_cfg_scale=None)
+    plan = engine.plan(sampling)
+    for negative, passes in (([None, None], 1), (["green", ""], 2), ([None, "green"], 3)):
+        encoded = engine.encode(tiny_pipes.PROMPTS, negative, sampling)
+        calls.clear()
+        latents, _ = engine.denoise(plan, encoded, SEEDS, sampling)
+        assert len(calls) == passes * STEPS  # in the last case one pass for the first row, two for the other
+        base = base_noise(engine, latents)
+        for row, prompt in enumerate(tiny_pipes.PROMPTS):
+            own = pipe(
+                [prompt],
+                negative_prompt=None if negative[row] is None else [negative[row]],
+                height=128,
+                width=96,
+                num_inference_steps=STEPS,
+                latents=layouts.pack(engine.family, base[[row]]),
+                output_type="latent",
+                max_sequence_length=16,
+            ).images
+            assert torch.allclose(as_own(engine, latents[[row]]), own, atol=1e-4)
+
+
 def test_guidance_embedding_reaches_the_model():
     engine = engine_of("flux1")
     low, high = (run(engine, settings("flux1", true_cfg_scale=1.0, guidance_scale=g))[2] for g in (1.0, 30.0))

@@ -116,7 +116,7 @@ class CompiledEngine(Engine):
         search: bool = False,
     ) -> Iterator[WarmUp]:
         """`warm`, one batch size of one stage at a time."""
-        alone = row_by_row(sampling)
+        alone = row_by_row(sampling) or self.family.alone
         missing = [
             (stage, rows)
             for index, (stage, sizes) in enumerate(zip(plan.stages, batch_sizes, strict=True))
@@ -196,7 +196,7 @@ class CompiledEngine(Engine):
         self._learned = True
 
     def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
-        one = self.encode([" ".join(["a"] * words)], [None], sampling)
+        one = self.encode([" ".join(["a"] * words)], [""], sampling)
         return one[[0] * rows]
 
 

@@ -69,7 +69,7 @@ class PipelineRunner:
         self, plan: SamplingPlan, index: int, rows: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """One chunk, or one a row."""
-        if row_by_row(sampling):
+        if row_by_row(sampling) or self._call.family.alone:
             return [[row] for row in rows]
         return [list(rows)]
 

@@ -75,7 +75,15 @@ class Trajectories:
         Raises NonFiniteLatents where rows went wrong; an error of the pipeline goes through. `on_step` counts
         the steps of this batch.
         """
-        chunks = self._runner.chunks(self.plan, index, rows, self._sampling)
+        # Rows with a negative prompt and rows without, where both may be, are called in another way.
+        plain = [row for row in rows if self._encoded.negative[row] is None]
+        guided = [row for row in rows if self._encoded.negative[row] is not None]
+        chunks = [
+            chunk
+            for alike in (plain, guided)
+            if alike
+            for chunk in self._runner.chunks(self.plan, index, alike, self._sampling)
+        ]
         steps, reports = self.plan.stages[index].steps, []
         for number, chunk in enumerate(chunks):
             counted = on_step and counting(on_step, number * steps, len(chunks) * steps)
