@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -208,7 +209,19 @@ def resolve(pipe: Any, family: Family | str | None) -> Family:
             )
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
-    return _generic(pipe) if family == "generic" else FAMILIES[family]
+    if family == "generic":
+        return _generic(pipe)
+    _check_needs(pipe, FAMILIES[family])
+    return FAMILIES[family]
+
+
+def _check_needs(pipe: Any, family: Family) -> None:
+    """ValueError for a package that the pipeline's module uses and has not found, else every row would meet
+    a NameError."""
+    homes = [sys.modules[c.__module__] for c in type(pipe).__mro__ if c.__name__ in family.pipelines]
+    for name in family.needs:
+        if not any(hasattr(home, name) for home in homes):
+            raise ValueError(f"{type(pipe).__name__} needs the package {name}: pip install {name}")
 
 
 def _recognise(pipe: Any) -> str:

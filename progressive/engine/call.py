@@ -19,7 +19,7 @@ from torch import Tensor
 from overtone.progressive import layouts, library
 from overtone.progressive.caches import row_by_row
 from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
-from overtone.progressive.families import Family
+from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import grid_for, latent_frames, steps_of
 from overtone.progressive.settings import Sampling
 from overtone.progressive.staged import Schedule, check_flow_matching
@@ -115,27 +115,21 @@ class PipelineCall:
 
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
-        fields = {
-            name: value
-            for name in ("guidance_scale", "true_cfg_scale")
-            if (value := getattr(sampling, name)) is not None
-        }
         own = {name for name in sampling.call_kwargs if name in _FROM_ENGINE or "prompt" in name}
         if own:
             raise ValueError(
                 f"call_kwargs names {', '.join(sorted(own))}, which the engine sets itself; "
                 "use the fields of the sampling settings, or leave it out"
             )
-        call = self.family.call | sampling.call_kwargs | fields
-        unknown = sorted(set(call) - set(self.defaults) - set(self.family.call))
+        asked = {n for n in ("guidance_scale", "true_cfg_scale") if getattr(sampling, n) is not None}
+        unknown = sorted((asked | set(sampling.call_kwargs)) - set(self.defaults))
         if unknown:
             known = sorted(n for n in self.defaults if n not in _FROM_ENGINE and "prompt" not in n)
             raise ValueError(
                 f"{type(self.pipe).__name__} takes no argument {', '.join(unknown)}; it takes "
                 + ", ".join(known)
             )
-        if "guidance_scale" in fields:  # one value takes the place of values by step
-            call |= dict.fromkeys(self.family.per_step)
+        call = self.family.arguments(sampling, self.steps(sampling))
         return {name: value for name, value in call.items() if name in self.defaults}
 
     def guidance(self, sampling: Sampling) -> dict[str, float | None]:
@@ -152,9 +146,12 @@ class PipelineCall:
         if self.family.text is None:
             blank: dict[str, Any] = {"prompt": [""]}
         else:
-            like = torch.zeros(1, 1, device=self.device, dtype=self.transformer.dtype)
-            text = {name: like[0] if "pooled" in name else like for name in self.family.text if name}
-            text.pop("prompt_embeds_mask", None)
+            like = torch.zeros([1] * self.family.text_rank, device=self.device, dtype=self.transformer.dtype)
+            flat = ("pooled", "mask")  # [D] and [tokens], where the others are [tokens, D]
+            names = [name for name in self.family.text if name]
+            text = {n: like.flatten() if any(part in n for part in flat) else like for n in names}
+            if self.family.ragged == "pad":
+                del text["prompt_embeds_mask"]  # `collate` makes it
             blank = self.collate([text])
         if self.family.guidance and self.family.guidance[0] in self.defaults:
             blank[self.family.guidance[0]] = self.family.guidance[1]
@@ -188,15 +185,12 @@ class PipelineCall:
             size["num_frames"] = num_frames
         return size
 
-    def guided(self, sampling: Sampling) -> bool:
-        """Whether the pipeline runs a negative prompt beside each prompt: this depends on the settings alone,
-        so that a row never depends on its batch."""
-        takes_negative = {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults)
-        if not (self.family.guidance and takes_negative) or self.pipe.config.get("is_distilled"):
-            return False
-        name, threshold = self.family.guidance
-        scale = self.arguments(sampling).get(name, self.defaults.get(name))
-        return scale is not None and scale > threshold
+    def guided(self, sampling: Sampling) -> Guided:
+        """Whether the pipeline runs a negative prompt beside each prompt, as `Family.guided` says."""
+        if not {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults) or not self.family.guidance:
+            return "never"
+        default = self.defaults.get(self.family.guidance[0])
+        return self.family.guided(sampling, default, distilled=bool(self.pipe.config.get("is_distilled")))
 
     def row_by_row(self, sampling: Sampling) -> bool:
         """Whether rows must go through the transformer alone, since a row depends on itself alone: where the

@@ -181,13 +181,24 @@ def rungs_of(
 
 
 class Ends:
-    """Where a stage ends by the spectrum: the first step at or below t_w of what its grid carries."""
+    """Where a stage ends by the spectrum: the first step at or below t_w of what its grid carries.
 
-    def __init__(self, full: Grid, sigmas: Sequence[float], spectrum: Spectrum, delta: float) -> None:
+    `waves_per_cell`: as `Family.waves_per_cell`."""
+
+    def __init__(
+        self,
+        full: Grid,
+        sigmas: Sequence[float],
+        spectrum: Spectrum,
+        delta: float,
+        waves_per_cell: int = 1,
+    ) -> None:
         self.full, self.sigmas, self.spectrum, self.delta = full, sigmas, spectrum, delta
+        self.waves_per_cell = waves_per_cell
 
     def __call__(self, scale: float, grid: Grid) -> int:
-        w = carried(self.full, scale, grid)
+        finer = (self.waves_per_cell * self.full[0], self.waves_per_cell * self.full[1])
+        w = carried(finer, scale, (self.waves_per_cell * grid[0], self.waves_per_cell * grid[1]))
         return first_at_or_below(self.sigmas, t_w(w, self.spectrum, self.delta)) if w else 0
 
 

@@ -190,7 +190,7 @@ def plan_sampling(
     if sampling.mode == "fullres":
         rungs = [Rung(1.0, full, len(sigmas) - 1)]
     else:
-        ends = Ends(full, sigmas, spectrum, delta)
+        ends = Ends(full, sigmas, spectrum, delta, family.waves_per_cell)
         if sampling.scales == "auto":
             if sampling.transition_sigmas is not None:
                 raise ValueError(
