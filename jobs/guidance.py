@@ -16,12 +16,11 @@ from overtone.progressive.families import Family, Guided
 
 def guidance_of(spec: JobSpec, family: Family, checkpoint: Checkpoint | None) -> Guidance | None:
     """What the pipeline's own call does with these settings; None where only the loaded model tells."""
-    if family.name == "generic":
-        return None
+    if checkpoint is None or family.name == "generic" or family.guider:
+        return None  # whether it is distilled is in its configuration
     runs: Guided = "never"
-    pipeline_class = checkpoint.pipeline_class if checkpoint else None
-    if pipeline_class not in family.without_negative:
-        distilled = bool(checkpoint and checkpoint.pipeline.get("is_distilled"))
+    if checkpoint.pipeline_class not in family.without_negative:
+        distilled = bool(checkpoint.pipeline.get("is_distilled"))
         runs = family.guided(spec.sampling, family.guidance_default, distilled=distilled)
     argument, off = family.guidance or (None, None)
     asked = getattr(spec.sampling, argument) if argument else None
@@ -73,6 +72,6 @@ class Guidance:
                 "step; other rows take one"
             )
         return (
-            f"{asked} runs a negative prompt (the empty one where a row has none): two passes of the "
+            f"{asked} runs a negative prompt (the pipeline's own where a row has none): two passes of the "
             f"transformer a step, about twice the time of {self.argument} {self.off:g}"
         )

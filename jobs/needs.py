@@ -120,11 +120,11 @@ def _sample_bytes(spec: JobSpec, checkpoint: Checkpoint | None, family: Family) 
         made = height_px * width_px * _PICTURE_BYTES[spec.output.image.codec]
     else:
         made = height_px * width_px * num_frames * _VIDEO_BYTES * 2 ** ((18 - spec.output.video.crf) / 6)
-    channels = checkpoint and checkpoint.transformer.get("in_channels")
+    channels = checkpoint and checkpoint.transformer.get(family.channels_key)
     if spec.output.latents and isinstance(channels, int):
         grid = grid_for(family, height_px, width_px)
         cells = grid[0] * grid[1] * latent_frames(family, num_frames)
-        made += 4 * cells * channels / family.channels_per_latent
+        made += 4 * cells * (channels // family.channels_per_latent)
     return made
 
 

@@ -6,6 +6,7 @@ c * s * s + row * s + column.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from overtone.progressive.families import Family
@@ -22,6 +23,8 @@ def pack(family: Family, latents: Tensor) -> Tensor:
     """Latents as the pipeline's `latents` argument takes them."""
     if family.layout in ("grid", "grid_to_tokens"):
         return latents
+    if family.layout == "channels_last":
+        return latents.movedim(1, -1).clone(memory_format=torch.contiguous_format)  # [B, T, H, W, C]
     batch, channels, height, width = latents.shape[0], latents.shape[1], *latents.shape[-2:]
     if family.layout == "tokens2x2":
         cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
@@ -38,6 +41,8 @@ def unpack(family: Family, latents: Tensor, height: int, width: int) -> Tensor:
     """Latents as the last scheduler step gives them, in the engine's layout on a grid of height x width."""
     if family.layout == "grid":
         return latents
+    if family.layout == "channels_last":
+        return latents.movedim(-1, 1)
     batch, _, channels = latents.shape
     if family.layout == "tokens2x2":
         cells = latents.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)

@@ -212,6 +212,7 @@ def resolve(pipe: Any, family: Family | str | None) -> Family:
     if family == "generic":
         return _generic(pipe)
     _check_needs(pipe, FAMILIES[family])
+    FAMILIES[family].check_transformer(getattr(pipe.transformer, "config", {}))
     return FAMILIES[family]
 
 
@@ -237,14 +238,25 @@ def _recognise(pipe: Any) -> str:
     return name
 
 
+def unfit(pipeline: type, *, has_transformer: bool) -> str | None:
+    """Why no entry can be made for a class of pipelines, from its call alone; None where one can be."""
+    call: Any = pipeline.__call__
+    takes = inspect.signature(call).parameters.keys()
+    if not has_transformer:
+        return "it has no transformer"
+    if "latents" not in takes:
+        return "it takes no latents"
+    if "audio_latents" in takes:
+        return "it makes sound beside the video, which every stage would begin anew"
+    return None
+
+
 def _generic(pipe: Any) -> Family:
     """An entry for a pipeline that is not known, from what diffusers pipelines have in common."""
     defaults = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items()}
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None or "latents" not in defaults:
-        raise ValueError(
-            f"{type(pipe).__name__} cannot run in stages: it needs a transformer and takes no latents"
-        )
+    transformer: Any = getattr(pipe, "transformer", None)
+    if why := unfit(type(pipe), has_transformer=transformer is not None):
+        raise ValueError(f"{type(pipe).__name__} cannot run in stages: {why}")
     packed = library.packs_latents(pipe)
     size = getattr(transformer.config, "patch_size", None) or 2
     patch = 2 if packed else int(size if isinstance(size, int) else size[-1])
@@ -259,12 +271,14 @@ def _generic(pipe: Any) -> Family:
         patch=patch,
         layout="tokens2x2" if packed else "grid",
         channels_per_latent=4 if packed else 1,
+        channels_key="in_channels" if "in_channels" in transformer.config else "in_visual_dim",
         default_height=defaults.get("height") or 1024,
         default_width=defaults.get("width") or 1024,
         default_steps=defaults.get("num_inference_steps") or 50,
         default_frames=defaults.get("num_frames"),
         frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
         guidance=guidance if "negative_prompt" in defaults else None,
+        negative="given" if guidance[0] == "true_cfg_scale" else "always",
         # On, it takes the nearest of a list of sizes for the one that it is given.
         call={"use_resolution_binning": False} if "use_resolution_binning" in defaults else {},
     )

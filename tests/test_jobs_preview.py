@@ -172,7 +172,7 @@ def test_sana_counts_cells_of_32_px(prompts):
             "true_cfg_scale 4 runs a negative prompt where a row has one, at two",
         ),
         ("Qwen/Qwen-Image", {"true_cfg_scale": 4.0}, "always", "about twice the time of true_cfg_scale 1"),
-        ("Tongyi-MAI/Z-Image", {}, "always", "guidance_scale 5 runs a negative prompt (the empty one"),
+        ("Tongyi-MAI/Z-Image", {}, "always", "guidance_scale 5 runs a negative prompt (the pipeline"),
         ("Tongyi-MAI/Z-Image", {"guidance_scale": 0.0}, "never", "one pass of the transformer a step"),
         (FLUX, {}, "never", "no negative prompt runs"),
         ("black-forest-labs/FLUX.2-dev", {}, "never", "no negative prompt runs"),

@@ -15,9 +15,10 @@ import tiny_pipes
 import tiny_zoo
 import torch
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2
+from small_jobs import model_folder
 
 from overtone.progressive import layouts, noise
-from overtone.progressive.checkpoints import Checkpoint
+from overtone.progressive.checkpoints import Checkpoint, describe
 from overtone.progressive.engine import Engine
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.settings import Sampling
@@ -40,8 +41,8 @@ def settings(engine: Engine, **fields: Any) -> Sampling:
     base: dict[str, Any] = {"num_steps": STEPS, "height": 8 * family.cell_px, "width": 6 * family.cell_px}
     if family.default_frames is not None:
         base["num_frames"] = family.frames_per_latent + 1
-    assert family.guidance is not None
-    base[family.guidance[0]] = 3.0
+    if family.guidance is not None:
+        base[family.guidance[0]] = 3.0
     if "max_sequence_length" in engine.call.defaults:
         base["call_kwargs"] = {"max_sequence_length": 16}
     if fields.get("mode") != "fullres":
@@ -55,14 +56,12 @@ def own_call(engine: Engine, sampling: Sampling, latents: torch.Tensor, **extra:
     for name in ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale"):
         if getattr(sampling, name) is not None:
             call[name] = getattr(sampling, name)
-    return engine.pipe(
-        prompt=list(tiny_pipes.PROMPTS[: len(latents)]),
-        negative_prompt=NEGATIVES[: len(latents)],
-        num_inference_steps=sampling.num_steps,
-        latents=layouts.pack(engine.family, latents),
-        return_dict=False,
-        **(call | extra),
-    )[0]
+    call |= {"prompt": list(tiny_pipes.PROMPTS[: len(latents)]), "negative_prompt": NEGATIVES[: len(latents)]}
+    call |= {"num_inference_steps": sampling.num_steps, "latents": engine.call.pack(latents)}
+    call |= extra
+    if call["negative_prompt"] is None:
+        del call["negative_prompt"]  # the call has a default of its own
+    return engine.pipe(**call, return_dict=False)[0]
 
 
 def as_own(engine: Engine, latents: torch.Tensor) -> torch.Tensor:
@@ -86,8 +85,8 @@ def test_fullres_is_the_pipelines_own_call_and_a_cut_changes_no_bit(family):
     base = noise.batch_noise(SEEDS[rows], noise.BASE, whole.shape[1:])
     if family != "ernie-image":  # its call decodes whatever it is asked for
         assert torch.equal(as_own(engine, whole), own_call(engine, sampling, base, output_type="latent"))
-    ours = np.stack([np.asarray(made, dtype=int) for made in engine.decode(plan, whole)])
-    theirs = own_call(engine, sampling, base, output_type="np")
+    ours = np.stack([np.asarray(made, dtype=int) for made in engine.decode(plan, whole[:1])])
+    theirs = own_call(engine, sampling, base[:1], output_type="np")
     assert np.abs(ours - (np.asarray(theirs) * 255).round()).max() <= 1
     assert ours.std() > 1
     (stage,) = plan.stages
@@ -98,6 +97,26 @@ def test_fullres_is_the_pipelines_own_call_and_a_cut_changes_no_bit(family):
         )
         latents, _ = engine.denoise(replace(plan, stages=parts), encoded, SEEDS[rows], sampling)
         assert torch.equal(latents, whole), f"cut at step {cut}"
+
+
+@pytest.mark.parametrize("family", tiny_zoo.BUILDERS)
+def test_guidance_by_default_is_the_pipelines_own(family):
+    """Nothing said of guidance, and no negative prompt."""
+    engine = engine_of(family)
+    told = {engine.family.guidance[0]: None} if engine.family.guidance else {}
+    sampling = settings(engine, mode="fullres", num_steps=2, **told)
+    plan = engine.plan(sampling)
+    latents, _ = engine.denoise(
+        plan, engine.encode(tiny_pipes.PROMPTS[:1], [None], sampling), SEEDS[:1], sampling
+    )
+    base = noise.batch_noise(SEEDS[:1], noise.BASE, latents.shape[1:])
+    kind = "np" if family == "ernie-image" else "latent"  # its call decodes whatever it is asked for
+    own = own_call(engine, sampling, base, negative_prompt=None, output_type=kind)
+    if kind == "np":
+        ours = np.asarray(engine.decode(plan, latents)[0], dtype=int)
+        assert np.abs(ours - (np.asarray(own)[0] * 255).round()).max() <= 1
+    else:
+        assert torch.equal(as_own(engine, latents), own)
 
 
 @pytest.mark.parametrize("family", tiny_zoo.BUILDERS)
@@ -175,3 +194,29 @@ def test_what_stages_do_not_allow_is_refused(family, call, why):
         ValueError, match=f"call_kwargs names {next(iter(call))}, which is always False .*{why}"
     ):
         FAMILIES[family].arguments(Sampling(call_kwargs=call), 20)
+
+
+def test_a_guider_that_counts_steps_is_refused():
+    pipe = tiny_zoo.hunyuan_video_15()
+    pipe.guider = diffusers.ClassifierFreeGuidance(guidance_scale=3.0, start=0.1)
+    with pytest.raises(ValueError, match=r"a ClassifierFreeGuidance, guides by the step's number"):
+        Engine(pipe)
+    pipe.guider = diffusers.ClassifierFreeGuidance(enabled=False)
+    engine = Engine(pipe)
+    plan = engine.plan(settings(engine))
+    encoded = engine.encode(["a"], ["green"], settings(engine))
+    assert encoded.negative == (None,)
+    latents, _ = engine.denoise(plan, encoded, [1], settings(engine))
+    assert torch.isfinite(latents).all()
+
+
+def test_attention_by_blocks_is_refused_before_and_when_a_model_is_loaded(tmp_path):
+    folder = model_folder(tmp_path, "Kandinsky5T2VPipeline")
+    assert describe(folder).family == "kandinsky5-video"
+    (tmp_path / "transformer" / "config.json").write_text('{"attention_type": "nabla"}')
+    with pytest.raises(ValueError, match="attention_type is 'nabla': it attends by blocks of 128 px"):
+        describe(folder)
+    pipe = tiny_zoo.kandinsky5_video()
+    pipe.transformer.register_to_config(attention_type="nabla")
+    with pytest.raises(ValueError, match="attention_type is 'nabla'"):
+        Engine(pipe)

@@ -11,6 +11,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2
 from tiny_pipes import chroma, clip, kl, qwen_vl, ready, t5, tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma2Config,
     Gemma2Model,
@@ -36,7 +37,14 @@ _TEXT: dict[str, Any] = {
 _HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 
 
-def _gemma() -> Any:
+def ended() -> Any:
+    """A tokenizer with which the empty text has a token too."""
+    words: Any = tokenizer(512)
+    words.backend_tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    return words
+
+
+def gemma() -> Any:
     return Gemma2Model(Gemma2Config(**_TEXT, query_pre_attn_scalar=8))
 
 
@@ -45,7 +53,7 @@ def sana() -> Any:
     torch.manual_seed(0)
     pipe = diffusers.SanaPipeline(
         tokenizer=tokenizer(512),
-        text_encoder=_gemma(),
+        text_encoder=gemma(),
         vae=diffusers.AutoencoderDC(
             latent_channels=4,
             attention_head_dim=2,
@@ -98,7 +106,7 @@ def lumina2() -> Any:
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
             vae=kl(),
-            text_encoder=_gemma(),
+            text_encoder=gemma(),
             tokenizer=tokenizer(512),
         )
     )
@@ -109,7 +117,7 @@ def cogview4() -> Any:
     torch.manual_seed(0)
     return ready(
         diffusers.CogView4Pipeline(
-            tokenizer=tokenizer(512),
+            tokenizer=ended(),
             text_encoder=GlmModel(GlmConfig(**_TEXT, pad_token_id=0)),
             vae=kl(),
             transformer=diffusers.CogView4Transformer2DModel(
@@ -333,6 +341,88 @@ def ltx() -> Any:
     )
 
 
+def hunyuan_video_15() -> Any:
+    """Guided by a component, with one word of text a prompt that the second encoder is for."""
+    torch.manual_seed(0)
+    pipe: Any = ready(
+        diffusers.HunyuanVideo15Pipeline(
+            text_encoder=Qwen3Model(Qwen3Config(**_TEXT | {"num_hidden_layers": 3})),
+            tokenizer=tokenizer(512),
+            transformer=diffusers.HunyuanVideo15Transformer3DModel(
+                in_channels=9,
+                out_channels=4,
+                num_layers=1,
+                num_refiner_layers=1,
+                text_embed_dim=16,
+                text_embed_2_dim=32,
+                image_embed_dim=16,
+                rope_axes_dim=(4, 6, 6),
+                **_HEADS,
+            ),
+            vae=diffusers.AutoencoderKLHunyuanVideo15(
+                latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+            text_encoder_2=t5(),
+            tokenizer_2=tokenizer(512),
+            guider=diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
+        )
+    )
+    pipe.system_message, pipe.prompt_template_encode_start_idx = "a", 2
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 16, 8
+    pipe.vision_num_semantic_tokens = 4
+    return pipe
+
+
+def kandinsky5_video() -> Any:
+    """Channels last, written into in place; with places for a picture to start from beside them."""
+
+    class OfTexts:
+        """As much of a processor as is called."""
+
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer(512)
+
+        def __call__(self, text: Any, images: Any, videos: Any, **how: Any) -> Any:
+            return self.tokenizer(text, **how)
+
+        def decode(self, ids: Any) -> Any:
+            return self.tokenizer.decode(ids)
+
+    torch.manual_seed(0)
+    pipe: Any = ready(
+        diffusers.Kandinsky5T2VPipeline(
+            transformer=diffusers.Kandinsky5Transformer3DModel(
+                in_visual_dim=4,
+                out_visual_dim=4,
+                in_text_dim=16,
+                in_text_dim2=16,
+                time_dim=16,
+                model_dim=32,
+                ff_dim=32,
+                num_text_blocks=1,
+                num_visual_blocks=1,
+                axes_dims=(4, 6, 6),
+                visual_cond=True,
+            ),
+            vae=diffusers.AutoencoderKLHunyuanVideo(
+                latent_channels=4,
+                block_out_channels=(8, 8, 8, 8),
+                layers_per_block=1,
+                norm_num_groups=4,
+                mid_block_add_attention=False,
+            ),
+            text_encoder=qwen_vl(),
+            tokenizer=OfTexts(),
+            text_encoder_2=clip(),
+            tokenizer_2=tokenizer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        )
+    )
+    pipe.prompt_template, pipe.prompt_template_encode_start_idx = "a {} green", 1
+    return pipe
+
+
 def aura_flow() -> Any:
     torch.manual_seed(0)
     return ready(
@@ -393,4 +483,6 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "hunyuan-video": hunyuan_video,
     "ltx-video": ltx,
     "aura-flow": aura_flow,
+    "hunyuan-video-1.5": hunyuan_video_15,
+    "kandinsky5-video": kandinsky5_video,
 }

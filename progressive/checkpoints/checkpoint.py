@@ -125,12 +125,14 @@ def read_folder(folder: Path) -> Checkpoint:
     family = family_name(pipeline_class, pipeline)
     if family == "flux1" and (folder / "spectrum.json").is_file():
         family = "tiny"  # an embedded model that its training script wrote elsewhere
+    transformer = _public(read_json(folder / "transformer" / "config.json"))
+    FAMILIES[family].check_transformer(transformer)
     return Checkpoint(
         family=family,
         pipeline_class=pipeline_class,
         transformer_class=classes["transformer"],
         scheduler_class=classes["scheduler"],
-        transformer=_public(read_json(folder / "transformer" / "config.json")),
+        transformer=transformer,
         scheduler=_public(scheduler),
         source=str(folder),
         pipeline=pipeline,

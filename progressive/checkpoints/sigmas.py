@@ -183,6 +183,8 @@ CALLS: dict[str, _Call] = {
     "HunyuanVideoPipeline": _to_nothing,
     "LTXPipeline": _ltx,
     "AuraFlowPipeline": _number_alone,
+    "HunyuanVideo15Pipeline": _to_nothing,
+    "Kandinsky5T2VPipeline": _number_alone,
 }
 
 

@@ -77,7 +77,7 @@ class PipelineCall:
     @property
     def channels(self) -> int:
         """Channels C of a latent."""
-        return self.transformer.config.in_channels // self.family.channels_per_latent
+        return self.transformer.config[self.family.channels_key] // self.family.channels_per_latent
 
     @property
     def offloads(self) -> bool:
@@ -106,12 +106,21 @@ class PipelineCall:
             frames = latent_frames(self.family, num_frames)
             latents = torch.zeros(1, *layouts.shape(self.family, self.channels, frames, *grid))
             arguments = call | self.blank() | self.size(grid, num_frames, num_steps)
-            arguments["latents"] = layouts.pack(self.family, latents.to(self.device))
+            arguments["latents"] = self.pack(latents.to(self.device))
             change = flow_shift_change(scheduler.config, shift)
             if change:
                 scheduler = type(scheduler).from_config(scheduler.config, **change)
             self._schedules[key] = Schedule.of(self.pipe, scheduler, **arguments)
         return self._schedules[key]
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents as the call takes them; zeros beside them where the transformer also looks for a picture to
+        start from (Kandinsky 5), which the pipeline adds to none but its own."""
+        packed = layouts.pack(self.family, latents)
+        if self.family.layout == "channels_last" and self.transformer.config.get("visual_cond"):
+            channels = packed.shape[-1]
+            packed = torch.nn.functional.pad(packed, (0, channels + 1))  # as many, and a mask
+        return packed
 
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
@@ -153,7 +162,9 @@ class PipelineCall:
             if self.family.ragged == "pad":
                 del text["prompt_embeds_mask"]  # `collate` makes it
             blank = self.collate([text])
-        if self.family.guidance and self.family.guidance[0] in self.defaults:
+        if self.family.guider:
+            blank |= {f"negative_{name}": value for name, value in blank.items()}
+        elif self.family.guidance and self.family.guidance[0] in self.defaults:
             blank[self.family.guidance[0]] = self.family.guidance[1]
         return blank
 
@@ -187,6 +198,8 @@ class PipelineCall:
 
     def guided(self, sampling: Sampling) -> Guided:
         """Whether the pipeline runs a negative prompt beside each prompt, as `Family.guided` says."""
+        if self.family.guider:
+            return "always" if library.guides(getattr(self.pipe, self.family.guider)) else "never"
         if not {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults) or not self.family.guidance:
             return "never"
         default = self.defaults.get(self.family.guidance[0])
@@ -195,7 +208,7 @@ class PipelineCall:
     def row_by_row(self, sampling: Sampling) -> bool:
         """Whether rows must go through the transformer alone, since a row depends on itself alone: where the
         pipeline mixes rows, or a cache decides by the mean over its batch."""
-        return self.mixes_rows or row_by_row(sampling)
+        return self.family.alone or self.mixes_rows or row_by_row(sampling)
 
     def reset_caches(self, num_steps: int) -> None:
         """Empty the caller's step caches: they remember activations of the stage before, which was on another
@@ -210,6 +223,17 @@ class PipelineCall:
                 raise RuntimeError(
                     f"{name} has context or sequence parallelism enabled, which cannot split a grid that "
                     "changes size; use more workers instead, each with a whole model"
+                )
+
+    def check_guiders(self) -> None:
+        """ValueError where a component guides by the number of the step or by the steps before: each stage
+        counts its own, and would begin anew."""
+        for name, part in self.pipe.components.items():
+            if library.is_guider(part) and not library.forgets_steps(part):
+                raise ValueError(
+                    f"{type(self.pipe).__name__} cannot run in stages: its {name}, a {type(part).__name__}, "
+                    "guides by the step's number or by the steps before, which every stage counts anew; "
+                    "only ClassifierFreeGuidance from start 0 to stop 1 does not"
                 )
 
     @contextmanager

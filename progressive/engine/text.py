@@ -37,9 +37,10 @@ class TextEncoder:
         guided = self._call.guided(sampling)
         if guided == "never" and any(negatives):
             self._warn_once("negative prompts have no effect: these settings run no negative prompt")
-        # As the pipelines do: the empty one where guidance is always on, else only one that is given.
+        # As the pipelines do: one of their own where guidance is always on, else only one that is given.
         runs = [guided == "always" or (guided == "given" and n is not None) for n in negatives]
-        wanted = [negative or "" for negative, run in zip(negatives, runs, strict=True) if run]
+        own = self._call.family.negative_text
+        wanted = [own if n is None else n for n, run in zip(negatives, runs, strict=True) if run]
         known = {} if known is None else known
         positive = self._texts(prompts, sampling, known)
         # As the pipelines do, not in one batch with the prompts: that may change an embedding's last bits.
@@ -64,6 +65,7 @@ class TextEncoder:
         names = self._call.family.text
         assert names is not None
         arguments = self._arguments(sampling)
+        counted = {"batch_size"} & inspect.signature(self._call.pipe.encode_prompt).parameters.keys()
         rows: list[Text] = []
         with self._call.aside("encode") as pipe:
             together = 1 if self._call.family.alone else _ENCODE_TOGETHER
@@ -71,7 +73,8 @@ class TextEncoder:
                 chunk = texts[start : start + together]
                 with watching(pipe) as seen:
                     # A list of its own: some pipelines write their chat template into it.
-                    values = pipe.encode_prompt(**(arguments | {"prompt": list(chunk)}))
+                    given = {"prompt": list(chunk)} | {name: len(chunk) for name in counted}
+                    values = pipe.encode_prompt(**(arguments | given))
                 values = values if isinstance(values, tuple) else (values,)
                 named = {n: v for n, v in zip(names, values, strict=False) if n and v is not None}
                 rows += [

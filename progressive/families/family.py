@@ -6,7 +6,7 @@ decoding) comes from the pipeline itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +15,12 @@ from overtone.progressive.formulas import Spectrum
 if TYPE_CHECKING:
     from overtone.progressive.settings import Sampling
 
-Layout = Literal["grid", "tokens2x2", "tokens", "grid_to_tokens", "subcell_tokens"]
+Layout = Literal["grid", "tokens2x2", "tokens", "grid_to_tokens", "subcell_tokens", "channels_last"]
 """How latents go through the pipeline's `latents` argument and come out of its scheduler.
 `grid`: [B, C, H, W] or [B, C, T, H, W]. `tokens2x2`: [B, H / 2 * W / 2, C * 4], channel c * 4 + row * 2 +
 column of 2 x 2 cells. `tokens`: [B, H * W, C]. `grid_to_tokens`: in as `grid`, out as `tokens`.
 `subcell_tokens`: `tokens` with channel (row * s + column) * C / s**2 + c for s x s subcells.
+`channels_last`: [B, T, H, W, C], always a copy, for its pipeline writes into what it is given.
 Of a video, `tokens` are [B, T * H * W, C]."""
 
 Guided = Literal["never", "given", "always"]
@@ -61,7 +62,9 @@ class Family:
     """Each cell's channels are a block of subcells x subcells finer cells, channel c * s * s + row * s +
     column: expansions happen on that finer grid, since each plane by itself would be half a cell off."""
     channels_per_latent: int = 1
-    """The transformer's `in_channels` over the latent's channels C."""
+    """The transformer's `in_channels` over the latent's channels C, rounded down."""
+    channels_key: str = "in_channels"
+    """How the transformer's configuration names its `in_channels`."""
     text: tuple[str | None, ...] | None = ("prompt_embeds",)
     """The pipeline's call arguments that take the values `encode_prompt` returns, in that order; None for a
     value that is left out. None altogether: prompts go into each stage as text."""
@@ -73,8 +76,12 @@ class Family:
     """(argument, value above which the pipeline also runs the negative prompt); None: it never does."""
     guidance_default: float | None = None
     """That argument's default in the pipeline's own call; None: not known, or none."""
+    guider: str | None = None
+    """The component of the pipeline that guides in an argument's place; `guidance` is then None."""
+    negative_text: str = ""
+    """The negative prompt that the pipeline's call runs where none is given."""
     negative: Literal["always", "given"] = "always"
-    """Whether guidance runs the empty negative prompt where none is given, or only one that is."""
+    """Whether guidance runs `negative_text` where none is given, or only one that is."""
     without_negative: tuple[str, ...] = ()
     """Those of `pipelines` that never run a negative prompt."""
     unprompted: bool = False
@@ -99,6 +106,8 @@ class Family:
     """Packages that the pipeline's call uses, and that come with it by luck alone."""
     changes: tuple[str, ...] = ()
     """What has changed in what the entry means, oldest first, each such that samples made before differ."""
+    unfit: dict[str, tuple[Any, str]] = field(default_factory=dict, hash=False)
+    """Values of the transformer's configuration with which no stages are possible, and why."""
     alone: bool = False
     """Rows are encoded and denoised one at a time: the pipeline pads the prompts of a batch to the longest
     and masks nothing, so that a row would depend on its neighbours."""
@@ -128,6 +137,12 @@ class Family:
                     f"all steps), or call_kwargs.{name} with {num_steps} values"
                 )
         return call
+
+    def check_transformer(self, config: Mapping[str, Any]) -> None:
+        """ValueError, in a sentence, for a transformer of this configuration that is `unfit`."""
+        for key, (value, why) in self.unfit.items():
+            if config.get(key) == value:
+                raise ValueError(f"the transformer's {key} is {value!r}: {why}")
 
     def guided(self, sampling: Sampling, default: float | None, *, distilled: bool = False) -> Guided:
         """Whether a row runs a negative prompt with these settings.

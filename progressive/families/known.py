@@ -29,7 +29,7 @@ EDITION = 1 + max(len(family.changes) for family in FAMILIES.values())
 
 _CONDITIONED = re.compile(
     r"Control|Img2Img|I2I|Image2Image|ImageToImage|Inpaint|Kontext|Edit(?!or)|Layered|Fill|Redux|Upscal|Upsampl"
-    r"|ImageToVideo|Image2Video|I2V|VideoToVideo|V2V|VACE|Animate|Condition|TextToWorld|VideoToWorld"
+    r"|ImageToVideo|Image2Video|I2V|VideoToVideo|V2V|VACE|(?<!Easy)Animate|Condition|TextToWorld|VideoToWorld"
 )
 
 

@@ -77,4 +77,49 @@ VIDEOS = (
         default_steps=50,
         **_STAND_IN,
     ),
+    Family(
+        name="hunyuan-video-1.5",
+        pipelines=("HunyuanVideo15Pipeline",),
+        changes=GENERIC_BEFORE,
+        cell_px=16,
+        grid_multiple=1,
+        patch=1,
+        frames_per_latent=4,
+        channels_per_latent=2,  # zeros and a mask beside them, for pictures to start from
+        text=("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2"),
+        guidance=None,
+        guider="guider",
+        default_height=480,
+        default_width=848,
+        default_frames=121,
+        default_steps=50,
+        **_STAND_IN,
+    ),
+    Family(
+        name="kandinsky5-video",
+        pipelines=("Kandinsky5T2VPipeline",),
+        changes=GENERIC_BEFORE,
+        layout="channels_last",
+        channels_key="in_visual_dim",
+        unfit={
+            "attention_type": (
+                "nabla",
+                "it attends by blocks of 128 px, of which the grids of stages are no multiples; use a "
+                "checkpoint with regular attention",
+            )
+        },
+        text=None,  # its embeddings of a batch are told apart by lengths that add up over the rows
+        alone=True,
+        guidance_default=5.0,
+        negative_text=(
+            "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, low quality, ugly, "
+            "deformed, walking backwards"
+        ),
+        default_height=512,
+        default_width=768,
+        default_frames=121,
+        default_steps=50,
+        **_CELLS,
+        **_STAND_IN,
+    ),
 )
