@@ -145,9 +145,9 @@ def better_settings(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -
     last, notes = plan.stages[-1], []
     if plan.num_steps < FEW_STEPS:
         notes.append(
-            f"num_steps is {plan.num_steps}: with fewer than about {FEW_STEPS} steps each is long, and what "
-            f"a coarse grid gets wrong stays; set sampling.mode: fullres, or sampling.num_steps: {FEW_STEPS} "
-            "or more where the model was not distilled to few steps"
+            f"num_steps is {plan.num_steps}: with fewer than about ten steps each is long, and what a coarse "
+            "grid gets wrong stays; set sampling.mode: fullres, or sampling.num_steps: 10 or more where the "
+            "model was not distilled to few steps"
         )
     if last.steps == 1:
         finer = _smaller_delta(spec, checkpoint, plan)
@@ -160,7 +160,7 @@ def better_settings(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -
     return notes
 
 
-FEW_STEPS = 10
+FEW_STEPS = 9
 """Schedules shorter than this leave a coarse grid's mistakes too few steps to be mended in."""
 
 

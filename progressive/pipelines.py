@@ -263,6 +263,7 @@ def _generic(pipe: Any) -> Family:
     cell_px = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8
     per_latent = getattr(pipe, "vae_scale_factor_temporal", None) or 4
     guidance = ("true_cfg_scale", 1.0) if "true_cfg_scale" in defaults else ("guidance_scale", 1.0)
+    by_part = library.is_guider(getattr(pipe, "guider", None))
     return replace(
         FAMILIES["generic"],
         pipelines=(type(pipe).__name__,),
@@ -277,7 +278,8 @@ def _generic(pipe: Any) -> Family:
         default_steps=defaults.get("num_inference_steps") or 50,
         default_frames=defaults.get("num_frames"),
         frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
-        guidance=guidance if "negative_prompt" in defaults else None,
+        guidance=guidance if "negative_prompt" in defaults and not by_part else None,
+        guider="guider" if "negative_prompt" in defaults and by_part else None,
         negative="given" if guidance[0] == "true_cfg_scale" else "always",
         # On, it takes the nearest of a list of sizes for the one that it is given.
         call={"use_resolution_binning": False} if "use_resolution_binning" in defaults else {},

@@ -12,7 +12,8 @@ import tiny_zoo
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2_diffusion_forcing
-from tiny_pipes import kl, qwen_vl, ready, t5, tokenizer
+from tiny_pipes import kl, ready, t5, tokenizer
+from transformers import Qwen3Config, Qwen3Model
 
 
 def _of_parts(name: str, parts: dict[str, Any], **other: Any) -> Any:
@@ -45,10 +46,10 @@ def kandinsky5_image() -> Any:
     return _of_parts("Kandinsky5T2IPipeline", tiny_zoo.kandinsky5_video().components, vae=kl())
 
 
-def hunyuan_image() -> Any:
-    """Guided by a component that remembers the steps before."""
+def hunyuan_image(guider: Any = None) -> Any:
+    """As distilled; with a guider it is guided by a component."""
     torch.manual_seed(0)
-    return ready(
+    pipe: Any = ready(
         diffusers.HunyuanImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=4.0),
             vae=diffusers.AutoencoderKLHunyuanImage(
@@ -59,8 +60,9 @@ def hunyuan_image() -> Any:
                 layers_per_block=1,
                 spatial_compression_ratio=2,
                 sample_size=32,
+                scaling_factor=0.75,
             ),
-            text_encoder=qwen_vl(),
+            text_encoder=Qwen3Model(Qwen3Config(**tiny_zoo.TEXT | {"num_hidden_layers": 3})),
             tokenizer=tokenizer(512),
             text_encoder_2=t5(),
             tokenizer_2=tokenizer(512),
@@ -77,9 +79,12 @@ def hunyuan_image() -> Any:
                 text_embed_2_dim=32,
                 rope_axes_dim=(8, 8),
             ),
-            guider=diffusers.AdaptiveProjectedMixGuidance(),
+            guider=guider,
         )
     )
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "a {} green", 1
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 16, 8
+    return pipe
 
 
 def lumina() -> Any:

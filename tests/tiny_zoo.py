@@ -25,7 +25,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "vocab_size": 32,
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -45,7 +45,7 @@ def ended() -> Any:
 
 
 def gemma() -> Any:
-    return Gemma2Model(Gemma2Config(**_TEXT, query_pre_attn_scalar=8))
+    return Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=8))
 
 
 def sana() -> Any:
@@ -118,7 +118,7 @@ def cogview4() -> Any:
     return ready(
         diffusers.CogView4Pipeline(
             tokenizer=ended(),
-            text_encoder=GlmModel(GlmConfig(**_TEXT, pad_token_id=0)),
+            text_encoder=GlmModel(GlmConfig(**TEXT, pad_token_id=0)),
             vae=kl(),
             transformer=diffusers.CogView4Transformer2DModel(
                 in_channels=4,
@@ -165,7 +165,7 @@ def ernie_image() -> Any:
                 rope_axes_dim=(4, 6, 6),
             ),
             vae=vae,
-            text_encoder=Qwen3Model(Qwen3Config(**_TEXT)),
+            text_encoder=Qwen3Model(Qwen3Config(**TEXT)),
             tokenizer=tokenizer(512),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=4.0),
         )
@@ -285,7 +285,7 @@ def hunyuan_video() -> Any:
     torch.manual_seed(0)
     return ready(
         Short(
-            text_encoder=LlamaModel(LlamaConfig(**_TEXT | {"num_hidden_layers": 3})),
+            text_encoder=LlamaModel(LlamaConfig(**TEXT | {"num_hidden_layers": 3})),
             tokenizer=tokenizer(512),
             transformer=diffusers.HunyuanVideoTransformer3DModel(
                 in_channels=4,
@@ -346,7 +346,7 @@ def hunyuan_video_15() -> Any:
     torch.manual_seed(0)
     pipe: Any = ready(
         diffusers.HunyuanVideo15Pipeline(
-            text_encoder=Qwen3Model(Qwen3Config(**_TEXT | {"num_hidden_layers": 3})),
+            text_encoder=Qwen3Model(Qwen3Config(**TEXT | {"num_hidden_layers": 3})),
             tokenizer=tokenizer(512),
             transformer=diffusers.HunyuanVideo15Transformer3DModel(
                 in_channels=9,
@@ -454,7 +454,7 @@ def ovis_image() -> Any:
         diffusers.OvisImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
             vae=kl(),
-            text_encoder=Qwen3Model(Qwen3Config(**_TEXT)),
+            text_encoder=Qwen3Model(Qwen3Config(**TEXT)),
             tokenizer=tokenizer(512),
             transformer=diffusers.OvisImageTransformer2DModel(
                 in_channels=16,
