@@ -1,7 +1,7 @@
 """What a job needs besides time, before it runs: memory of a worker, room on a disk, a place for its output.
 Reads no rows, writes nothing, and knows nothing of how long anything takes.
 
-    needs = needs_of(spec, job_plan, checkpoint)
+    needs = needs_of(spec, job_plan, family, checkpoint)
     needs.lines()                          # for people; UserError where `run` would refuse the place
 
 The sizes of models and of encoded pictures are rules of thumb. They say whether a GPU or a disk is far too
@@ -26,7 +26,7 @@ from overtone.jobs.spec import JobSpec, is_url
 from overtone.jobs.store import Store, open_store, probed
 from overtone.jobs.words import counted
 from overtone.progressive.checkpoints import Checkpoint, is_local_model, without_weights
-from overtone.progressive.families import FAMILIES, Family
+from overtone.progressive.families import Family
 from overtone.progressive.schedule import grid_for, latent_frames, size_of
 
 PARAMETERS_B = {
@@ -58,8 +58,8 @@ _VIDEO_BYTES = 0.04
 """Of a pixel of a frame, H.264 at a rate factor of 18; six steps more of that factor halve it."""
 
 
-def needs_of(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> Needs:
-    """What the job needs, at the job's own size.
+def needs_of(spec: JobSpec, job_plan: JobPlan, family: Family, checkpoint: Checkpoint | None) -> Needs:
+    """What the job needs, at the job's own size; `checkpoint` is None where it is not on this machine.
 
     UserError where `run` would refuse the output's place, which cannot be written or holds another job, or
     where an adapter or the weights of `model.variant` are missing. A store that does not answer, and a
@@ -70,9 +70,11 @@ def needs_of(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> Needs:
             raise SpecError(f"model.loras: there is no file or folder {lora.id}")
     if is_local_model(spec.model.id) and (why := without_weights(spec.model.id, spec.model.variant)):
         raise SpecError(f"model.variant: {why}")
-    family = FAMILIES[checkpoint.family]
     weights, known = weights_gib(spec)
-    sample_bytes = _sample_bytes(spec, checkpoint, family)
+    sample_bytes, encoded = None, None
+    if family.name != "generic":  # of which only the loaded model tells whether it makes videos
+        sample_bytes = _sample_bytes(spec, checkpoint, family)
+        encoded = spec.output.image.codec if family.default_frames is None else "mp4"
     store = _store(spec)
     local = None if is_url(store.url) else Path(store.url)
     if local is not None:
@@ -84,10 +86,10 @@ def needs_of(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> Needs:
         replaces=replaces,
         weights_gib=weights if known else None,
         offloads=spec.model.offload != "none",
-        size_bytes=round(job_plan.num_rows * sample_bytes),
+        size_bytes=None if sample_bytes is None else round(job_plan.num_rows * sample_bytes),
         free_bytes=None if local is None else _free_bytes(local),
         missing=tuple(_missing(spec, family)),
-        encoded=spec.output.image.codec if family.default_frames is None else "mp4",
+        encoded=encoded,
     )
 
 
@@ -116,23 +118,24 @@ def weights_gib(spec: JobSpec) -> tuple[float, bool]:
     return parameters * 1e9 * bytes_each / _GIB, model.id in PARAMETERS_B
 
 
-def _sample_bytes(spec: JobSpec, checkpoint: Checkpoint, family: Family) -> float:
+def _sample_bytes(spec: JobSpec, checkpoint: Checkpoint | None, family: Family) -> float:
     """Of one encoded sample of the job's own size, with its latents where they are kept."""
     height_px, width_px, num_frames = size_of(spec.sampling, family)
     if num_frames is None:
         made = height_px * width_px * _PICTURE_BYTES[spec.output.image.codec]
     else:
         made = height_px * width_px * num_frames * _VIDEO_BYTES * 2 ** ((18 - spec.output.video.crf) / 6)
-    channels = checkpoint.transformer.get("in_channels")
+    channels = checkpoint and checkpoint.transformer.get(family.channels_key)
     if spec.output.latents and isinstance(channels, int):
         grid = grid_for(family, height_px, width_px)
         cells = grid[0] * grid[1] * latent_frames(family, num_frames)
-        made += 4 * cells * channels / family.channels_per_latent
+        made += 4 * cells * (channels // family.channels_per_latent)
     return made
 
 
 def _missing(spec: JobSpec, family: Family) -> Iterator[str]:
-    wanted = [("av", "videos need PyAV", "video")] if family.default_frames is not None else []
+    videos = family.default_frames is not None or (spec.sampling.num_frames or 1) > 1
+    wanted = [("av", "videos need PyAV", "video")] if videos else []
     if spec.model.quantize != "none":
         wanted.append(("torchao", "`quantize` needs torchao", "quantize"))
     for module, what, extra in wanted:
@@ -214,19 +217,22 @@ class Needs:
     """Of one worker's model; None: the model is in no table here."""
     offloads: bool
     """The weights stay in main memory, and pass to the device part by part."""
-    size_bytes: int
-    """Of all that the job makes, at the job's own size and one sample a row."""
+    size_bytes: int | None
+    """Of all that the job makes, at the job's own size and one sample a row; None: only the loaded model
+    tells what size and kind that is."""
     free_bytes: int | None
     """Of the disk of the output; None: it is not on a disk of this machine."""
-    encoded: str
-    """Codec of the samples."""
+    encoded: str | None
+    """Codec of the samples; None as for `size_bytes`."""
     missing: tuple[str, ...]
     """What the workers need and this machine has not, one sentence each."""
 
     @property
     def too_large(self) -> bool:
         """Whether the output is not likely to fit on its disk."""
-        return self.free_bytes is not None and self.size_bytes > self.free_bytes
+        if self.free_bytes is None or self.size_bytes is None:
+            return False
+        return self.size_bytes > self.free_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `lines`, as data."""
@@ -237,6 +243,9 @@ class Needs:
         free = "" if self.free_bytes is None else f" ({_size(self.free_bytes)} free)"
         if self.too_large:
             free += "; IT WILL NOT FIT: choose another `output`, or another codec in `output.image`"
+        disk = "known once the model is loaded"
+        if self.size_bytes is not None:
+            disk = f"about {_size(self.size_bytes)} as {self.encoded}"
         if self.weights_gib is None:
             memory = "not known for this model; `overtone estimate` loads it"
         else:
@@ -248,7 +257,7 @@ class Needs:
         replaces = "; another job there has made nothing yet and is replaced" if self.replaces else ""
         return [
             f"output      {self.output} ({self.state}{replaces})",
-            f"disk        about {_size(self.size_bytes)} as {self.encoded}{free}",
+            f"disk        {disk}{free}",
             f"memory      {memory}",
             "time, cost  depend on the device: `overtone estimate SPEC --price ...` times a few rows",
             *(f"packages    {one}" for one in self.missing),

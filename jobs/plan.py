@@ -29,11 +29,14 @@ import pyarrow.parquet as pq
 from overtone.jobs.columns import GENERATION
 from overtone.jobs.errors import PromptsError, VerifyError
 from overtone.jobs.prompts import FileList, file_changes, list_files
+from overtone.jobs.sampling import entry_of
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.tables import table_of
+from overtone.progressive.families import EDITION, FAMILIES, Family
 
 MAX_SHARDS = 100_000_000
 _VERSION = 1
+_ENTRY = "entry."
 _OF_PARTS = ("keep", "output.")  # settings that change what stands beside a sample, or how it is kept
 
 
@@ -43,7 +46,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
     That no two rows have one row_id takes a pass over the rows: `jobs.prompts.check_row_ids`.
     """
     files, shard_rows = list_files(spec), spec.shards.rows
-    plan = JobPlan(files, shard_rows, spec.samples())
+    entry = entry_of(spec)
+    # Left out where it is the first edition, as settings that came later are: jobs begun before go on.
+    samples = spec.samples() | ({"entry": entry} if entry else {})
+    plan = JobPlan(files, shard_rows, samples)
     if plan.num_shards > MAX_SHARDS:
         raise PromptsError(
             f"{plan.num_rows:,} rows in shards of {shard_rows:,} are {plan.num_shards:,} shards, at most "
@@ -100,9 +106,13 @@ class JobPlan:
     shard_rows: int
     """Rows a shard; the last of a file may have fewer, for shards never span files."""
     samples: dict[str, Any]
-    """`JobSpec.samples()`: the settings that change samples."""
+    """`JobSpec.samples()`, the settings that change samples; and as `entry` the edition of the family's entry
+    that makes them (`jobs.sampling.entry_of`)."""
     generation: int = GENERATION
     """Of the output's columns (`jobs.columns`), as the job began with them. No sample depends on it."""
+    edition: int = EDITION
+    """The newest edition of families' entries when the job began. A worker compares it with that of the model
+    that it has loaded, for `samples` cannot say it of a model that only a worker knows."""
 
     @cached_property
     def _first_shards(self) -> np.ndarray:
@@ -163,7 +173,9 @@ class JobPlan:
         the same files. All parts of a job have the same columns."""
         paths = self.files.table["path"]
         table = kept.files.table.set_column(kept.files.table.schema.get_field_index("path"), "path", paths)
-        return replace(self, files=FileList(table, kept.passthrough), generation=kept.generation)
+        return replace(
+            self, files=FileList(table, kept.passthrough), generation=kept.generation, edition=kept.edition
+        )
 
     @cached_property
     def fingerprint_parts(self) -> dict[str, Any]:
@@ -198,6 +210,7 @@ class JobPlan:
             "shard_rows": self.shard_rows,
             "samples": self.samples,
             "generation": self.generation,
+            "edition": self.edition,
             "passthrough": base64.b64encode(self.passthrough.serialize().to_pybytes()).decode(),
         }
         sink = io.BytesIO()
@@ -221,7 +234,8 @@ class JobPlan:
             files = FileList(
                 table.drop_columns(["first_shard", "num_shards"]).replace_schema_metadata(), passthrough
             )
-            plan = cls(files, about["shard_rows"], about["samples"], about.get("generation", 1))
+            begun = about.get("generation", 1), about.get("edition", 1)
+            plan = cls(files, about["shard_rows"], about["samples"], *begun)
             if plan.fingerprint != about["fingerprint"]:
                 raise ValueError("its fingerprint is not that of its contents")
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -235,7 +249,9 @@ def difference(old: JobPlan, new: JobPlan) -> list[str]:
     """Why two fingerprints differ, one sentence each, for people; empty where they do not."""
     before, after = _flat(old.samples), _flat(new.samples)
     lines = [
-        f"{_key(key)} was {_shown(before.get(key))}, now {_shown(after.get(key))}"
+        other_entry(FAMILIES[key.removeprefix(_ENTRY)], before.get(key) or 1, after.get(key) or 1)
+        if key.removeprefix(_ENTRY) in FAMILIES
+        else f"{_key(key)} was {_shown(before.get(key))}, now {_shown(after.get(key))}"
         for key in _changed(old, new)
     ]
     if old.shard_rows != new.shard_rows:
@@ -245,15 +261,25 @@ def difference(old: JobPlan, new: JobPlan) -> list[str]:
 
 def mismatch(old: JobPlan, new: JobPlan) -> str:
     """What a folder of the old plan holds, for whoever brings the new one, and what may change in it."""
-    same = all(key.startswith(_OF_PARTS) for key in _changed(old, new)) and not file_changes(
-        old.files, new.files
-    )
+    changed, files = _changed(old, new), file_changes(old.files, new.files)
+    same = not files and all(key.startswith(_OF_PARTS) for key in changed)
     what = "the same samples, but in other parts" if same else "another job, whose samples would differ"
+    version = bool(changed) and not files and all(key.startswith(_ENTRY) for key in changed)
+    undo = (
+        "Go on with the version of overtone that began it" if version else "Undo that to go on with the job"
+    )
     return (
         f"{what}: {'; '.join(difference(old, new))}. "
-        "Undo that to go on with the job, or choose a new `output`; "
+        f"{undo}, or choose a new `output`; "
         "what may change is `workers`, `faults`, `name`, and where the prompts and the output are"
     )
+
+
+def other_entry(family: Family, before: int, after: int) -> str:
+    """Why samples of a family differ between two versions of overtone that know these editions of its entry
+    (`Family.changes`)."""
+    changes = "; ".join(family.changes[before - 1 : after - 1])
+    return f"overtone makes samples of {family.name} in another way{changes and f' ({changes})'}"
 
 
 def _changed(old: JobPlan, new: JobPlan) -> list[str]:

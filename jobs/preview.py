@@ -1,5 +1,5 @@
 """What a job would do, from the spec and Parquet footers alone: shards, stages, token-steps, saving, memory,
-disk and place. Loads neither torch nor ray; knows nothing of how long anything takes.
+guidance, disk and place. Loads neither torch nor ray; knows nothing of how long anything takes.
 
     preview(spec)                   # reads no rows, but for the names of a small table
     preview(spec, check=True)       # reads every row, and tries the output's store with a few bytes
@@ -10,16 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from overtone.jobs.guidance import Guidance, guidance_of
 from overtone.jobs.needs import NEW, Needs, needs_of, try_output
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.row_check import RowCheck, check_rows, gives, names_told_soon
-from overtone.jobs.sampling import checkpoint_of, sampling_plan
+from overtone.jobs.sampling import StagesUnknown, better_settings, checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
-from overtone.progressive.families import MEASURED_SPECTRA
+from overtone.progressive.families import FAMILIES, MEASURED_SPECTRA
 from overtone.progressive.presets import preset
-from overtone.progressive.schedule import Profile, SamplingPlan
+from overtone.progressive.schedule import SamplingPlan
 
 
 def preview(spec: JobSpec, *, check: bool = False) -> Preview:
@@ -29,19 +30,40 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     `check` also reads every row and tries whether the output's store is safe; without it, rows are read only
     for their names, and only where the table is small.
     """
-    checkpoint = checkpoint_of(spec)
-    stages, job_plan = sampling_plan(spec, checkpoint), make_plan(spec)
-    needs = needs_of(spec, job_plan, checkpoint)
+    checkpoint, stages, unknown = None, None, None
+    try:
+        checkpoint = checkpoint_of(spec)
+        stages = sampling_plan(spec, checkpoint)
+    except StagesUnknown as error:
+        unknown = f"{error}: the stages are known once the model is loaded"
+    family = FAMILIES[checkpoint.family if checkpoint else spec.model.family]
+    job_plan = make_plan(spec)
+    needs = needs_of(spec, job_plan, family, checkpoint)
     rows = check_rows(spec, job_plan, checkpoint) if check else None
     named = needs.state != NEW or not gives(job_plan, "row_id")  # a job that was begun has passed
     if rows is not None:
         try_output(spec)
-        own = job_plan.num_rows * stages.height_px * stages.width_px
-        needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
+        if stages is not None and needs.size_bytes is not None:
+            own = job_plan.num_rows * stages.height_px * stages.width_px
+            needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
     elif not named and names_told_soon(job_plan):
         check_row_ids(spec, job_plan.files)
         named = True
-    return Preview(spec, job_plan, checkpoint, stages, needs, rows, named=named or check)
+    notes = better_settings(spec, checkpoint, stages) if checkpoint and stages else []
+    alone = _by_spectrum_alone(spec, checkpoint) if checkpoint and stages else None
+    return Preview(
+        spec=spec,
+        job=job_plan,
+        family=family.name,
+        sampling=stages,
+        by_spectrum_alone=alone,
+        unknown=unknown,
+        guidance=guidance_of(spec, family, checkpoint),
+        notes=tuple(notes),
+        needs=needs,
+        rows=rows,
+        named=named or check,
+    )
 
 
 @dataclass(frozen=True)
@@ -50,8 +72,18 @@ class Preview:
 
     spec: JobSpec
     job: JobPlan
-    checkpoint: Checkpoint
-    sampling: SamplingPlan
+    family: str
+    """Key of `FAMILIES`."""
+    sampling: SamplingPlan | None
+    """None where only the loaded model knows."""
+    by_spectrum_alone: SamplingPlan | None
+    """The stages without the measured consistency; None where none is given, or it decides nothing."""
+    unknown: str | None
+    """Why it is None."""
+    guidance: Guidance | None
+    """None where only the loaded model knows."""
+    notes: tuple[str, ...]
+    """Settings that spoil samples, each with a better one."""
     needs: Needs
     rows: RowCheck | None
     """None: they were not read."""
@@ -64,33 +96,41 @@ class Preview:
         sampling = self.spec.sampling
         if sampling.preset is None:
             return None
-        chosen = preset(sampling.preset, self.checkpoint.family)
+        chosen = preset(sampling.preset, self.family)
         own = chosen.changed(sampling.model_dump())
         return chosen.source + (f"; the spec itself says otherwise of {', '.join(own)}" if own else "")
 
     @property
     def stand_in(self) -> bool:
         """Whether the transitions follow a spectrum that was fitted on another model's latents."""
-        return self.spec.sampling.spectrum is None and self.checkpoint.family not in MEASURED_SPECTRA
+        return self.spec.sampling.spectrum is None and self.family not in MEASURED_SPECTRA
+
+    @property
+    def job_token_steps(self) -> int | None:
+        """Of all samples, or at the job's own size where the rows were not read; None: not known."""
+        if self.rows is not None:
+            return self.rows.token_steps
+        return None if self.sampling is None else self.job.num_rows * self.sampling.token_steps
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `text`, as data."""
         return {
             "name": self.spec.name,
             "model": self.spec.model.id,
-            "family": self.checkpoint.family,
+            "family": self.family,
             "fingerprint": self.job.fingerprint,
             "files": len(self.job.files),
             "rows": self.job.num_rows,
             "shards": self.job.num_shards,
-            "sampling": self.sampling.as_dict(),
-            "job_token_steps": self.rows.token_steps
-            if self.rows
-            else self.job.num_rows * self.sampling.token_steps,
+            "sampling": None if self.sampling is None else self.sampling.as_dict(),
+            "sampling_unknown": self.unknown,
+            "job_token_steps": self.job_token_steps,
+            "guidance": None if self.guidance is None else self.guidance.as_dict(),
+            "notes": list(self.notes),
             "preset": self.spec.sampling.preset,
             "preset_source": self.preset_source,
             "stand_in_spectrum": self.stand_in,
-            "split_by_spectrum_alone": without.split if (without := self._by_spectrum_alone()) else None,
+            "split_by_spectrum_alone": self.by_spectrum_alone and self.by_spectrum_alone.split,
             "row_ids_checked": self.named,
             "needs": self.needs.as_dict(),
             "rows_checked": None if self.rows is None else self.rows.as_dict(),
@@ -98,31 +138,24 @@ class Preview:
 
     def text(self) -> str:
         """A dozen lines for a terminal."""
-        plan = self.sampling
+        model = f"model {self.spec.model.id} ({self.family})"
+        if self.sampling is None:
+            stages = [model, "", f"stages      {self.unknown}"]
+        else:
+            stages = [
+                f"{model}, {_settings(self.sampling)}",
+                *self._preset_lines(),
+                "",
+                *_stages(self.sampling),
+            ]
+        found = "known once the model is loaded" if self.guidance is None else self.guidance.line()
         lines = [
             f"{self.spec.name}: {_count(self.job.num_rows, 'row')} in {_count(self.job.num_shards, 'shard')} "
             f"from {_count(len(self.job.files), 'file')}",
-            f"model {self.spec.model.id} ({self.checkpoint.family}), {plan.width_px}x{plan.height_px} px"
-            + (f", {plan.num_frames} frames" if plan.num_frames else "")
-            + f", {plan.mode}, delta {plan.delta:g}, {plan.num_steps} steps",
-            *(
-                []
-                if self.preset_source is None
-                else [f"preset {self.spec.sampling.preset}: {self.preset_source}"]
-            ),
+            *stages,
             "",
-            f"{'stage':>5}  {'grid':>9}  {'tokens':>8}  {'steps':>5}  {'sigma from':>10}  {'to':>6}",
-        ]
-        lines += [
-            f"{i:>5}  {f'{stage.height}x{stage.width}':>9}  {stage.tokens:>8,}  "
-            f"{stage.last - stage.first:>5}  "
-            f"{stage.sigma_start:>10.4f}  {stage.sigma_end:>6.4f}"
-            for i, stage in enumerate(plan.stages)
-        ]
-        lines += [
-            "",
-            *_cost_lines(plan),
-            "",
+            f"guidance    {found}",
+            *(f"note        {note}" for note in self.notes),
             *self.needs.lines(),
             *self._row_lines(),
             *self._spectrum_lines(),
@@ -144,31 +177,32 @@ class Preview:
         return [f"rows        not read; `overtone plan SPEC --check` tells {', '.join(unknown)}"]
 
     def _spectrum_lines(self) -> list[str]:
-        if not self.stand_in or len(self.sampling.stages) == 1:
+        if not self.stand_in or (self.sampling is not None and len(self.sampling.stages) == 1):
             return []
         return [
-            f"spectrum    a stand-in: none was measured for {self.checkpoint.family}, so the same delta may "
-            "cost more or less here; `overtone calibrate` measures it"
+            f"spectrum    a stand-in: none was measured for {self.family}, so the same delta may cost more "
+            "or less here; `overtone calibrate` measures it"
         ]
 
+    def _preset_lines(self) -> list[str]:
+        source = self.preset_source
+        return [] if source is None else [f"preset {self.spec.sampling.preset}: {source}"]
+
     def _consistency_lines(self) -> list[str]:
-        without = self._by_spectrum_alone()
-        if without is None:
+        alone = self.by_spectrum_alone
+        if alone is None or self.sampling is None:
             return []
-        scales = ", ".join(f"{scale:g}" for scale in sorted({row[0] for row in self._measured()}))
-        same = "the same stages" if without.split == self.sampling.split else without.split
+        measured = self.spec.sampling.consistency or ()
+        scales = ", ".join(f"{scale:g}" for scale in sorted({row[0] for row in measured}))
+        same = "the same stages" if alone.split == self.sampling.split else alone.split
         return [f"consistency measured at scales {scales}; by the spectrum alone: {same}"]
 
-    def _measured(self) -> Profile:
-        return self.spec.sampling.consistency or ()
 
-    def _by_spectrum_alone(self) -> SamplingPlan | None:
-        """The stages without the measured consistency; None where none is given, or it decides nothing."""
-        sampling = self.spec.sampling
-        if not self._measured() or sampling.mode == "fullres":
-            return None
-        alone = sampling.model_copy(update={"consistency": None})
-        return sampling_plan(self.spec.model_copy(update={"sampling": alone}), self.checkpoint)
+def _by_spectrum_alone(spec: JobSpec, checkpoint: Checkpoint) -> SamplingPlan | None:
+    if not spec.sampling.consistency or spec.sampling.mode == "fullres":
+        return None
+    alone = spec.sampling.model_copy(update={"consistency": None})
+    return sampling_plan(spec.model_copy(update={"sampling": alone}), checkpoint)
 
 
 def _cost_lines(plan: SamplingPlan) -> list[str]:
@@ -186,6 +220,25 @@ def _cost_lines(plan: SamplingPlan) -> list[str]:
         equal = _count(max(1, round(plan.cost)), "step")
         lines.append(f"for the same cost: plain full resolution with {equal} (`mode: fullres`); try both")
     return lines
+
+
+def _settings(stages: SamplingPlan) -> str:
+    frames = f", {stages.num_frames} frames" if stages.num_frames else ""
+    return (
+        f"{stages.width_px}x{stages.height_px} px{frames}, {stages.mode}, delta {stages.delta:g}, "
+        f"{stages.num_steps} steps"
+    )
+
+
+def _stages(plan: SamplingPlan) -> list[str]:
+    lines = [f"{'stage':>5}  {'grid':>9}  {'tokens':>8}  {'steps':>5}  {'sigma from':>10}  {'to':>6}"]
+    lines += [
+        f"{i:>5}  {f'{stage.height}x{stage.width}':>9}  {stage.tokens:>8,}  "
+        f"{stage.last - stage.first:>5}  "
+        f"{stage.sigma_start:>10.4f}  {stage.sigma_end:>6.4f}"
+        for i, stage in enumerate(plan.stages)
+    ]
+    return [*lines, "", *_cost_lines(plan)]
 
 
 def _count(number: int, what: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from overtone.jobs.errors import SizeError
 from overtone.jobs.plan import JobPlan, Shard
 from overtone.jobs.prompts import ShardRows, check_row_ids, in_threads, read_shard
-from overtone.jobs.sampling import sampling_plan
+from overtone.jobs.sampling import StagesUnknown, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.words import counted
 from overtone.progressive.checkpoints import Checkpoint
@@ -36,8 +36,11 @@ Size = tuple[int | None, int | None]
 """Height and width in pixels as a row gives them; None: the job's own."""
 
 
-def check_rows(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> RowCheck:
-    """Read every row as a worker would. PromptsError where two rows have one name, or a file is damaged."""
+def check_rows(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint | None) -> RowCheck:
+    """Read every row as a worker would. PromptsError where two rows have one name, or a file is damaged.
+
+    Where only the loaded model knows the stages (`StagesUnknown`; `checkpoint` may be None), its samples are
+    counted in `RowCheck.unplanned`."""
     check_row_ids(spec, job_plan.files)
     sizes: Counter[Size] = Counter()
     examples: dict[Size, str] = {}
@@ -50,17 +53,24 @@ def check_rows(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint) -> RowC
             sizes[size] += 1
             examples.setdefault(size, row.row_id)
     plans: dict[Size, tuple[SamplingPlan, int]] = {}
+    unplanned = 0
     for size, count in sizes.most_common():
         try:
             height_px, width_px = size
+            if checkpoint is None:
+                unplanned += count
+                continue
             stages = sampling_plan(spec, checkpoint, height_px=height_px, width_px=width_px)
             plans[size] = stages, count
+        except StagesUnknown:
+            unplanned += count
         except SizeError as error:
             _count(reasons, str(error).removeprefix("sampling: "), examples[size], count)
     return RowCheck(
         sizes=tuple(_merged(plans.values())),
         reasons=tuple(sorted(reasons.values(), key=lambda reason: -reason.count)),
         limit=spec.faults.max_reject_fraction,
+        unplanned=unplanned,
     )
 
 
@@ -131,19 +141,23 @@ class RowCheck:
     """Of the samples that cannot, as far as that shows without a model."""
     limit: float
     """`faults.max_reject_fraction`."""
+    unplanned: int = 0
+    """Samples whose size and stages only the loaded model tells."""
 
     @property
     def samples(self) -> int:
         """That can be made."""
-        return sum(share.count for share in self.sizes)
+        return sum(share.count for share in self.sizes) + self.unplanned
 
     @property
     def rejects(self) -> int:
         return sum(reason.count for reason in self.reasons)
 
     @property
-    def token_steps(self) -> int:
-        """Of all samples."""
+    def token_steps(self) -> int | None:
+        """Of all samples; None where those of some are not known."""
+        if self.unplanned:
+            return None
         return sum(share.count * share.sampling.token_steps for share in self.sizes)
 
     @property
@@ -163,6 +177,7 @@ class RowCheck:
             "rejects": self.rejects,
             "stops_early": self.stops_early,
             "token_steps": self.token_steps,
+            "unplanned": self.unplanned,
             "sizes": [
                 {
                     "height": share.sampling.height_px,
@@ -192,6 +207,8 @@ class RowCheck:
         if len(self.sizes) > _SHOWN:
             rest = sum(share.count for share in self.sizes[_SHOWN:])
             lines.append(f"  {rest:>9,}  of {len(self.sizes) - _SHOWN:,} more sizes")
+        if self.unplanned:
+            lines.append(f"  {self.unplanned:>9,}  whose size and stages are known once the model is loaded")
         for reason in self.reasons[:_SHOWN]:
             lines.append(f"  {reason.count:>9,}  rejected: {reason.message} ({reason.row_id}, for one)")
         if len(self.reasons) > _SHOWN:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from overtone.progressive.settings import Sampling
 
 if TYPE_CHECKING:
-    from overtone.progressive.families import Family
+    from overtone.progressive.families import Family, Guided
 
 Config = Mapping[str, Any]
 
@@ -68,12 +68,20 @@ BY_TOKENS = StepCost((PassCost(0, 0.0, 1.0, 0.0),), counts="image tokens")
 """Of a transformer whose FLOPs are not known here: every image token costs the same, on any grid."""
 
 
-def step_cost(transformer_class: str, config: Config, family: Family, sampling: Sampling) -> StepCost:
+def step_cost(
+    transformer_class: str,
+    config: Config,
+    family: Family,
+    sampling: Sampling,
+    *,
+    guided: Guided | None = None,
+) -> StepCost:
     """Cost of a step, from the transformer's class and configuration (its config.json); `BY_TOKENS` for a
     class that is not known here and for a configuration that lacks what its class needs.
 
-    A prompt counts as what the pipeline pads it to, else as `LONG_CAPTION`; a negative prompt, where the
-    settings turn guidance on, as much again. What a step cache leaves out is not taken off.
+    A prompt counts as what the pipeline pads it to, else as `LONG_CAPTION`; a negative prompt, where every
+    row runs one (`guided`; unset: as the family's own calls do), as much again. Where only rows that give one
+    do, the others' cost counts. What a step cache leaves out is not taken off.
     """
     architecture = ARCHITECTURES.get(transformer_class)
     if architecture is None:
@@ -83,10 +91,8 @@ def step_cost(transformer_class: str, config: Config, family: Family, sampling: 
     if architecture.padded and isinstance(asked, int):
         text = asked + architecture.more_text_tokens
     texts = [text] if architecture.negative_tokens is None else [text, architecture.negative_tokens]
-    if family.guidance is not None:
-        name, above = family.guidance
-        scale = getattr(sampling, name)
-        texts += [text] if scale is not None and scale > above else []
+    if (guided or family.guided(sampling, family.guidance_default)) == "always":
+        texts.append(text)
     try:
         return StepCost(tuple(architecture.of(config, one) for one in texts))
     except (KeyError, TypeError, IndexError, ValueError):

@@ -6,6 +6,7 @@ c * s * s + row * s + column.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from overtone.progressive.families import Family
@@ -22,7 +23,9 @@ def pack(family: Family, latents: Tensor) -> Tensor:
     """Latents as the pipeline's `latents` argument takes them."""
     if family.layout in ("grid", "grid_to_tokens"):
         return latents
-    batch, channels, height, width = latents.shape
+    if family.layout == "channels_last":
+        return latents.movedim(1, -1).clone(memory_format=torch.contiguous_format)  # [B, T, H, W, C]
+    batch, channels, height, width = latents.shape[0], latents.shape[1], *latents.shape[-2:]
     if family.layout == "tokens2x2":
         cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
         cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, H / 2, W / 2, C, 2, 2]
@@ -31,20 +34,23 @@ def pack(family: Family, latents: Tensor) -> Tensor:
         block = family.subcells**2
         latents = latents.reshape(batch, channels // block, block, height, width)
         latents = latents.transpose(1, 2).reshape(batch, channels, height, width)
-    return latents.flatten(2).transpose(1, 2)  # [B, H * W, C]
+    return latents.flatten(2).transpose(1, 2)  # [B, (T *) H * W, C]
 
 
 def unpack(family: Family, latents: Tensor, height: int, width: int) -> Tensor:
     """Latents as the last scheduler step gives them, in the engine's layout on a grid of height x width."""
     if family.layout == "grid":
         return latents
+    if family.layout == "channels_last":
+        return latents.movedim(-1, 1)
     batch, _, channels = latents.shape
     if family.layout == "tokens2x2":
         cells = latents.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
         cells = cells.permute(0, 3, 1, 4, 2, 5)  # [B, C, H / 2, 2, W / 2, 2]
         return cells.reshape(batch, channels // 4, height, width)
-    latents = latents.transpose(1, 2)  # [B, C, H * W]
+    latents = latents.transpose(1, 2)  # [B, C, (T *) H * W]
     if family.layout == "subcell_tokens":
         block = family.subcells**2
         latents = latents.reshape(batch, block, channels // block, height * width).transpose(1, 2)
-    return latents.reshape(batch, channels, height, width)
+    frames = () if family.default_frames is None else (-1,)
+    return latents.reshape(batch, channels, *frames, height, width)

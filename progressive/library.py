@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from diffusers import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 from torch.utils import _pytree
@@ -80,6 +82,22 @@ def pack_flux(pipeline_class: Any, latents: Tensor) -> Tensor:
 def flux_positions(pipeline_class: Any, height: int, width: int, like: Tensor) -> Tensor:
     """`_prepare_latent_image_ids`: the positions of those tokens as FLUX.1's pipeline counts them."""
     return pipeline_class._prepare_latent_image_ids(1, height, width, like.device, like.dtype)
+
+
+def is_guider(part: Any) -> bool:
+    """Whether a component is one of diffusers' guiders, whose base class has no public name."""
+    return isinstance(part, BaseGuidance)
+
+
+def forgets_steps(guider: Any) -> bool:
+    """`_start`, `_stop`: whether a guider does the same at every step, whatever came before."""
+    plain = type(guider) is ClassifierFreeGuidance
+    return not guider._enabled or (plain and (guider._start, guider._stop) == (0.0, 1.0))
+
+
+def guides(guider: Any) -> bool:
+    """`_enabled`: whether a guider runs a negative prompt; diffusers' pipelines ask it in the same way."""
+    return bool(guider is not None and guider._enabled and guider.num_conditions > 1)
 
 
 def splits_sequences(component: Any) -> bool:

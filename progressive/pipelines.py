@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -198,7 +199,20 @@ def resolve(pipe: Any, family: Family | str | None) -> Family:
             )
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
-    return _generic(pipe) if family == "generic" else FAMILIES[family]
+    if family == "generic":
+        return _generic(pipe)
+    _check_needs(pipe, FAMILIES[family])
+    FAMILIES[family].check_transformer(getattr(pipe.transformer, "config", {}))
+    return FAMILIES[family]
+
+
+def _check_needs(pipe: Any, family: Family) -> None:
+    """ValueError for a package that the pipeline's module uses and has not found, else every row would meet
+    a NameError."""
+    homes = [sys.modules[c.__module__] for c in type(pipe).__mro__ if c.__name__ in family.pipelines]
+    for name in family.needs:
+        if not any(hasattr(home, name) for home in homes):
+            raise ValueError(f"{type(pipe).__name__} needs the package {name}: pip install {name}")
 
 
 def _recognise(pipe: Any) -> str:
@@ -214,20 +228,32 @@ def _recognise(pipe: Any) -> str:
     return name
 
 
+def unfit(pipeline: type, *, has_transformer: bool) -> str | None:
+    """Why no entry can be made for a class of pipelines, from its call alone; None where one can be."""
+    call: Any = pipeline.__call__
+    takes = inspect.signature(call).parameters.keys()
+    if not has_transformer:
+        return "it has no transformer"
+    if "latents" not in takes:
+        return "it takes no latents"
+    if "audio_latents" in takes:
+        return "it makes sound beside the video, which every stage would begin anew"
+    return None
+
+
 def _generic(pipe: Any) -> Family:
     """An entry for a pipeline that is not known, from what diffusers pipelines have in common."""
     defaults = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items()}
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None or "latents" not in defaults:
-        raise ValueError(
-            f"{type(pipe).__name__} cannot run in stages: it needs a transformer and takes no latents"
-        )
+    transformer: Any = getattr(pipe, "transformer", None)
+    if why := unfit(type(pipe), has_transformer=transformer is not None):
+        raise ValueError(f"{type(pipe).__name__} cannot run in stages: {why}")
     packed = library.packs_latents(pipe)
     size = getattr(transformer.config, "patch_size", None) or 2
     patch = 2 if packed else int(size if isinstance(size, int) else size[-1])
     cell_px = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8
     per_latent = getattr(pipe, "vae_scale_factor_temporal", None) or 4
     guidance = ("true_cfg_scale", 1.0) if "true_cfg_scale" in defaults else ("guidance_scale", 1.0)
+    by_part = library.is_guider(getattr(pipe, "guider", None))
     return replace(
         FAMILIES["generic"],
         pipelines=(type(pipe).__name__,),
@@ -236,12 +262,15 @@ def _generic(pipe: Any) -> Family:
         patch=patch,
         layout="tokens2x2" if packed else "grid",
         channels_per_latent=4 if packed else 1,
+        channels_key="in_channels" if "in_channels" in transformer.config else "in_visual_dim",
         default_height=defaults.get("height") or 1024,
         default_width=defaults.get("width") or 1024,
         default_steps=defaults.get("num_inference_steps") or 50,
         default_frames=defaults.get("num_frames"),
         frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
-        guidance=guidance if "negative_prompt" in defaults else None,
+        guidance=guidance if "negative_prompt" in defaults and not by_part else None,
+        guider="guider" if "negative_prompt" in defaults and by_part else None,
+        negative="given" if guidance[0] == "true_cfg_scale" else "always",
         # On, it takes the nearest of a list of sizes for the one that it is given.
         call={"use_resolution_binning": False} if "use_resolution_binning" in defaults else {},
     )

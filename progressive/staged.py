@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -222,10 +223,15 @@ def _install(scheduler: Any, first: int, sigmas: Sequence[float]) -> None:
     """Noise levels of a stage, with their timesteps, where they differ from the scheduler's own."""
     levels, timesteps = scheduler.sigmas.clone(), scheduler.timesteps.clone()
     own = levels.tolist()
+    count = scheduler.config.num_train_timesteps
+    # Nearly always a timestep is its noise level in another unit; CogView4 gives the two apart.
+    told = levels[: len(timesteps)].double() * count
+    apart = bool(((timesteps.to(told) - told).abs() > 1).any())
+    known = [*reversed(own)], [0.0, *reversed(timesteps.tolist())]
     for index, sigma in enumerate(sigmas, start=first):
         if abs(own[index] - sigma) > 1e-6:  # a plan computed elsewhere may differ in the last bits
             levels[index] = sigma
             if index < len(timesteps):
                 # Cast as the scheduler casts its own: UniPC keeps whole timesteps.
-                timesteps[index] = sigma * scheduler.config.num_train_timesteps
+                timesteps[index] = float(np.interp(sigma, *known)) if apart else sigma * count
     scheduler.sigmas, scheduler.timesteps = levels, timesteps

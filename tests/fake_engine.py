@@ -210,8 +210,9 @@ class Fakes:
 
     step_s: float = 0.0
     pids: str | None = None
+    family: str = "tiny"
 
     def __call__(self, spec: JobSpec) -> FakeEngine:
         if self.pids is not None:
             Path(self.pids, str(os.getpid())).write_text(started_at(os.getpid()))
-        return FakeEngine(self.step_s)
+        return FakeEngine(self.step_s, family=FAMILIES[self.family])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -169,3 +170,22 @@ def finish(store: Store, spec: JobSpec, plan: JobPlan, *, bad: Iterable[str] = (
     bad = set(bad)
     for index in range(plan.num_shards):
         assert commit_part(store, small_part(spec, plan, index, bad=bad))
+
+
+def model_folder(
+    place: Path, pipeline: str, scheduler: str = "FlowMatchEulerDiscreteScheduler", **config
+) -> str:
+    """A model's folder without weights."""
+    files = {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "scheduler": ["diffusers", scheduler],
+            "transformer": ["diffusers", "X"],
+        },
+        "scheduler/scheduler_config.json": {"shift": 3.0} | config,
+        "transformer/config.json": {},
+    }
+    for name, value in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(json.dumps(value))
+    return str(place)

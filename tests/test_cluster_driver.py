@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fake_engine
@@ -36,6 +37,7 @@ from overtone.jobs.errors import (
     TooManyRejects,
 )
 from overtone.jobs.folder import JobFolder
+from overtone.jobs.plan import make_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
 from overtone.jobs.verify import verify
@@ -430,6 +432,17 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
     run_job(spec, engine_factory=Fakes())
     with pytest.raises(FingerprintMismatch, match="seed"):
         run_job(spec.model_copy(update={"seed": 1}), engine_factory=Fakes())
+
+
+def test_a_fine_tune_of_the_hub_is_not_gone_on_with_where_its_samples_would_differ_now(tmp_path):
+    """Only a worker, which has loaded it, knows of what family it is."""
+    spec = job(tmp_path, plain(10))
+    folder = JobFolder(open_store(spec.output.path))
+    folder.open(spec, replace(make_plan(spec), edition=1))  # as an older version began it
+    summary = run_job(spec, engine_factory=Fakes(family="qwen-image"))
+    assert (summary.exit_code, summary.rows) == (2, 0)
+    assert "begun by an older version of overtone; overtone makes samples of qwen-image" in summary.text()
+    assert run_job(spec, engine_factory=Fakes()).exit_code == 0  # of another family: it goes on
 
 
 # Killed drivers, several drivers.

@@ -5,21 +5,30 @@ from __future__ import annotations
 import gc
 import os
 import tracemalloc
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_engine import FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_jobs import model_folder
 
-from overtone.jobs.errors import PromptsError, VerifyError
+from overtone.cluster.worker.model import check_edition
+from overtone.jobs.errors import FingerprintMismatch, PromptsError, VerifyError
+from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import MAX_SHARDS, JobPlan, Shard, Work, difference, make_plan, mismatch
 from overtone.jobs.prompts import FileList
 from overtone.jobs.prompts.input_file import InputFile
 from overtone.jobs.retry_plan import RetryPlan
 from overtone.jobs.shard_set import ShardSet
 from overtone.jobs.spec import JobSpec
+from overtone.jobs.store import open_store
+from overtone.progressive.checkpoints import PUBLISHED
+from overtone.progressive.families import FAMILIES
 
 SAMPLES = {"seed": 0, "sampling": {"delta": 0.1, "scales": [0.5, 1.0]}}
 
@@ -262,6 +271,62 @@ def test_of_many_differences_ten_are_shown():
     lines = difference(plan(*[1] * 30), plan(*[2] * 30))
     assert len(lines) == 11
     assert lines[-1] == "and 20 more such differences of input files"
+
+
+# What another version of overtone makes in another way
+
+
+def begun_before(spec: JobSpec) -> JobPlan:
+    """The plan of a job as the versions wrote it that knew the first edition of each family's entry."""
+    return replace(make_plan(spec), samples=spec.samples(), edition=1)
+
+
+def of_model(prompts: Path, model: str | dict, **sampling) -> JobSpec:
+    return JobSpec(model=model, prompts=str(prompts), output="/out", sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "why"),
+    [
+        ("Qwen/Qwen-Image", {}, "with true_cfg_scale unset, a negative prompt runs only where a row has one"),
+        ({"id": "some/fine-tune", "family": "qwen-image"}, {}, "a negative prompt runs only where"),
+        ({"id": "some/fine-tune", "family": "ideogram4"}, {"num_steps": 48}, "frequencies as published"),
+        ({"id": "some/fine-tune", "family": "ideogram4"}, {"num_steps": 20, "mode": "fullres"}, "presets"),
+        ("Chroma", {}, "an entry of its own, where it ran on the generic one"),
+        ("Qwen/Qwen-Image", {"true_cfg_scale": 4.0}, None),
+        ({"id": "some/fine-tune", "family": "ideogram4"}, {"num_steps": 48, "mode": "fullres"}, None),
+        ({"id": "some/fine-tune", "family": "generic"}, {}, None),
+        ("some/fine-tune", {}, None),
+        *((name, {}, None) for name in ("tiny", *PUBLISHED) if name != "Qwen/Qwen-Image"),
+    ],
+)
+def test_a_job_goes_on_under_a_newer_version_unless_its_samples_would_differ(tmp_path, model, sampling, why):
+    pq.write_table(pa.table({"prompt": ["p"]}), tmp_path / "a.parquet")
+    if model == "Chroma":
+        model = model_folder(tmp_path / "model", "ChromaPipeline")
+    spec = of_model(tmp_path / "a.parquet", model, **sampling)
+    older, now = begun_before(spec), make_plan(spec)
+    folder = JobFolder(open_store(str(tmp_path / "out")))
+    folder.open(spec, older)
+    if why is None:
+        assert folder.check(now).fingerprint == older.fingerprint
+        return
+    with pytest.raises(FingerprintMismatch, match=rf"overtone makes samples of .* in another way \(.*{why}"):
+        folder.check(now)
+    assert "Go on with the version of overtone that began it, or choose" in mismatch(older, now)
+
+
+def test_a_worker_finds_out_what_a_fine_tune_of_the_hub_is(tmp_path):
+    pq.write_table(pa.table({"prompt": ["p"]}), tmp_path / "a.parquet")
+    spec = of_model(tmp_path / "a.parquet", "some/fine-tune")
+    engine = FakeEngine(family=FAMILIES["qwen-image"])
+    check_edition(engine, spec, make_plan(spec))
+    with pytest.raises(FingerprintMismatch, match=r"begun by an older version.* qwen-image in another way"):
+        check_edition(engine, spec, begun_before(spec))
+    check_edition(FakeEngine(family=FAMILIES["flux1"]), spec, begun_before(spec))
+    kept = JobPlan.from_bytes((Path(__file__).parent / "older_job/out/_job/plan.parquet").read_bytes())
+    assert kept.edition == 1
+    assert make_plan(spec).as_begun(kept).edition == 1
 
 
 # On disk, and in numbers

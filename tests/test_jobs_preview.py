@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from small_jobs import commit_part, prompt_table, small_job, small_part
+from small_jobs import commit_part, model_folder, prompt_table, small_job, small_part
 
 from overtone.cluster.cli import main
 from overtone.jobs.errors import FingerprintMismatch, PromptsError, SizeError, SpecError, UserError
@@ -22,6 +23,7 @@ from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
 from overtone.jobs.preview import preview
+from overtone.jobs.sampling import check_model, notes_on
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
 
@@ -119,6 +121,117 @@ def test_planning_loads_neither_torch_nor_ray(prompts):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "10 []"
+
+
+FLOW = {"use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "why"),
+    [
+        (("SomeNewPipeline",), {"num_frames": 9}, "SomeNewPipeline runs on the generic entry"),
+        (("FluxPipeline", "FlowMatchLCMScheduler"), {}, "scheduler is FlowMatchLCMScheduler"),
+        (("FluxPipeline",), {"call_kwargs": {"sigmas": [1.0, 0.5]}}, "sets the schedule itself"),
+    ],
+)
+def test_stages_that_only_the_loaded_model_knows_are_not_invented(prompts, model, sampling, why):
+    spec = job(prompts, model_folder(prompts.parent / "model", *model), **sampling)
+    made = preview(spec)
+    assert (made.as_dict()["rows"], made.as_dict()["sampling"], made.as_dict()["job_token_steps"]) == (
+        10,
+        None,
+        None,
+    )
+    assert why in made.text()
+    assert "known once the model is loaded" in made.text()
+    assert "saving" not in made.text()
+    check_model(spec)  # and the job runs
+
+
+def test_karras_sigmas_stop_no_job(prompts):
+    spec = job(prompts, model_folder(prompts.parent / "model", "FluxPipeline", use_karras_sigmas=True))
+    assert "use_karras_sigmas" in preview(spec).text()
+    check_model(spec)
+
+
+def test_sana_counts_cells_of_32_px(prompts):
+    model = model_folder(
+        prompts.parent / "model", "SanaPipeline", "DPMSolverMultistepScheduler", **FLOW, flow_shift=3
+    )
+    stages = preview(job(prompts, model)).sampling.stages
+    assert [(s.steps, s.grid) for s in stages] == [(3, (16, 16)), (17, (32, 32))]
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "runs", "words"),
+    [
+        (
+            "Qwen/Qwen-Image",
+            {},
+            "given",
+            "true_cfg_scale 4 runs a negative prompt where a row has one, at two",
+        ),
+        ("Qwen/Qwen-Image", {"true_cfg_scale": 4.0}, "always", "about twice the time of true_cfg_scale 1"),
+        ("Tongyi-MAI/Z-Image", {}, "always", "guidance_scale 5 runs a negative prompt (the pipeline"),
+        ("Tongyi-MAI/Z-Image", {"guidance_scale": 0.0}, "never", "one pass of the transformer a step"),
+        (FLUX, {}, "never", "no negative prompt runs"),
+        ("black-forest-labs/FLUX.2-dev", {}, "never", "no negative prompt runs"),
+        ("black-forest-labs/FLUX.2-klein-4B", {"num_steps": 30}, "never", "no negative prompt runs"),
+        ("black-forest-labs/FLUX.2-klein-base-4B", {}, "always", "guidance_scale 4 runs a negative prompt"),
+    ],
+)
+def test_whether_guidance_runs_and_what_it_costs(prompts, model, sampling, runs, words):
+    made = preview(job(prompts, model, **sampling))
+    assert made.as_dict()["guidance"]["runs"] == runs
+    assert words in made.text()
+
+
+def test_few_steps_are_warned_of_with_a_better_setting(prompts):
+    klein = "black-forest-labs/FLUX.2-klein-4B"
+    few, one = preview(job(prompts, klein, num_steps=4)).notes
+    assert "num_steps is 4" in few
+    assert "sampling.mode: fullres" in few
+    assert "one step of 4, from noise level 0.87" in one
+    assert "sampling.delta: 0.02" in one
+    assert f"note        {one}" in preview(job(prompts, klein, num_steps=4)).text()
+    better = preview(job(prompts, klein, num_steps=4, delta=0.02))
+    assert better.sampling.stages[-1].steps > 1
+    assert len(better.notes) == 1
+    for fine in ({"num_steps": 30}, {"num_steps": 4, "mode": "fullres"}):
+        assert not preview(job(prompts, klein, **fine)).notes
+    assert notes_on(job(prompts, klein, num_steps=4)) == [few, one]  # what `run` says
+    assert notes_on(job(prompts, "nobody/nothing")) == []
+
+
+def test_a_fine_tune_of_the_hub_by_the_specs_family_or_its_cached_configuration(prompts):
+    spec = job(prompts, "somebody/fine-tune")
+    with pytest.raises(SpecError, match=r"set model.family, or load its files first"):
+        preview(spec)
+    check_model(spec)
+    told = spec.model_copy(update={"model": spec.model.model_copy(update={"family": "flux1"})})
+    made = preview(told)
+    assert made.family == "flux1"
+    assert "the configuration of somebody/fine-tune is not on this machine" in made.text()
+    check_model(told)
+    wrong = spec.model_copy(update={"model": spec.model.model_copy(update={"family": "flux9"})})
+    with pytest.raises(SpecError, match=r"model\.family is 'flux9'; the known ones are flux1"):
+        preview(wrong)
+
+
+def test_a_model_in_the_hubs_cache_is_planned_from_its_own_configuration(prompts):
+    """In a process of its own, for the hub's library reads where its cache is when it is imported."""
+    cache = prompts.parent / "hub" / "models--somebody--fine-tune"
+    model_folder(cache / "snapshots" / "abc", "FluxPipeline")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    spec = prompts.with_name("job.yaml")
+    spec.write_text("model: somebody/fine-tune\nprompts: prompts.parquet\noutput: out\n")
+    code = f"from overtone.cluster.cli import main; main(['plan', {str(spec)!r}, '--json'])"
+    env = os.environ | {"HF_HUB_CACHE": str(prompts.parent / "hub")}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert shown.returncode == 0, shown.stderr
+    data = json.loads(shown.stdout)
+    assert (data["family"], data["sampling"]["num_steps"]) == ("flux1", 50)
 
 
 def test_flow_shift_gives_the_published_split_of_wan(prompts):

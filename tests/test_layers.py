@@ -29,7 +29,6 @@ SMALL = {
     # Ground files: words that many others use.
     "jobs/tables.py",
     "jobs/words.py",
-    "jobs/sampling.py",
     "jobs/shard_set.py",
     "jobs/spec/fields.py",
     "progressive/errors.py",

@@ -66,6 +66,27 @@ def test_published_splits(model, size, num_steps, levels, delta, split):
     assert [(stage.steps, stage.grid) for stage in plan.stages] == split
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "coarse"),
+    [(20, {0.01: 6, 0.02: 7, 0.05: 9, 0.10: 11}), (48, {0.01: 12, 0.05: 21, 0.10: 26})],
+)
+def test_published_splits_of_ideogram_4(num_steps, coarse):
+    """Published at 1024 px with the authors' presets, whose schedules differ in shape."""
+    family = FAMILIES["ideogram4"]
+    for delta, steps in coarse.items():
+        sampling = Sampling(num_steps=num_steps, delta=delta, height=1024, width=1024)
+        call = family.arguments(sampling, num_steps)
+        assert len(call["guidance_schedule"]) == num_steps
+        plan = plan_sampling(
+            sampling, family, invented("Ideogram4Pipeline").sigmas(num_steps, 1024, 1024, call=call)
+        )
+        assert [(s.steps, s.grid) for s in plan.stages] == [(steps, (32, 32)), (num_steps - steps, (64, 64))]
+    with pytest.raises(
+        ValueError, match=r"num_steps is 30.* set num_steps to 12, 20 or 48, or give guidance"
+    ):
+        family.arguments(Sampling(), 30)
+
+
 # --------------------------------------------------------------------------- against the pipelines themselves
 
 

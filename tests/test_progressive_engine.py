@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_pipes
+import tiny_zoo
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -231,6 +232,35 @@ def test_guidance_by_a_negative_prompt_changes_the_sample_and_none_is_the_empty_
     assert not torch.allclose(made(None, guided), made("green", guided))
     assert torch.equal(made("green", plain), made(None, plain))
     assert not torch.allclose(made(None, plain), made(None, guided))
+
+
+def test_guidance_by_default_is_the_pipelines_own():
+    """Qwen-Image's call has a true_cfg_scale of 4, which does nothing until a negative prompt is given."""
+    pipe = tiny_pipes.qwen_image()
+    engine, calls = Engine(pipe), []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, given, named: calls.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    sampling = settings("qwen-image", mode="fullres", true_cfg_scale=None)
+    plan = engine.plan(sampling)
+    for negative, passes in (([None, None], 1), (["green", ""], 2), ([None, "green"], 3)):
+        encoded = engine.encode(tiny_pipes.PROMPTS, negative, sampling)
+        calls.clear()
+        latents, _ = engine.denoise(plan, encoded, SEEDS, sampling)
+        assert len(calls) == passes * STEPS  # in the last case one pass for the first row, two for the other
+        base = base_noise(engine, latents)
+        for row, prompt in enumerate(tiny_pipes.PROMPTS):
+            own = pipe(
+                [prompt],
+                negative_prompt=None if negative[row] is None else [negative[row]],
+                height=128,
+                width=96,
+                num_inference_steps=STEPS,
+                latents=layouts.pack(engine.family, base[[row]]),
+                output_type="latent",
+                max_sequence_length=16,
+            ).images
+            assert torch.allclose(as_own(engine, latents[[row]]), own, atol=1e-4)
 
 
 def test_guidance_embedding_reaches_the_model():
@@ -708,15 +738,15 @@ def test_the_tiny_family_is_known_by_where_it_was_loaded_from(tmp_path):
 
 
 def test_an_unknown_pipeline_runs_on_the_generic_entry_with_a_warning():
-    pipe = tiny_pipes.chroma()
-    with pytest.warns(UserWarning, match="ChromaPipeline is not a family known here"):
+    pipe = tiny_zoo.ovis_image()
+    with pytest.warns(UserWarning, match="OvisImagePipeline is not a family known here"):
         engine = Engine(pipe)
     assert (engine.family.name, engine.family.layout, engine.channels) == ("generic", "tokens2x2", 4)
-    sampling = settings("chroma", mode="fullres")
+    sampling = settings("generic", mode="fullres")
     latents = run(engine, sampling)[2]
     own = own_call(engine, sampling, base_noise(engine, latents), output_type="latent")
     assert torch.equal(as_own(engine, latents), own)
-    plan, _, latents, _ = run(engine, settings("chroma"))
+    plan, _, latents, _ = run(engine, settings("generic"))
     assert len(plan.stages) == 2
     assert torch.isfinite(latents).all()
     assert engine.decode(plan, latents)[0].size == (96, 128)

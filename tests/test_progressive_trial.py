@@ -51,7 +51,7 @@ class PadsAndMasksNothing(ChromaPipeline):
 
 @cache
 def engine_of_padded_rows() -> Engine:
-    return Engine(as_class(chroma(), PadsAndMasksNothing))
+    return Engine(as_class(chroma(), PadsAndMasksNothing), "generic")
 
 
 def settings(**fields: Any) -> Sampling:
@@ -85,7 +85,7 @@ def test_rows_that_change_each_other_go_alone():
 
 
 def test_rows_that_do_not_go_together():
-    engine, sampling = Engine(chroma()), settings()
+    engine, sampling = Engine(chroma(), "generic"), settings()
     assert not engine.row_by_row(sampling)
     plan, encoded = engine.plan(sampling), engine.encode(PROMPTS, [None] * 3, sampling)
     _, reports = engine.denoise(plan, encoded, SEEDS, sampling)

@@ -55,12 +55,12 @@ _WORDS = "a large red circle small blue square above green ring on striped backg
 _CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
 
 
-def _tokenizer(max_length: int = 77) -> PreTrainedTokenizerFast:
+def tokenizer(max_length: int = 77) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", *_WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=words,
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="</s>",
@@ -70,7 +70,7 @@ def _tokenizer(max_length: int = 77) -> PreTrainedTokenizerFast:
     )
 
 
-def _clip(projection: bool = False, dim: int = 16) -> Any:
+def clip(projection: bool = False, dim: int = 16) -> Any:
     config = CLIPTextConfig(
         vocab_size=32,
         hidden_size=dim,
@@ -86,11 +86,11 @@ def _clip(projection: bool = False, dim: int = 16) -> Any:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
-def _t5() -> T5EncoderModel:
+def t5() -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 
 
-def _kl(channels: int = 4) -> AutoencoderKL:
+def kl(channels: int = 4) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -106,7 +106,7 @@ def _kl(channels: int = 4) -> AutoencoderKL:
     )
 
 
-def _ready(pipe: Any) -> Any:
+def ready(pipe: Any) -> Any:
     """Weights large enough for the output to depend on all inputs, and evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     for component in pipe.components.values():
@@ -122,14 +122,14 @@ def _ready(pipe: Any) -> Any:
 def flux1(*, guidance_embeds: bool = True, layers: int = 1) -> Any:
     """FLUX.1-dev's scheduler and guidance; the smallest of transformers."""
     torch.manual_seed(0)
-    return _ready(
+    return ready(
         FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=_kl(),
-            text_encoder=_clip(),
-            tokenizer=_tokenizer(),
-            text_encoder_2=_t5(),
-            tokenizer_2=_tokenizer(512),
+            vae=kl(),
+            text_encoder=clip(),
+            tokenizer=tokenizer(),
+            text_encoder_2=t5(),
+            tokenizer_2=tokenizer(512),
             transformer=FluxTransformer2DModel(
                 in_channels=16,
                 num_layers=layers,
@@ -168,12 +168,12 @@ def flux2() -> Any:
         num_key_value_heads=1,
         head_dim=8,
     )
-    return _ready(
+    return ready(
         Flux2KleinPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=vae,
             text_encoder=Qwen3ForCausalLM(text),
-            tokenizer=_tokenizer(512),
+            tokenizer=tokenizer(512),
             transformer=Flux2Transformer2DModel(
                 in_channels=16,
                 num_layers=1,
@@ -189,9 +189,7 @@ def flux2() -> Any:
     )
 
 
-def qwen_image() -> Any:
-    """Qwen-Image with its published scheduler settings."""
-    torch.manual_seed(0)
+def qwen_vl() -> Any:
     text = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 32,
@@ -210,6 +208,12 @@ def qwen_image() -> Any:
             "out_hidden_size": 16,
         },
     )
+    return Qwen2_5_VLForConditionalGeneration(text)
+
+
+def qwen_image() -> Any:
+    """Qwen-Image with its published scheduler settings."""
+    torch.manual_seed(0)
     pipe: Any = QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
@@ -221,8 +225,8 @@ def qwen_image() -> Any:
         vae=AutoencoderKLQwenImage(
             base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
         ),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(text),
-        tokenizer=_tokenizer(512),
+        text_encoder=qwen_vl(),
+        tokenizer=tokenizer(512),
         transformer=QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
@@ -234,7 +238,7 @@ def qwen_image() -> Any:
         ),
     )
     pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "user {} assistant", 1
-    return _ready(pipe)
+    return ready(pipe)
 
 
 def z_image() -> Any:
@@ -249,12 +253,12 @@ def z_image() -> Any:
         num_key_value_heads=1,
         head_dim=8,
     )
-    return _ready(
+    return ready(
         ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_kl(),
+            vae=kl(),
             text_encoder=Qwen3Model(text),
-            tokenizer=_tokenizer(512),
+            tokenizer=tokenizer(512),
             transformer=ZImageTransformer2DModel(
                 in_channels=4,
                 dim=32,
@@ -287,9 +291,9 @@ def wan(*, two: bool = False) -> Any:
         )
 
     text = UMT5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return _ready(
+    return ready(
         WanPipeline(
-            tokenizer=_tokenizer(512),
+            tokenizer=tokenizer(512),
             text_encoder=UMT5EncoderModel(text),
             vae=AutoencoderKLWan(
                 base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
@@ -307,14 +311,14 @@ def wan(*, two: bool = False) -> Any:
 def sd3() -> Any:
     """Stable Diffusion 3 without its T5."""
     torch.manual_seed(0)
-    return _ready(
+    return ready(
         StableDiffusion3Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_kl(),
-            text_encoder=_clip(projection=True),
-            tokenizer=_tokenizer(),
-            text_encoder_2=_clip(projection=True),
-            tokenizer_2=_tokenizer(),
+            vae=kl(),
+            text_encoder=clip(projection=True),
+            tokenizer=tokenizer(),
+            text_encoder_2=clip(projection=True),
+            tokenizer_2=tokenizer(),
             text_encoder_3=None,
             tokenizer_3=None,
             transformer=SD3Transformer2DModel(
@@ -364,7 +368,7 @@ def ideogram4() -> Any:
 
     torch.manual_seed(0)
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return _ready(Drawn(scheduler, flux2().vae, None, None, transformer(), transformer()))
+    return ready(Drawn(scheduler, flux2().vae, None, None, transformer(), transformer()))
 
 
 def qwen_image_21() -> Any:
@@ -373,13 +377,13 @@ def qwen_image_21() -> Any:
     class Processor:
         """As much of one as the pipeline's constructor asks for."""
 
-        tokenizer = _tokenizer()
+        tokenizer = tokenizer()
 
         def apply_chat_template(self, messages: Any, **_: Any) -> list[list[int]]:
             return [[0]]
 
     torch.manual_seed(0)
-    return _ready(
+    return ready(
         QwenImage21Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
             vae=None,
@@ -399,14 +403,14 @@ def qwen_image_21() -> Any:
 
 
 def chroma() -> Any:
-    """A pipeline that has no family entry."""
+    """Chroma."""
     torch.manual_seed(0)
-    return _ready(
+    return ready(
         ChromaPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_kl(),
-            text_encoder=_t5(),
-            tokenizer=_tokenizer(512),
+            vae=kl(),
+            text_encoder=t5(),
+            tokenizer=tokenizer(512),
             transformer=ChromaTransformer2DModel(
                 in_channels=16,
                 num_layers=1,

@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 def run(spec_path: Path, overrides: tuple[str, ...], address: str | None, quiet: bool) -> None:
     """Run the job in SPEC, or finish what an earlier run of it left."""
     from overtone.cluster.driver import run_job
+    from overtone.jobs.sampling import notes_on
     from overtone.jobs.spec import load_spec
     from overtone.jobs.status import Progress
 
     spec = load_spec(spec_path, overrides)
+    if not quiet:
+        for note in notes_on(spec):
+            click.echo(f"note: {note}", err=True)
     with Progress(enabled=not quiet) as progress:
         summary = run_job(spec, address=address, on_event=progress)
     _end(summary)

@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING
 from overtone.cluster.driver.interrupts import Interrupts, stoppable
 from overtone.cluster.driver.loop import DriverLoop
 from overtone.cluster.driver.summary import Ending, Summary, conclude, summary_of
-from overtone.jobs.errors import JobError, SpecError, StoreError
+from overtone.jobs.errors import JobError, StoreError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work, make_plan
 from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.retry import find_rejects, job_to_retry, tolerating_rejects
-from overtone.jobs.sampling import checkpoint_of, sampling_plan
+from overtone.jobs.sampling import check_model
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.status import Snapshot
 from overtone.jobs.store import Store, open_store, probed
-from overtone.progressive.checkpoints import is_local_model
 
 if TYPE_CHECKING:
     from overtone.cluster.worker import EngineFactory
@@ -59,7 +58,7 @@ def run_job(
     """
     began = time.monotonic()
     with stoppable() as interrupts:
-        _check_model(spec)
+        check_model(spec)
         job_plan = make_plan(spec)
         folder = JobFolder(_store(spec))
         if not folder.exists() or folder.gives_way_to(job_plan):
@@ -107,7 +106,7 @@ def retry_job(
     with stoppable() as interrupts:
         store = open_store(output, endpoint_url=endpoint_url, region=region)
         spec, job_plan = job_to_retry(store, overrides)
-        _check_model(spec)
+        check_model(spec)
         folder = JobFolder(_store(spec))
         folder.repair_derived()
         rejects = find_rejects(folder, spec, job_plan)
@@ -117,19 +116,6 @@ def retry_job(
             return replace(summary, notes=(rejects.text(),))
         work = folder.begin_retry(rejects.retry)
         return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
-
-
-def _check_model(spec: JobSpec) -> None:
-    """SpecError or SizeError where the model cannot make what the spec asks for, as far as that is known
-    without loading it. The stages are planned as a check alone and the plan is thrown away, for each worker
-    plans its rows itself. What a hub model without settings here can do, only the workers find out."""
-    try:
-        checkpoint = checkpoint_of(spec)
-    except SpecError:
-        if spec.model.id.count("/") == 1 and not is_local_model(spec.model.id):
-            return
-        raise
-    sampling_plan(spec, checkpoint)
 
 
 def _store(spec: JobSpec) -> Store:

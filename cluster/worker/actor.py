@@ -23,7 +23,7 @@ from overtone.cluster.dispatch import Assignment, Event, RowsStarted, ShardAlive
 from overtone.cluster.faults import Failure
 from overtone.cluster.metrics import WorkerMetrics
 from overtone.cluster.worker.attempt import ALIVE_S
-from overtone.cluster.worker.model import usual_plan
+from overtone.cluster.worker.model import check_edition, usual_plan
 from overtone.cluster.worker.protocol import Engine
 from overtone.cluster.worker.runner import Runner
 from overtone.jobs.errors import StoreError
@@ -107,6 +107,7 @@ class Worker:
             return unseen
         try:
             engine = load.engine_factory(spec)
+            check_edition(engine, spec, load.job_plan)
             usual = usual_plan(engine, spec)
             runner = Runner(
                 spec,

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from overtone.cluster.faults import first_line
 from overtone.cluster.worker.protocol import Engine
-from overtone.jobs.errors import ModelError, SpecError, UserError
+from overtone.jobs.errors import FingerprintMismatch, ModelError, SpecError, UserError
+from overtone.jobs.plan import JobPlan, other_entry
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import is_local_model
+from overtone.progressive.families import edition_of
 from overtone.progressive.schedule import SamplingPlan
 
 _UNLOADABLE = (OSError, ValueError, LookupError, ImportError, AttributeError)
@@ -96,6 +98,18 @@ def usual_plan(engine: Engine, spec: JobSpec) -> SamplingPlan:
         return engine.plan(spec.sampling)
     except ValueError as error:
         raise SpecError(f"`sampling` in the spec: {first_line(error)}") from error
+
+
+def check_edition(engine: Engine, spec: JobSpec, job_plan: JobPlan) -> None:
+    """FingerprintMismatch where an older version began the job and made samples of this family in another
+    way. The job's fingerprint tells it already, but for a hub model whose family nobody knew before."""
+    family, begun = engine.family, job_plan.edition
+    edition = edition_of(family, spec.sampling)
+    if edition > begun:
+        raise FingerprintMismatch(
+            f"the job was begun by an older version of overtone; {other_entry(family, begun, edition)}. "
+            "Go on with the version that began it, or choose a new `output`"
+        )
 
 
 def _is_the_machines(error: Exception) -> bool:

@@ -24,6 +24,7 @@ from overtone.cluster.worker.stored import StoredPart
 from overtone.jobs.errors import StoreError, UserError, VerifyError
 from overtone.jobs.media import decode_video, encode_media, still
 from overtone.jobs.parts import Footer, PartRow, package_versions
+from overtone.jobs.sampling import entry_of
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store
 from overtone.jobs.words import counted
@@ -82,6 +83,9 @@ def remake(
             found.skipped.append("rows of an older version, whose negative prompts were not kept")
             continue
         spec = part.spec(job)
+        if entry_of(spec) != (part.footer.settings or {}).get("entry", {}):
+            found.skipped.append("rows of a family whose samples this version makes in another way")
+            continue
         if engine is None:
             engine = _loaded(spec, engine_factory)
         for row_id in part.read(places):

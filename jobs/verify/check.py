@@ -17,8 +17,8 @@ from os import cpu_count
 
 from overtone.jobs.errors import StoreError, UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.plan import JobPlan, difference, make_plan
-from overtone.jobs.prompts import expected_row_ids
+from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.prompts import expected_row_ids, file_changes
 from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import Store, open_store
@@ -144,7 +144,7 @@ def _check_input(spec: JobSpec, job_plan: JobPlan, report: VerifyReport) -> None
         if not report.num_problems["unreadable_input"]:
             report.add("unreadable_input", "input", f"{error}; so it is not known which files are new")
         return
-    for line in difference(job_plan, now):
+    for line in file_changes(job_plan.files, now.files):
         report.add("changed_input", "input", line)
 
 

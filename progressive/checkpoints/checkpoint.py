@@ -10,12 +10,21 @@ could not be compared with such a file are named in `Checkpoint.unverified`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from overtone.progressive.checkpoints.sigmas import CALLS, SCHEDULES, Asked, Config, image_tokens, like_flux
+from overtone.progressive.checkpoints.sigmas import (
+    CALLS,
+    SCHEDULES,
+    Asked,
+    Config,
+    UnknownSchedule,
+    image_tokens,
+)
 from overtone.progressive.families import FAMILIES, conditioned, family_name
+from overtone.progressive.schedule import latent_frames
 
 
 @dataclass(frozen=True)
@@ -46,24 +55,48 @@ class Checkpoint:
         return replace(self, scheduler=self.scheduler | changes)
 
     def sigmas(
-        self, num_steps: int, height_px: int, width_px: int, num_frames: int | None = None
+        self,
+        num_steps: int,
+        height_px: int,
+        width_px: int,
+        num_frames: int | None = None,
+        call: Mapping[str, Any] | None = None,
     ) -> list[float]:
         """The pipeline's full-resolution schedule: num_steps + 1 noise levels, falling, the last 0.
 
         Equal to what the diffusers scheduler holds after the pipeline's `set_timesteps`, to float32.
-        `num_frames` is taken for symmetry: no pipeline here shifts its schedule by the number of frames.
-        ValueError for fewer than one step or a scheduler whose schedule is not known here.
+        `call`: the other arguments of the pipeline's call. ValueError for what cannot be made;
+        UnknownSchedule where it can, but at which noise levels only the loaded pipeline knows.
         """
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+        call = call or {}
+        if own := {"sigmas", "timesteps"} & call.keys():
+            raise UnknownSchedule(f"call_kwargs sets the schedule itself ({', '.join(sorted(own))})")
         family = FAMILIES[self.family]
-        tokens = image_tokens(family, height_px, width_px)
-        asked = Asked(self.scheduler, self.pipeline, num_steps, height_px, width_px, tokens)
-        sigmas, mu = CALLS.get(self.pipeline_class, like_flux)(asked)
+        asks = next((CALLS[name] for name in (self.pipeline_class, *family.pipelines) if name in CALLS), None)
+        if asks is None:
+            raise UnknownSchedule(f"{self.pipeline_class} is not a family known here")
         if self.scheduler_class not in SCHEDULES:
             known = ", ".join(sorted(SCHEDULES))
-            raise ValueError(f"scheduler is {self.scheduler_class}; schedules are known for {known}")
+            raise UnknownSchedule(f"scheduler is {self.scheduler_class}; schedules are known for {known}")
+        asked = Asked(
+            scheduler=self.scheduler,
+            pipeline=self.pipeline,
+            num_steps=num_steps,
+            height_px=height_px,
+            width_px=width_px,
+            tokens=image_tokens(family, height_px, width_px),
+            frames=latent_frames(family, num_frames),
+            transformer=self.transformer,
+            call=call,
+        )
+        sigmas, mu = asks(asked)
         return [float(s) for s in SCHEDULES[self.scheduler_class](self.scheduler, num_steps, sigmas, mu)]
+
+
+CONFIGURATION = ("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json")
+"""The files of a folder in diffusers format that `read_folder` reads."""
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -92,12 +125,14 @@ def read_folder(folder: Path) -> Checkpoint:
     family = family_name(pipeline_class, pipeline)
     if family == "flux1" and (folder / "spectrum.json").is_file():
         family = "tiny"  # an embedded model that its training script wrote elsewhere
+    transformer = _public(read_json(folder / "transformer" / "config.json"))
+    FAMILIES[family].check_transformer(transformer)
     return Checkpoint(
         family=family,
         pipeline_class=pipeline_class,
         transformer_class=classes["transformer"],
         scheduler_class=classes["scheduler"],
-        transformer=_public(read_json(folder / "transformer" / "config.json")),
+        transformer=transformer,
         scheduler=_public(scheduler),
         source=str(folder),
         pipeline=pipeline,

@@ -7,15 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overtone.progressive import tiny
-from overtone.progressive.checkpoints.checkpoint import Checkpoint, read_folder, read_json
+from overtone.progressive.checkpoints.checkpoint import CONFIGURATION, Checkpoint, read_folder, read_json
 from overtone.progressive.checkpoints.published import PUBLISHED
 from overtone.progressive.formulas import Spectrum
 
 
-def describe(model_id: str) -> Checkpoint:
-    """The checkpoint called `model_id`: "tiny", a published hub name, or a folder in diffusers format.
+class UnknownCheckpoint(ValueError):
+    """Nothing on this machine says what a model of this name is."""
 
-    ValueError that lists the known names for any other, and for a folder that is no flow-matching pipeline.
+
+def describe(model_id: str, *, revision: str | None = None) -> Checkpoint:
+    """The checkpoint called `model_id`: "tiny", a published hub name, one whose configuration is in this
+    machine's cache of the hub, or a folder in diffusers format.
+
+    UnknownCheckpoint for any other name; ValueError for a folder that is no flow-matching pipeline.
     """
     if model_id == "tiny":
         return replace(read_folder(tiny.FOLDER), family="tiny")
@@ -24,10 +29,40 @@ def describe(model_id: str) -> Checkpoint:
     folder = Path(model_id).expanduser()
     if folder.is_dir() or is_local_model(model_id):
         return read_folder(folder)
-    raise ValueError(
-        f"{model_id!r} is no checkpoint known offline; give `tiny`, a folder in diffusers format, or one of "
+    if cached := _cached(model_id, revision):
+        return replace(read_folder(cached), source=f"https://huggingface.co/{model_id}")
+    raise UnknownCheckpoint(
+        f"{model_id!r} is no checkpoint known offline; give `tiny`, a folder in diffusers format, one of "
         + ", ".join(sorted(PUBLISHED))
+        + f"; or, for another one of the hub, set model.family, or load its files first (`hf download "
+        f"{model_id}`)"
     )
+
+
+def family_of(model_id: str) -> str | None:
+    """Key in `FAMILIES` of a published model, or of the folder in diffusers format at this path; None for
+    any other. Not of what the hub's cache holds: a machine that has it must say the same as one that has
+    not."""
+    if model_id == "tiny":
+        return "tiny"
+    if model_id in PUBLISHED:
+        return PUBLISHED[model_id].family
+    try:
+        return read_folder(Path(model_id).expanduser()).family
+    except ValueError:
+        return None
+
+
+def _cached(model_id: str, revision: str | None) -> Path | None:
+    """The folder of the hub's cache that holds this model's configuration, where one holds all of it."""
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and for such names alone
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(model_id, name, revision=revision) for name in CONFIGURATION]
+    except HFValidationError:
+        return None
+    return Path(str(found[0])).parent if all(isinstance(path, str) for path in found) else None
 
 
 def is_local_model(model_id: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
@@ -51,6 +51,16 @@ class Asked:
     width_px: int
     tokens: int
     """Image tokens of one frame."""
+    frames: int = 1
+    """Latent frames."""
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    """The transformer's configuration."""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """The other arguments of the call."""
+
+
+class UnknownSchedule(ValueError):
+    """The schedule is the pipeline's own and cannot be told from configurations: no mistake of anybody's."""
 
 
 _Call = Callable[[Asked], tuple[Sigmas | None, float | None]]
@@ -117,11 +127,39 @@ def _stable_diffusion_3(asked: Asked) -> tuple[Sigmas | None, float | None]:
 
 def _ideogram_4(asked: Asked) -> tuple[Sigmas | None, float | None]:
     """Logit-normal quantiles whose mean grows with the picture; both ends clamped in log-SNR (18 and -15)."""
-    mean = 0.5 * math.log(asked.height_px * asked.width_px / 512**2)
+    mean = asked.call.get("mu", 0.0) + 0.5 * math.log(asked.height_px * asked.width_px / 512**2)
     share = np.arange(asked.num_steps, 0, -1) / asked.num_steps  # from pure noise down; 0 is appended later
     normal = [NormalDist().inv_cdf(s) if s < 1 else math.inf for s in share]
-    sigmas = 1 / (1 + np.exp(-(mean + 1.5 * np.array(normal))))
+    sigmas = 1 / (1 + np.exp(-(mean + asked.call.get("std", 1.5) * np.array(normal))))
     return np.clip(sigmas, 1 - 1 / (1 + math.exp(-15 / 2)), 1 - 1 / (1 + math.exp(18 / 2))), None
+
+
+def _lumina_2(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    """Its pipeline takes the channels of a latent for the number of its tokens."""
+    return _uniform(asked.num_steps), linear_mu(asked.scheduler, asked.transformer.get("in_channels", 16))
+
+
+def _cogview_4(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    config = asked.scheduler
+    count = config.get("num_train_timesteps", 1000)
+    sigmas = np.linspace(count, 1.0, asked.num_steps).astype(np.int64).astype(np.float32) / count
+    ratio = math.sqrt(asked.tokens / config.get("base_image_seq_len", 256))
+    return sigmas, ratio * config.get("max_shift", 0.75) + config.get("base_shift", 0.25)
+
+
+def _krea_2(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    config = {"max_image_seq_len": 6400, **asked.scheduler}
+    mu = 1.15 if asked.pipeline.get("is_distilled") else linear_mu(config, asked.tokens)
+    return _uniform(asked.num_steps), mu
+
+
+def _ltx(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    return _uniform(asked.num_steps), linear_mu(asked.scheduler, asked.tokens * asked.frames)
+
+
+def _to_nothing(asked: Asked) -> tuple[Sigmas | None, float | None]:
+    """Evenly spaced levels of which the one after the last would be 0."""
+    return np.linspace(1.0, 0.0, asked.num_steps + 1)[:-1], None
 
 
 CALLS: dict[str, _Call] = {
@@ -134,6 +172,19 @@ CALLS: dict[str, _Call] = {
     "WanPipeline": _number_alone,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "Ideogram4Pipeline": _ideogram_4,
+    "ChromaPipeline": like_flux,
+    "SanaPipeline": _number_alone,
+    "Lumina2Pipeline": _lumina_2,
+    "CogView4Pipeline": _cogview_4,
+    "ErnieImagePipeline": _to_nothing,
+    "Krea2Pipeline": _krea_2,
+    "LongCatImagePipeline": like_flux,
+    "SkyReelsV2Pipeline": _number_alone,
+    "HunyuanVideoPipeline": _to_nothing,
+    "LTXPipeline": _ltx,
+    "AuraFlowPipeline": _number_alone,
+    "HunyuanVideo15Pipeline": _to_nothing,
+    "Kandinsky5T2VPipeline": _number_alone,
 }
 
 
@@ -159,10 +210,7 @@ def _flow_match_euler(config: Config, num_steps: int, sigmas: Sigmas | None, mu:
 def _unipc(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | None) -> Sigmas:
     """`UniPCMultistepScheduler.sigmas` where `use_flow_sigmas` is on, float32 [num_steps + 1]."""
     _refuse(config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-    if not config.get("use_flow_sigmas") or config.get("final_sigmas_type", "zero") != "zero":
-        raise ValueError(
-            "this UniPC scheduler is not set up for flow matching (use_flow_sigmas, ending at zero)"
-        )
+    _check_flow("UniPC", config)
     if sigmas is None:
         sigmas = np.linspace(1, 1 / config.get("num_train_timesteps", 1000), num_steps + 1)[:-1]
     dynamic = config.get("use_dynamic_shifting", False)
@@ -173,16 +221,34 @@ def _unipc(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | No
     return ended
 
 
+def _dpm_solver(config: Config, num_steps: int, sigmas: Sigmas | None, mu: float | None) -> Sigmas:
+    """`DPMSolverMultistepScheduler.sigmas` where `use_flow_sigmas` is on, float32 [num_steps + 1]."""
+    _refuse(config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+    _check_flow("DPM-Solver", config)
+    if config.get("use_dynamic_shifting"):
+        raise UnknownSchedule("the scheduler shifts by resolution; its schedule is not known here")
+    even = 1 - np.linspace(1, 1 / config.get("num_train_timesteps", 1000), num_steps + 1)
+    return np.append(_shifted(even, config.get("flow_shift", 1.0))[:0:-1], 0).astype(np.float32)
+
+
 SCHEDULES: dict[str, Callable[[Config, int, Sigmas | None, float | None], Sigmas]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_match_euler,
     "UniPCMultistepScheduler": _unipc,
+    "DPMSolverMultistepScheduler": _dpm_solver,
 }
+
+
+def _check_flow(scheduler: str, config: Config) -> None:
+    if not config.get("use_flow_sigmas") or config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError(
+            f"this {scheduler} scheduler is not set up for flow matching (use_flow_sigmas, ending at zero)"
+        )
 
 
 def _refuse(config: Config, *switches: str) -> None:
     for switch in switches:
         if config.get(switch):
-            raise ValueError(f"the scheduler has {switch} on; its schedule is not known here")
+            raise UnknownSchedule(f"the scheduler has {switch} on; its schedule is not known here")
 
 
 def _factor(config: Config, mu: float | None) -> float:

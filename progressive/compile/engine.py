@@ -196,7 +196,7 @@ class CompiledEngine(Engine):
         self._learned = True
 
     def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
-        one = self.encode([" ".join(["a"] * words)], [None], sampling)
+        one = self.encode([" ".join(["a"] * words)], [""], sampling)
         return one[[0] * rows]
 
 

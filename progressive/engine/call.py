@@ -20,7 +20,7 @@ from overtone.progressive import layouts, library
 from overtone.progressive.caches import row_by_row
 from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
 from overtone.progressive.cost import StepCost, step_cost
-from overtone.progressive.families import Family
+from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import grid_for, latent_frames, steps_of
 from overtone.progressive.settings import Sampling
 from overtone.progressive.staged import Schedule, check_flow_matching
@@ -78,7 +78,7 @@ class PipelineCall:
     @property
     def channels(self) -> int:
         """Channels C of a latent."""
-        return self.transformer.config.in_channels // self.family.channels_per_latent
+        return self.transformer.config[self.family.channels_key] // self.family.channels_per_latent
 
     @property
     def offloads(self) -> bool:
@@ -93,7 +93,8 @@ class PipelineCall:
     def step_cost(self, sampling: Sampling) -> StepCost:
         """What a step costs on any grid, as far as the transformer's class tells."""
         transformer = self.transformer
-        return step_cost(type(transformer).__name__, transformer.config, self.family, sampling)
+        name, guided = type(transformer).__name__, self.guided(sampling)
+        return step_cost(name, transformer.config, self.family, sampling, guided=guided)
 
     def schedule(
         self, num_steps: int, height_px: int, width_px: int, num_frames: int | None, sampling: Sampling
@@ -112,36 +113,39 @@ class PipelineCall:
             frames = latent_frames(self.family, num_frames)
             latents = torch.zeros(1, *layouts.shape(self.family, self.channels, frames, *grid))
             arguments = call | self.blank() | self.size(grid, num_frames, num_steps)
-            arguments["latents"] = layouts.pack(self.family, latents.to(self.device))
+            arguments["latents"] = self.pack(latents.to(self.device))
             change = flow_shift_change(scheduler.config, shift)
             if change:
                 scheduler = type(scheduler).from_config(scheduler.config, **change)
             self._schedules[key] = Schedule.of(self.pipe, scheduler, **arguments)
         return self._schedules[key]
 
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents as the call takes them; zeros beside them where the transformer also looks for a picture to
+        start from (Kandinsky 5), which the pipeline adds to none but its own."""
+        packed = layouts.pack(self.family, latents)
+        if self.family.layout == "channels_last" and self.transformer.config.get("visual_cond"):
+            channels = packed.shape[-1]
+            packed = torch.nn.functional.pad(packed, (0, channels + 1))  # as many, and a mask
+        return packed
+
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
-        fields = {
-            name: value
-            for name in ("guidance_scale", "true_cfg_scale")
-            if (value := getattr(sampling, name)) is not None
-        }
         own = {name for name in sampling.call_kwargs if name in _FROM_ENGINE or "prompt" in name}
         if own:
             raise ValueError(
                 f"call_kwargs names {', '.join(sorted(own))}, which the engine sets itself; "
                 "use the fields of the sampling settings, or leave it out"
             )
-        call = self.family.call | sampling.call_kwargs | fields
-        unknown = sorted(set(call) - set(self.defaults) - set(self.family.call))
+        asked = {n for n in ("guidance_scale", "true_cfg_scale") if getattr(sampling, n) is not None}
+        unknown = sorted((asked | set(sampling.call_kwargs)) - set(self.defaults))
         if unknown:
             known = sorted(n for n in self.defaults if n not in _FROM_ENGINE and "prompt" not in n)
             raise ValueError(
                 f"{type(self.pipe).__name__} takes no argument {', '.join(unknown)}; it takes "
                 + ", ".join(known)
             )
-        if "guidance_scale" in fields:  # one value takes the place of values by step
-            call |= dict.fromkeys(self.family.per_step)
+        call = self.family.arguments(sampling, self.steps(sampling))
         return {name: value for name, value in call.items() if name in self.defaults}
 
     def guidance(self, sampling: Sampling) -> dict[str, float | None]:
@@ -158,11 +162,16 @@ class PipelineCall:
         if self.family.text is None:
             blank: dict[str, Any] = {"prompt": [""]}
         else:
-            like = torch.zeros(1, 1, device=self.device, dtype=self.transformer.dtype)
-            text = {name: like[0] if "pooled" in name else like for name in self.family.text if name}
-            text.pop("prompt_embeds_mask", None)
+            like = torch.zeros([1] * self.family.text_rank, device=self.device, dtype=self.transformer.dtype)
+            flat = ("pooled", "mask")  # [D] and [tokens], where the others are [tokens, D]
+            names = [name for name in self.family.text if name]
+            text = {n: like.flatten() if any(part in n for part in flat) else like for n in names}
+            if self.family.ragged == "pad":
+                del text["prompt_embeds_mask"]  # `collate` makes it
             blank = self.collate([text])
-        if self.family.guidance and self.family.guidance[0] in self.defaults:
+        if self.family.guider:
+            blank |= {f"negative_{name}": value for name, value in blank.items()}
+        elif self.family.guidance and self.family.guidance[0] in self.defaults:
             blank[self.family.guidance[0]] = self.family.guidance[1]
         return blank
 
@@ -194,20 +203,19 @@ class PipelineCall:
             size["num_frames"] = num_frames
         return size
 
-    def guided(self, sampling: Sampling) -> bool:
-        """Whether the pipeline runs a negative prompt beside each prompt: this depends on the settings alone,
-        so that a row never depends on its batch."""
-        takes_negative = {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults)
-        if not (self.family.guidance and takes_negative) or self.pipe.config.get("is_distilled"):
-            return False
-        name, threshold = self.family.guidance
-        scale = self.arguments(sampling).get(name, self.defaults.get(name))
-        return scale is not None and scale > threshold
+    def guided(self, sampling: Sampling) -> Guided:
+        """Whether the pipeline runs a negative prompt beside each prompt, as `Family.guided` says."""
+        if self.family.guider:
+            return "always" if library.guides(getattr(self.pipe, self.family.guider)) else "never"
+        if not {"negative_prompt", "negative_prompt_embeds"} & set(self.defaults) or not self.family.guidance:
+            return "never"
+        default = self.defaults.get(self.family.guidance[0])
+        return self.family.guided(sampling, default, distilled=bool(self.pipe.config.get("is_distilled")))
 
     def row_by_row(self, sampling: Sampling) -> bool:
         """Whether rows must go through the transformer alone, since a row depends on itself alone: where the
         pipeline mixes rows, or a cache decides by the mean over its batch."""
-        return self.mixes_rows or row_by_row(sampling)
+        return self.family.alone or self.mixes_rows or row_by_row(sampling)
 
     def reset_caches(self, num_steps: int) -> None:
         """Empty the caller's step caches: they remember activations of the stage before, which was on another
@@ -222,6 +230,17 @@ class PipelineCall:
                 raise RuntimeError(
                     f"{name} has context or sequence parallelism enabled, which cannot split a grid that "
                     "changes size; use more workers instead, each with a whole model"
+                )
+
+    def check_guiders(self) -> None:
+        """ValueError where a component guides by the number of the step or by the steps before: each stage
+        counts its own, and would begin anew."""
+        for name, part in self.pipe.components.items():
+            if library.is_guider(part) and not library.forgets_steps(part):
+                raise ValueError(
+                    f"{type(self.pipe).__name__} cannot run in stages: its {name}, a {type(part).__name__}, "
+                    "guides by the step's number or by the steps before, which every stage counts anew; "
+                    "only ClassifierFreeGuidance from start 0 to stop 1 does not"
                 )
 
     @contextmanager

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from overtone.progressive import layouts, library
+from overtone.progressive import library
 from overtone.progressive.engine.call import PipelineCall
 from overtone.progressive.errors import NonFinitePixels
 from overtone.progressive.schedule import SamplingPlan
@@ -33,7 +33,7 @@ def decode(call: PipelineCall, plan: SamplingPlan, latents: Tensor) -> list[Any]
         for number, row in enumerate(latents):
             scheduler = StageScheduler(copy.copy(pipe.scheduler), 0, 0)  # no step left
             with swapped(pipe, scheduler), _watched(pipe) as overflows:
-                output, *_ = pipe(latents=layouts.pack(call.family, row[None]), **arguments)
+                output, *_ = pipe(latents=call.pack(row[None]), **arguments)
             pixels = _pixels(output[0])
             if np.isfinite(pixels).all() and not any(map(bool, overflows)):
                 made.append(_uint8(pixels) if call.family.default_frames else Image.fromarray(_uint8(pixels)))

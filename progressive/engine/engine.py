@@ -61,6 +61,7 @@ class Engine:
         self.runner = PipelineRunner(self.call)
         self._text = TextEncoder(self.call)
         self.call.check_parallel()
+        self.call.check_guiders()
         if is_unknown(pipe, self.family):
             self.call.mixes_rows = try_out(self.call, self._text, self.plan)
         if self.call.offloads:
@@ -183,6 +184,7 @@ class Engine:
         if not len(encoded):
             raise ValueError("nothing to denoise: the batch has no rows")
         self.call.check_parallel()
+        self.call.check_guiders()
         seeds = noise.whole_seeds(seeds)
         return Trajectories(self.call, plan, encoded, seeds, sampling, runner=self.runner)
 

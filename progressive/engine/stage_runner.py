@@ -86,7 +86,7 @@ class PipelineRunner:
         with swapped(call.pipe, given.scheduler), step_cache(call.pipe, sampling, given.scheduler):
             call.pipe(
                 # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
-                latents=layouts.pack(call.family, given.latents),
+                latents=call.pack(given.latents),
                 **call.size(stage.grid, given.plan.num_frames, stage.steps),
                 **text_arguments(call, given.encoded, sampling),
                 **arguments,
@@ -110,11 +110,12 @@ class PipelineRunner:
         arguments = call.arguments(given.sampling) | given.carried.arguments
         arguments = of_stage(call.family, given.plan, given.stage, arguments, call.defaults)
         arguments.pop("callback_on_step_end", None)
-        if callback.theirs is not None or given.on_step is not None:
+        wanted = callback.theirs is not None or given.on_step is not None
+        if wanted and "callback_on_step_end" in call.defaults:
             arguments["callback_on_step_end"] = callback
-            wanted = getattr(callback.theirs, "tensor_inputs", None)
-            if wanted:  # a callback of diffusers' own kind says by itself what it wants to be given
-                arguments["callback_on_step_end_tensor_inputs"] = wanted
+            inputs = getattr(callback.theirs, "tensor_inputs", None)
+            if inputs:  # a callback of diffusers' own kind says by itself what it wants to be given
+                arguments["callback_on_step_end_tensor_inputs"] = inputs
         if "generator" in call.defaults:
             arguments["generator"] = given.generators
         return arguments

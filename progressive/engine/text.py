@@ -34,17 +34,18 @@ class TextEncoder:
         """See `Engine.encode`."""
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one each")
-        if self._call.guided(sampling):
-            wanted = [negative or "" for negative in negatives]
-        else:
-            wanted = []
-            if any(negatives):
-                self._warn_once("negative prompts have no effect: these settings run no negative prompt")
+        guided = self._call.guided(sampling)
+        if guided == "never" and any(negatives):
+            self._warn_once("negative prompts have no effect: these settings run no negative prompt")
+        # As the pipelines do: one of their own where guidance is always on, else only one that is given.
+        runs = [guided == "always" or (guided == "given" and n is not None) for n in negatives]
+        own = self._call.family.negative_text
+        wanted = [own if n is None else n for n, run in zip(negatives, runs, strict=True) if run]
         known = {} if known is None else known
         positive = self._texts(prompts, sampling, known)
         # As the pipelines do, not in one batch with the prompts: that may change an embedding's last bits.
-        negative = self._texts(wanted, sampling, known)
-        return Encoded(tuple(positive), tuple(negative) or (None,) * len(prompts))
+        negative = iter(self._texts(wanted, sampling, known))
+        return Encoded(tuple(positive), tuple(next(negative) if run else None for run in runs))
 
     def _texts(
         self, texts: Sequence[str], sampling: Sampling, known: MutableMapping[str, Text]
@@ -64,13 +65,16 @@ class TextEncoder:
         names = self._call.family.text
         assert names is not None
         arguments = self._arguments(sampling)
+        counted = {"batch_size"} & inspect.signature(self._call.pipe.encode_prompt).parameters.keys()
         rows: list[Text] = []
         with self._call.aside("encode") as pipe:
-            for start in range(0, len(texts), _ENCODE_TOGETHER):
-                chunk = texts[start : start + _ENCODE_TOGETHER]
+            together = 1 if self._call.family.alone else _ENCODE_TOGETHER
+            for start in range(0, len(texts), together):
+                chunk = texts[start : start + together]
                 with watching(pipe) as seen:
                     # A list of its own: some pipelines write their chat template into it.
-                    values = pipe.encode_prompt(**(arguments | {"prompt": list(chunk)}))
+                    given = {"prompt": list(chunk)} | {name: len(chunk) for name in counted}
+                    values = pipe.encode_prompt(**(arguments | given))
                 values = values if isinstance(values, tuple) else (values,)
                 named = {n: v for n, v in zip(names, values, strict=False) if n and v is not None}
                 rows += [
@@ -125,7 +129,7 @@ class Encoded:
 
     positive: tuple[Text, ...]
     negative: tuple[Text | None, ...]
-    """None where guidance runs no negative prompt."""
+    """None for a row that runs no negative prompt."""
 
     def __post_init__(self) -> None:
         if len(self.positive) != len(self.negative):
@@ -154,11 +158,16 @@ class Encoded:
 
 
 def text_arguments(call: PipelineCall, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
-    """Encoded rows as arguments of one call of the pipeline, negative ones where it is guided by them."""
-    arguments = call.collate(encoded.positive)
-    if call.guided(sampling):
-        negative = [text for text in encoded.negative if text is not None]
-        if len(negative) != len(encoded):
-            raise ValueError("guidance needs negative prompts: encode with the same sampling settings")
-        arguments |= call.collate(negative, "negative_")
-    return arguments
+    """Encoded rows as arguments of one call of the pipeline, negative ones where it is guided by them: by all
+    rows' or by none's."""
+    arguments, guided = call.collate(encoded.positive), call.guided(sampling)
+    negative = [text for text in encoded.negative if text is not None]
+    if guided == "never":
+        return arguments
+    if len(negative) == len(encoded):
+        return arguments | call.collate(negative, "negative_")
+    if negative or guided == "always":
+        raise ValueError("guidance needs negative prompts: encode with the same sampling settings")
+    assert call.family.guidance is not None
+    name, off = call.family.guidance
+    return arguments | {name: off}  # else the pipeline warns at each call that its own default does nothing

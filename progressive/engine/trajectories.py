@@ -77,9 +77,14 @@ class Trajectories:
         Raises NonFiniteLatents where rows went wrong; an error of the pipeline goes through. `on_step` counts
         the steps of this batch.
         """
+        # Rows with a negative prompt and rows without, where both may be, are called in another way.
+        plain = [row for row in rows if self._encoded.negative[row] is None]
+        guided = [row for row in rows if self._encoded.negative[row] is not None]
         chunks = [
             part
-            for chunk in self._runner.chunks(self.plan, index, rows, self._sampling)
+            for group in (plain, guided)
+            if group
+            for chunk in self._runner.chunks(self.plan, index, group, self._sampling)
             for part in self._alike(chunk)
         ]
         steps, reports = self.plan.stages[index].steps, list[StageReport]()

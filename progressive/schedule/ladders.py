@@ -182,9 +182,9 @@ def rungs_of(
 
 
 class Ends:
-    """Where a stage ends: the first step at or below t_w of what its grid carries. With a measured `drift`,
-    the square of what the stage has drifted by then is taken off delta: the two errors are powers over the
-    signal's own and add up."""
+    """Where a stage ends: the first step at or below t_w of what its grid carries, w counted as
+    `Family.waves_per_cell` says. With a measured `drift`, the square of what the stage has drifted by then is
+    taken off delta: the two errors are powers over the signal's own and add up."""
 
     def __init__(
         self,
@@ -192,14 +192,16 @@ class Ends:
         sigmas: Sequence[float],
         spectrum: Spectrum,
         delta: float,
+        waves_per_cell: int = 1,
         drift: Drift | None = None,
         mode: Mode = "dct_rewind",
     ) -> None:
         self.full, self.sigmas, self.spectrum, self.delta = full, sigmas, spectrum, delta
-        self.drift, self.mode = drift, mode
+        self.waves_per_cell, self.drift, self.mode = waves_per_cell, drift, mode
 
     def __call__(self, scale: float, grid: Grid) -> int:
-        w = carried(self.full, scale, grid)
+        finer = (self.waves_per_cell * self.full[0], self.waves_per_cell * self.full[1])
+        w = carried(finer, scale, (self.waves_per_cell * grid[0], self.waves_per_cell * grid[1]))
         if not w:
             return 0
         end = first_at_or_below(self.sigmas, t_w(w, self.spectrum, self.delta))

@@ -216,7 +216,7 @@ def plan_sampling(
         rungs = [Rung(1.0, full, len(sigmas) - 1)]
     else:
         drift = Drift(sampling.consistency) if sampling.consistency else None
-        ends = Ends(full, sigmas, spectrum, delta, drift, sampling.mode)
+        ends = Ends(full, sigmas, spectrum, delta, family.waves_per_cell, drift, sampling.mode)
         if sampling.scales == "auto":
             if sampling.transition_sigmas is not None:
                 raise ValueError(

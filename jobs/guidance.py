@@ -1,0 +1,77 @@
+"""Whether a job's rows run a negative prompt, and what that costs, without loading the model. Knows no rows.
+
+found = guidance_of(spec, FAMILIES["qwen-image"], checkpoint)
+found.runs, found.line()
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from overtone.jobs.spec import JobSpec
+from overtone.progressive.checkpoints import Checkpoint
+from overtone.progressive.families import Family, Guided
+
+
+def guidance_of(spec: JobSpec, family: Family, checkpoint: Checkpoint | None) -> Guidance | None:
+    """What the pipeline's own call does with these settings; None where only the loaded model tells."""
+    if checkpoint is None or family.name == "generic" or family.guider:
+        return None  # whether it is distilled is in its configuration
+    runs: Guided = "never"
+    if checkpoint.pipeline_class not in family.without_negative:
+        distilled = bool(checkpoint.pipeline.get("is_distilled"))
+        runs = family.guided(spec.sampling, family.guidance_default, distilled=distilled)
+    argument, off = family.guidance or (None, None)
+    asked = getattr(spec.sampling, argument) if argument else None
+    return Guidance(
+        runs=runs,
+        argument=argument,
+        scale=family.guidance_default if asked is None else asked,
+        off=off,
+        unprompted=family.unprompted,
+    )
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What guidance costs a row."""
+
+    runs: Guided
+    """Which rows run a negative prompt."""
+    argument: str | None
+    """The setting that rules it; None: there is none."""
+    scale: float | None
+    """That setting's value, or else the default of the pipeline's call."""
+    off: float | None
+    """The largest value at which no negative prompt runs."""
+    unprompted: bool
+    """As `Family.unprompted`."""
+
+    @property
+    def passes_per_step(self) -> int | None:
+        """How often a transformer runs for a row at each step; None: that depends on the row."""
+        if self.unprompted:
+            return 2
+        return {"never": 1, "given": None, "always": 2}[self.runs]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `line`, as data."""
+        return asdict(self) | {"passes_per_step": self.passes_per_step}
+
+    def line(self) -> str:
+        """For a terminal."""
+        if self.unprompted:
+            return "a second transformer runs without the text: two passes a step"
+        asked = self.argument if self.scale is None else f"{self.argument} {self.scale:g}"
+        if self.runs == "never":
+            return "no negative prompt runs: one pass of the transformer a step"
+        if self.runs == "given":
+            return (
+                f"{asked} runs a negative prompt where a row has one, at two passes of the transformer a "
+                "step; other rows take one"
+            )
+        return (
+            f"{asked} runs a negative prompt (the pipeline's own where a row has none): two passes of the "
+            f"transformer a step, about twice the time of {self.argument} {self.off:g}"
+        )
