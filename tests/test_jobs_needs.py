@@ -12,6 +12,7 @@ from overtone.jobs.errors import SpecError
 from overtone.jobs.needs import needs_of
 from overtone.jobs.sampling import checkpoint_of
 from overtone.progressive import tiny
+from overtone.progressive.families import FAMILIES
 
 PLAIN = "diffusion_pytorch_model.safetensors"
 
@@ -47,7 +48,7 @@ def test_weights_of_a_variant_that_a_folder_has_not_are_refused(tmp_path, folder
     model = {"id": str(folder), "variant": variant}
     spec = spec.model_validate(spec.model_dump() | {"model": model})
     if refused is None:
-        assert needs_of(spec, plan, checkpoint_of(spec)).state == "new"
+        assert needs_of(spec, plan, FAMILIES["tiny"], checkpoint_of(spec)).state == "new"
     else:
         with pytest.raises(SpecError, match=rf"^model\.variant: {folder} .*{refused}"):
-            needs_of(spec, plan, checkpoint_of(spec))
+            needs_of(spec, plan, FAMILIES["tiny"], checkpoint_of(spec))

@@ -18,7 +18,7 @@ _CONSISTENCY_ROWS = 16
 
 
 @command(
-    "Measure a model: the spectrum of its latents, or its consistency between grids.",
+    "Measure a model's latents, or how it agrees between grids.",
     "overtone calibrate --model Qwen/Qwen-Image --data pictures/ --to mine.json",
     "overtone calibrate --model Qwen/Qwen-Image --consistency --prompts captions.parquet --plot grids.png",
 )
