@@ -165,7 +165,7 @@ def _cast(array: pa.Array, type: pa.DataType) -> pa.Array:
         array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type) and not array.type.equals(type):
         array = array.dictionary_decode()
-    return array.cast(type)
+    return array if array.type.equals(type) else array.cast(type)
 
 
 def _is_list_view(type: pa.DataType) -> bool:
@@ -198,13 +198,15 @@ def _rebuilt(array: pa.Array) -> pa.Array:
         return pa.MapArray.from_arrays(pc.add(array.offsets, 0), *inner, mask=none)
     large = pa.types.is_large_list(type) or pa.types.is_large_list_view(type)
     kind, inner = (pa.LargeListArray if large else pa.ListArray), _rebuilt(array.values)
+    # Of the same field's name, or Arrow would cast it once more, which breaks lists of nothing but nulls.
+    to = (pa.large_list if large else pa.list_)(type.value_field.with_type(inner.type))
     if not _is_list_view(type):
         offsets = pc.add(array.offsets, 0)  # a copy: no slice has a mask
-        return kind.from_arrays(offsets, inner, mask=none)
+        return kind.from_arrays(offsets, inner, type=to, mask=none)
     starts, sizes = (numbers.to_numpy().astype(np.int64) for numbers in (array.offsets, array.sizes))
     sizes[none.to_numpy(zero_copy_only=False)] = 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int64() if large else pa.int32())
-    return kind.from_arrays(offsets, _viewed(inner, starts, sizes), mask=none)
+    return kind.from_arrays(offsets, _viewed(inner, starts, sizes), type=to, mask=none)
 
 
 def _viewed(values: pa.Array, starts: np.ndarray, sizes: np.ndarray) -> pa.Array:
