@@ -39,3 +39,8 @@ class NonFinitePixels(ValueError):
 
 class Recompiled(RuntimeError):
     """A shape was met that no warm-up had seen, or more of them than torch was told to expect."""
+
+
+class ScorerError(ValueError):
+    """A scorer that is not there, or that did not give one finite number a picture; the message names the
+    scorer and the row, or says what to give instead."""

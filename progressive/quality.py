@@ -1,8 +1,9 @@
-"""How far a picture is from a reference picture. Knows nothing of how either was made.
+"""Fidelity: how near a picture is to a reference picture. Knows nothing of how either was made, or how good.
 
-All functions take float32 pictures in [0, 1] shaped [B, 3, H, W] (a video is its frames) and give one
-value a picture, [B]. The reference is the `fullres` picture of the same row, so that a distance of zero
-means that going coarse changed nothing.
+All functions take float32 pictures in [0, 1] shaped [B, 3, H, W] (a video is its frames) and give one value a
+picture, [B]. The reference is the `fullres` picture of the same row: where nothing is lost, going coarse
+changed nothing. What was changed need not be worse, so none of this is quality, which is a scorer's number
+(`overtone.progressive.scoring`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 
 from overtone.progressive import spectral, tiny
 from overtone.progressive.tiny import train, world
+from overtone.progressive.tiny.appraisal import READINGS, appraise
 from overtone.progressive.tiny.judge import judge, read
 from overtone.progressive.tiny.score import Score, draw, score, sheet
 
@@ -230,6 +231,131 @@ def test_an_empty_picture_scores_nothing():
 def test_the_judge_says_what_it_cannot_read():
     with pytest.raises(ValueError, match="64x64"):
         judge(Image.new("RGB", (64, 64)), world.caption(SCENES[0]))
+
+
+# ----------------------------------------------------------------------------------------- appraisal
+
+
+def failed(image: Image.Image, scene: world.Scene) -> set[str]:
+    """The readings that a picture of a scene does not pass."""
+    found = appraise(image, world.caption(scene)).readings()
+    assert set(found) == set(READINGS) - ({"phase"} if scene.asked.texture == "plain" else set())
+    return {name for name, grade in found.items() if not grade.passed}
+
+
+def textured(count: int) -> list[world.Scene]:
+    kinds = {"striped": 0, "checkered": 0}
+    found = []
+    for scene in SCENES:
+        if kinds.get(scene.asked.texture, count) < count / 2:
+            kinds[scene.asked.texture] += 1
+            found.append(scene)
+    return found
+
+
+def test_exact_pictures_pass_every_reading_and_have_all_points(pictures):
+    for scene, image in zip(SCENES[:10], pictures, strict=False):
+        found = appraise(image, world.caption(scene))
+        assert {name: (g.value, g.passed) for name, g in found.readings().items()} == dict.fromkeys(
+            found.readings(), (1.0, True)
+        )
+        assert found.percent == 100
+
+
+def test_a_blurred_picture_is_faulted_for_its_edges_alone():
+    for scene in textured(2):
+        percents = []
+        for blur_px in (1, 2, 3.5):
+            image = picture(scene).filter(ImageFilter.GaussianBlur(blur_px))
+            percents.append(appraise(image, world.caption(scene)).percent)
+            assert failed(image, scene) - {"things"} == ({"edges"} if blur_px > 3 else set())
+        assert 100 >= percents[0] > percents[1] > percents[2]
+
+
+def test_a_texture_shifted_by_half_a_period_is_faulted_for_its_phase_alone():
+    for scene in textured(4):
+        period = world.STRIPE_PX if scene.asked.texture == "striped" else world.CHECK_PX
+        dx, dy = scene.phase
+        shifted = replace(scene, phase=(dx, dy + period / 2))
+        assert judge(picture(shifted), world.caption(scene))[0] == len(scene.things)
+        assert failed(picture(shifted), scene) == {"phase"}
+        assert 60 < appraise(picture(shifted), world.caption(scene)).percent < 90
+
+
+def test_one_shifted_quarter_is_faulted_and_costs_a_quarter_as_much():
+    for scene in textured(2):
+        period = world.STRIPE_PX if scene.asked.texture == "striped" else world.CHECK_PX
+        wrong = picture(replace(scene, phase=(scene.phase[0], scene.phase[1] + period / 2)))
+        image = picture(scene)
+        image.paste(wrong.crop((0, 0, 128, 128)), (0, 0))
+        phase = appraise(image, world.caption(scene)).phase
+        assert not phase.passed
+        assert phase.value == pytest.approx(0.75, abs=0.05)
+
+
+def mixed(one: world.Scene, other: world.Scene, share: float) -> Image.Image:
+    """A picture with this share of the second scene: things that both have stay as they are."""
+    return Image.blend(picture(one), picture(other), share)
+
+
+def test_half_the_contrast_is_faulted_for_its_contrast_alone():
+    for scene in textured(4):
+        period = world.STRIPE_PX if scene.asked.texture == "striped" else world.CHECK_PX
+        inverse = replace(scene, phase=(scene.phase[0], scene.phase[1] + period / 2))
+        assert failed(mixed(scene, inverse, 0.25), scene) == {"contrast"}
+
+
+def test_a_faint_texture_on_a_plain_background_is_faulted_for_its_contrast():
+    plain = next(scene for scene in SCENES if scene.asked.texture == "plain")
+    striped = replace(plain, asked=replace(plain.asked, texture="striped"))
+    assert failed(mixed(plain, striped, 0.55), plain) == {"contrast"}
+
+
+def test_a_small_thing_with_a_wrong_shape_is_faulted_for_its_shape():
+    small = [scene for scene in SCENES if scene.things[0].kind.size == "small"][:3]
+    for scene in small:
+        kind = scene.things[0].kind
+        other = replace(kind, shape="square" if kind.shape != "square" else "circle")
+        image = picture(_changed(scene, kind=other))
+        assert failed(image, scene) == {"things", "shapes"}  # the judge misses the thing that was asked for
+
+
+@pytest.mark.parametrize(
+    ("shape", "height"), [("circle", 64), ("square", 70), ("triangle", 60), ("ring", 64)]
+)
+def test_a_flattened_small_thing_is_faulted_for_its_shape_alone_where_the_judge_sees_no_fault(shape, height):
+    small = (s for s in SCENES if s.things[0].kind.shape == shape and s.things[0].kind.size == "small")
+    scene = next(s for s in small if s.asked.texture == "plain")
+    left, top = int(scene.things[0].x) - 40, int(scene.things[0].y) - 40
+    image = picture(scene)
+    patch = image.crop((left, top, left + 80, top + 80)).resize((80, height), Image.Resampling.BICUBIC)
+    image.paste(world.BACKGROUNDS[scene.asked.background], (left, top, left + 80, top + 80))
+    image.paste(patch, (left, top + (80 - height) // 2))
+    assert judge(image, world.caption(scene))[0] == len(scene.things)
+    assert failed(image, scene) == {"shapes"}
+
+
+def test_a_paler_thing_is_faulted_for_its_colour_alone_where_the_judge_sees_none():
+    for scene in PAIRS[:3]:
+        pixels = np.array(picture(scene), float)
+        colour = np.array(world.COLOURS[scene.things[0].kind.colour])
+        grey = 128 - colour
+        pixels[np.linalg.norm(pixels - colour, axis=-1) < 1] += 48 * grey / np.linalg.norm(grey)
+        pale = Image.fromarray(pixels.round().astype(np.uint8))
+        assert judge(pale, world.caption(scene)) == (2, 2)
+        assert failed(pale, scene) == {"colours"}
+
+
+def test_what_is_nowhere_gets_no_grade_and_the_rest_keeps_its_own():
+    scene = PAIRS[0]
+    found = appraise(picture(replace(scene, things=scene.things[1:])), world.caption(scene))
+    assert found.percent == pytest.approx(100 * 2 / 3)
+    assert [found.things.value, found.edges.value, found.shapes.value] == [0.5, 0.5, 0.5]
+    assert found.contrast.passed
+    empty = Image.new("RGB", (256, 256), (255, 0, 255))
+    nothing = appraise(empty, world.caption(scene))
+    assert nothing.percent == 0
+    assert not any(grade.passed for name, grade in nothing.readings().items() if name != "contrast")
 
 
 # ------------------------------------------------------------------------------------------ training

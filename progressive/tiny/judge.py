@@ -6,13 +6,14 @@ to its inside and the shape whose exact drawing, at the piece's own area and cen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from overtone.progressive.tiny import world
+from overtone.progressive.tiny import masks, world
 from overtone.progressive.tiny.world import Asked, Kind
 
 _BACKGROUND_DISTANCE = 45.0
@@ -41,6 +42,8 @@ class Seen:
     radius: float
     overlap: float
     """Intersection over union with the nearest shape, in [0, 1]."""
+    piece: np.ndarray = field(repr=False, compare=False)
+    """Where it was found: [H, W] bool."""
 
     @property
     def kind(self) -> Kind | None:
@@ -61,18 +64,25 @@ def judge(picture: Image.Image, prompt: str) -> tuple[int, int]:
     ValueError if the picture is not 256x256 or the prompt is no caption of the world.
     """
     asked = world.parse(prompt)
-    return _num_right(read(picture).things, asked), len(asked.kinds)
+    right = right_things(read(picture).things, asked)
+    return sum(thing is not None for thing in right), len(right)
 
 
-def _num_right(seen: tuple[Seen, ...], asked: Asked) -> int:
+def right_things(seen: Sequence[Seen], asked: Asked) -> list[Seen | None]:
+    """For each kind asked for a thing that is right in size, colour, shape and place; None where none is."""
+    alike = [[thing for thing in seen if thing.kind == kind] for kind in asked.kinds]
     if asked.relation is None:
-        return int(any(thing.kind == asked.kinds[0] for thing in seen))
-    first, second = ([thing for thing in seen if thing.kind == kind] for kind in asked.kinds)
-    if any(_holds(asked.relation, (a.x, a.y), (b.x, b.y)) for a in first for b in second):
-        return 2
+        return [next(iter(alike[0]), None)]
+    first, second = alike
+    for a in first:
+        for b in second:
+            if _holds(asked.relation, (a.x, a.y), (b.x, b.y)):
+                return [a, b]
     middle = (world.SIDE_PX / 2, world.SIDE_PX / 2)  # one is missing or astray: each by its own side
-    right = any(_holds(asked.relation, (a.x, a.y), middle) for a in first)
-    return right + any(_holds(asked.relation, middle, (b.x, b.y)) for b in second)
+    return [
+        next((a for a in first if _holds(asked.relation, (a.x, a.y), middle)), None),
+        next((b for b in second if _holds(asked.relation, middle, (b.x, b.y))), None),
+    ]
 
 
 def _holds(relation: str, a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -93,7 +103,8 @@ def read(picture: Image.Image) -> Reading:
     background = _background(rgb)
     distance, shade = _ground(rgb, background)
     ground = distance <= _BACKGROUND_DISTANCE
-    things = [_thing(rgb, piece) for piece in _pieces(_open(~ground)) for piece in _by_colour(rgb, piece)]
+    pieces = masks.pieces(masks.opened(~ground), _LEAST_AREA)
+    things = [_thing(rgb, part) for piece in pieces for part in _by_colour(rgb, piece)]
     things.sort(key=lambda thing: (-thing.radius, thing.x, thing.y))
     return Reading(tuple(things), background, _texture(shade > 0.5, ground))
 
@@ -119,7 +130,7 @@ def _background(rgb: np.ndarray) -> str:
 
 def _texture(shade: np.ndarray, ground: np.ndarray) -> str:
     """From where the second tone is on background pixels, [H, W] bool: nowhere, in whole rows, in squares."""
-    if not 0.2 < shade[ground].mean() < 0.8:
+    if not ground.any() or not 0.2 < shade[ground].mean() < 0.8:
         return "plain"
     counts = np.maximum(ground.sum(1), 1)
     rows = (shade & ground).sum(1) / counts  # share of the second tone in each row
@@ -129,76 +140,36 @@ def _texture(shade: np.ndarray, ground: np.ndarray) -> str:
 # --------------------------------------------------------------------------------------------- pieces
 
 
-def _shifts(mask: np.ndarray) -> list[np.ndarray]:
-    """A mask and its eight neighbours, beyond the border as at it."""
-    padded = np.pad(mask, 1, mode="edge")
-    height, width = mask.shape
-    return [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-
-
-def _erode(mask: np.ndarray) -> np.ndarray:
-    return np.logical_and.reduce(_shifts(mask))
-
-
-def _open(mask: np.ndarray) -> np.ndarray:
-    """Without what is at most two pixels thin: edges between tones and colours, noise."""
-    return np.logical_or.reduce(_shifts(_erode(mask)))
-
-
-def _pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected pieces (4 neighbours) of at least `_LEAST_AREA` pixels, as masks, top to bottom."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:  # the least label flows along whole runs, rows and columns in turn
-        flowed = _flow(_flow(labels).T).T
-        if np.array_equal(flowed, labels):
-            break
-        labels = flowed
-    names, areas = np.unique(labels[mask], return_counts=True)
-    return [labels == name for name, area in zip(names, areas, strict=True) if area >= _LEAST_AREA]
-
-
-def _flow(labels: np.ndarray) -> np.ndarray:
-    """Each run of labels along a row gets its least one."""
-    flat = np.pad(labels, ((0, 0), (0, 1))).ravel()  # a zero ends each row
-    starts = np.flatnonzero((flat > 0) & (np.concatenate([[0], flat[:-1]]) == 0))
-    if len(starts) == 0:
-        return labels
-    run = np.cumsum(np.isin(np.arange(len(flat)), starts, assume_unique=True)) - 1
-    least = np.full(len(starts), np.iinfo(labels.dtype).max, labels.dtype)
-    np.minimum.at(least, run[flat > 0], flat[flat > 0])
-    flat[flat > 0] = least[run[flat > 0]]
-    return flat.reshape(labels.shape[0], -1)[:, :-1]
-
-
 def _by_colour(rgb: np.ndarray, piece: np.ndarray) -> list[np.ndarray]:
     """The piece, or its parts where two things of different colours touch."""
     palette = np.array(list(world.COLOURS.values()), np.float32)
     nearest = np.full(piece.shape, -1)
     nearest[piece] = np.linalg.norm(rgb[piece][:, None] - palette, axis=-1).argmin(-1)
-    core = _erode(_erode(piece))
+    core = masks.eroded(piece, 2)
     shares = np.bincount(nearest[core], minlength=len(palette)) / max(core.sum(), 1)
     if np.sum(shares > 0.2) < 2:
         return [piece]
     colours = np.flatnonzero(shares > 0.2)
-    return [part for colour in colours for part in _pieces(_open(nearest == colour))]
+    return [part for colour in colours for part in masks.pieces(masks.opened(nearest == colour), _LEAST_AREA)]
 
 
 # -------------------------------------------------------------------------------------------- things
 
 
 def _thing(rgb: np.ndarray, piece: np.ndarray) -> Seen:
-    core = _erode(_erode(piece))
+    core = masks.eroded(piece, 2)
     inside = np.median(rgb[core if core.any() else piece], axis=0)
     distances = {name: float(np.linalg.norm(inside - np.array(c))) for name, c in world.COLOURS.items()}
     nearest = min(distances, key=lambda name: distances[name])
     colour = nearest if distances[nearest] <= _COLOUR_DISTANCE else None
-    overlap, x, y, radius, best = max((*_fit(shape, piece), shape) for shape in world.SHAPES)
+    overlap, x, y, radius, best = max((*fit(shape, piece), shape) for shape in world.SHAPES)
     shape = best if overlap >= _LEAST_OVERLAP else None
-    return Seen("small" if radius < _SIZE_LIMIT else "large", colour, shape, x, y, radius, overlap)
+    return Seen("small" if radius < _SIZE_LIMIT else "large", colour, shape, x, y, radius, overlap, piece)
 
 
-def _fit(shape: str, piece: np.ndarray) -> tuple[float, float, float, float]:
-    """(overlap, x, y, radius) of the exact shape with the piece's area and centre of mass."""
+def fit(shape: str, piece: np.ndarray) -> tuple[float, float, float, float]:
+    """(overlap, x, y, radius) of the exact shape with the piece's area and centre of mass: intersection over
+    union in [0, 1], and pixels. `piece` is bool [H, W] and not empty."""
     rows, columns = np.nonzero(piece)
     area_of_one, drop = _moments(shape)
     radius = float(np.sqrt(len(rows) / area_of_one))

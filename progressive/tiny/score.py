@@ -1,4 +1,5 @@
-"""Scores the embedded model by the judge: `python -m overtone.progressive.tiny.score --sheet sheet.png`."""
+"""Scores the embedded model by judge and appraisal: `python -m overtone.progressive.tiny.score --sheet
+sheet.png`."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from overtone.progressive import tiny
 from overtone.progressive.tiny import world
+from overtone.progressive.tiny.appraisal import READINGS, Appraisal, appraise
 from overtone.progressive.tiny.judge import judge, read
 
 _BATCH = 8
@@ -50,6 +53,18 @@ def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> Score:
         colours += sum(kind.colour in seen for kind in asked.kinds)
         backgrounds += (reading.background, reading.texture) == (asked.background, asked.texture)
     return Score(things, right, colours, len(prompts), backgrounds)
+
+
+def drawing(appraisals: Sequence[Appraisal]) -> str:
+    """How well pictures are drawn: the mean of all points, and for each reading its mean grade and the share
+    of pictures that pass it, percent."""
+    lines = [f"drawn well {np.mean([one.percent for one in appraisals]):.1f} of 100 points"]
+    for name in READINGS:
+        grades = [found[name] for one in appraisals if name in (found := one.readings())]
+        if grades:
+            mean, passed = (100 * np.mean([getattr(g, what) for g in grades]) for what in ("value", "passed"))
+            lines.append(f"  {name} {mean:.1f}, passed in {passed:.1f} % of {len(grades)} pictures")
+    return "\n".join(lines)
 
 
 def draw(pipe: Any, prompts: Sequence[str], num_steps: int, true_cfg_scale: float) -> list[Image.Image]:
@@ -99,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.sheet is not None:
         sheet(images).save(given.sheet)
     print(score(images, prompts).text())
+    print(drawing([appraise(image, prompt) for image, prompt in zip(images, prompts, strict=True)]))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ STRIPE_PX = 48.0
 """Two stripes, one of each tone."""
 CHECK_PX = 64.0
 """Two squares of a checkered background."""
+PHASE_PX = 4.0
+"""Most that a texture is shifted to either side, pixels."""
 TRAINING_SEEDS = range(0, 1_000_000)
 HELD_OUT_SEEDS = range(1_000_000, 2_000_000)
 """Scenes of these seeds are never trained on."""
@@ -129,7 +131,7 @@ def scene(seed: int) -> Scene:
         dx, dy = rng.uniform(-8, 8, 2) * _freedom(relation)
         radius = SIZES[kind.size] * rng.uniform(0.94, 1.06)
         things.append(Thing(kind, x + float(dx), y + float(dy), float(radius)))
-    dx, dy = rng.uniform(-4, 4, 2)
+    dx, dy = rng.uniform(-PHASE_PX, PHASE_PX, 2)
     return Scene(tuple(things), asked, (float(dx), float(dy)))
 
 
@@ -247,12 +249,12 @@ def _texture(scene: Scene, x: np.ndarray, y: np.ndarray, scale: float) -> np.nda
     if scene.asked.texture == "plain":
         return np.zeros_like(x)
     if scene.asked.texture == "striped":
-        return _bands(y + dy, STRIPE_PX, scale)
-    across, down = _bands(x + dx, CHECK_PX, scale), _bands(y + dy, CHECK_PX, scale)
+        return bands(y + dy, STRIPE_PX, scale)
+    across, down = bands(x + dx, CHECK_PX, scale), bands(y + dy, CHECK_PX, scale)
     return across + down - 2 * across * down
 
 
-def _bands(position: np.ndarray, period: float, scale: float) -> np.ndarray:
+def bands(position: np.ndarray, period: float, scale: float) -> np.ndarray:
     """1 on every second band of half a period, 0 between."""
     inside = period / 4 - np.abs(position % period - period / 2)
     return np.clip(0.5 + inside / scale, 0, 1)
