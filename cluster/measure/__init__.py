@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overtone.cluster.measure.charts import html, sheet
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
 from overtone.cluster.measure.pace import Progress
@@ -11,7 +12,9 @@ __all__ = [
     "Profile",
     "Progress",
     "estimate",
+    "html",
     "load_and_time",
+    "sheet",
     "tune",
     "tune_job",
 ]
