@@ -21,7 +21,7 @@ from overtone.progressive import spectral, tiny
 from overtone.progressive.tiny import train, world
 from overtone.progressive.tiny.appraisal import READINGS, appraise
 from overtone.progressive.tiny.judge import judge, read
-from overtone.progressive.tiny.score import Score, draw, score, sheet
+from overtone.progressive.tiny.score import Score, draw, drawing, score, sheet
 
 ROOT = Path(__file__).parents[1]
 SCENES = [world.scene(seed) for seed in world.HELD_OUT_SEEDS[:60]]
@@ -655,12 +655,19 @@ def test_exact_pictures_score_everything(pictures):
     things = sum(len(scene.things) for scene in scenes)
     assert full == Score(things=things, right=things, colours=things, prompts=6, backgrounds=6)
     assert sheet(pictures[:6], columns=4).size == (512, 256)
+    told = drawing([appraise(pictures[k], world.caption(scenes[k])) for k in range(2)])
+    assert told.startswith(
+        "drawn well 100.0 of 100 points\n  things 100.0, passed in 100.0 % of 2 pictures\n"
+    )
 
 
 def test_the_model_draws_what_is_asked_for(pipe):
     prompts = [world.caption(world.scene(seed)) for seed in world.held_out(8, skip=40)]
-    got = score(draw(pipe, prompts, num_steps=10, true_cfg_scale=3.0), prompts)
-    print(got.text())
+    images = draw(pipe, prompts, num_steps=10, true_cfg_scale=3.0)
+    got = score(images, prompts)
+    found = [appraise(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    print(got.text(), drawing(found), sep="\n")
+    assert np.mean([one.percent for one in found]) > 85
     assert got.backgrounds >= 7
     assert got.colours >= 0.9 * got.things  # chance is about 1 in 8
     assert got.right >= got.things / 2  # chance is about 1 in 400

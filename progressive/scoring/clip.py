@@ -34,8 +34,8 @@ class Clip:
         self.name = "clip" if folder is None else f"clip:{folder}"
         place = folder or USUAL
         try:
-            self._model: Any = CLIPModel.from_pretrained(place, local_files_only=True, dtype=torch.float32)
-            self._processor: Any = CLIPProcessor.from_pretrained(place, local_files_only=True)
+            self._model = _loaded(CLIPModel, place, dtype=torch.float32)
+            self._processor = _loaded(CLIPProcessor, place)
         except (OSError, ValueError) as error:
             raise ScorerError(
                 f"scorer {self.name!r}: no CLIP weights at {place!r} on this machine; give a folder "
@@ -82,6 +82,10 @@ class Clip:
                 # transformers 4 gives the features themselves, 5 an output that holds them.
                 found.append(getattr(given, "pooler_output", given).double().cpu().numpy())
         return np.concatenate(found)
+
+
+def _loaded(kind: Any, place: str, **how: Any) -> Any:
+    return kind.from_pretrained(place, local_files_only=True, **how)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

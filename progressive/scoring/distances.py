@@ -56,15 +56,15 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     """
     _compared(features, reference)
     means = features.mean(axis=0) - reference.mean(axis=0)
-    a, b = (np.linalg.qr(_centred(one), mode="r") for one in (features, reference))
+    a, b = _root(features), _root(reference)
     cross = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
     return max(0.0, float(means @ means + (a**2).sum() + (b**2).sum() - 2 * cross))
 
 
-def _centred(features: np.ndarray) -> np.ndarray:
-    """A with A^T A the covariance."""
-    features = np.asarray(features, np.float64)
-    return (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+def _root(features: np.ndarray) -> np.ndarray:
+    """A with A^T A the covariance of features [N, D]: triangular, of as few rows as that takes."""
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def _compared(features: np.ndarray, reference: np.ndarray) -> None:
