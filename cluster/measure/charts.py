@@ -132,7 +132,8 @@ def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, lim
         axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axes.set_xlabel("cost of a row, full-size steps")
         axes.set_ylabel(label)
-        axes.legend()
+        if points:
+            axes.legend()
     return figure
 
 

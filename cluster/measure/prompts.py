@@ -3,6 +3,7 @@ Knows no engine."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +35,9 @@ def sample_rows(spec: JobSpec, count: int) -> list[Row]:
 
 
 def spread_out(rows: Sequence[Row]) -> list[Row]:
-    """The rows in an order whose first ones, however many, are spread over all of them (van der Corput's
-    sequence): what is measured on few rows is measured on rows of all kinds."""
-    bits = max(1, (len(rows) - 1).bit_length())
-    return [rows[k] for j in range(2**bits) if (k := int(f"{j:0{bits}b}"[::-1], 2)) < len(rows)]
+    """The rows in an order whose first ones, however many, are spread over all of them: by the multiples of
+    the golden ratio, modulo 1. What is measured on few rows is measured on rows of all kinds."""
+    return [rows[k] for k in sorted(range(len(rows)), key=lambda k: k * (math.sqrt(5) - 1) / 2 % 1)]
 
 
 def job_sizes(spec: JobSpec, job_plan: JobPlan) -> Sizes:

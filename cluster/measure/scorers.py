@@ -4,6 +4,7 @@ embedded model's judge. Knows no engine and draws nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from PIL import Image
 
@@ -14,7 +15,6 @@ from overtone.jobs.spec import JobSpec
 from overtone.progressive.errors import ScorerError
 from overtone.progressive.schedule import SamplingPlan
 from overtone.progressive.scoring import Scorer, named
-from overtone.progressive.scoring.distances import Frechet, Spectrum
 
 FIDELITY = "fidelity"
 """Instead of a scorer: how near a picture is to the reference's, whatever it is worth."""
@@ -33,12 +33,12 @@ def scorer_for(name: str) -> Scorer | None:
         found = named(name)
     except ScorerError as error:
         raise UserError(f"--scorer: {error}; {FIDELITY} needs none") from error
-    if isinstance(found, Frechet | Spectrum):
+    if not hasattr(found, "score"):
         raise UserError(
             f"--scorer: {name!r} is a distance between two sets of pictures, and a search needs a number for "
             f"each picture; give judge, clip, module:function or {FIDELITY}"
         )
-    return found
+    return cast(Scorer, found)
 
 
 def checked(scorer: Scorer, rows: Sequence[Row], plans: Mapping[Size, SamplingPlan]) -> None:

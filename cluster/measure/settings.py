@@ -91,7 +91,7 @@ def space(
         plain = base.model_dump() | {"transition_sigmas": None} | NO_CACHE | {"num_steps": n} | changes
         return Setting(", ".join(named), group, Sampling.model_validate(plain), n, usual)
 
-    plain = {"mode": "fullres", "levels": None, "scales": None}
+    plain: dict[str, Any] = {"mode": "fullres", "levels": None, "scales": None}
     found = [setting([FULLRES], n, **plain) for n in dict.fromkeys((num_steps, *numbers))]
     for kind, how in kinds.items():
         for ladder, grids in _LADDERS.items():

@@ -61,10 +61,13 @@ def measure(
     """What a setting made of these rows, against the `reference`'s pictures of them; keeps `shown` pictures.
     ScorerError, which names the row, where the scorer fails."""
     values: dict[str, list[float]] = {name: [] for name in DISTANCES}
-    for made, wanted in zip(media, reference, strict=True):
-        pair = quality.as_tensor([made]), quality.as_tensor([wanted])
+    pairs = zip(media, reference, strict=True)
+    # Pictures all at once; a video's frames are a batch of their own.
+    pictures = all(isinstance(made, Image.Image) for made in media)
+    for made, wanted in [(media, reference)] if pictures else [([m], [r]) for m, r in pairs]:
+        pair = quality.as_tensor(made), quality.as_tensor(wanted)
         for name, distance in DISTANCES.items():
-            values[name].append(float(distance(*pair).mean()))
+            values[name] += distance(*pair).reshape(len(made), -1).mean(1).tolist()
     found = [judge(made, row.prompt) for row, made in zip(rows, media, strict=True)] if judge else []
     prompts, ids = [row.prompt for row in rows], [row.row_id for row in rows]
     scores = [float(score) for score in score_rows(scorer, media, prompts, ids)] if scorer else []

@@ -19,6 +19,7 @@ from overtone.cluster.measure.pace import half_width_of
 from overtone.progressive.scoring import paired_difference
 
 _RESAMPLES = 1000
+_RESAMPLES_OF_GAIN = 500
 
 
 class Interval(NamedTuple):
@@ -95,10 +96,8 @@ def gain_at_equal_quality(
     if rows < 2:
         return Gain(value, value, value, bound)
     rng = np.random.default_rng(seed)
-    prices = []
-    for _ in range(_RESAMPLES):
-        drawn = stacked[:, rng.integers(0, rows, rows)].mean(axis=1)
-        prices.append(_price(drawn[0], drawn[1:], costs) / cost)
+    weights = rng.multinomial(rows, [1 / rows] * rows, _RESAMPLES_OF_GAIN) / rows  # [R, N]
+    prices = [_price(drawn[0], drawn[1:], costs) / cost for drawn in weights @ stacked.T]
     low, high = np.quantile(prices, (0.025, 0.975))
     return Gain(value, min(value, float(low)), max(value, float(high)), bound)
 
