@@ -196,6 +196,10 @@ def test_gain_is_the_cost_of_full_resolution_that_is_as_good_over_the_setting_s(
     assert (gain(99.5, 2.0).bound, gain(99.5, 2.0).value) == ("at least", 4.0)
     assert (gain(80.0, 2.0).bound, gain(80.0, 2.0).value) == ("at most", 2.0)
     assert gain_at_equal_quality(plain[1], 5.0, plain, costs).text == "1.00x"
+    # Between four and eight steps nothing but six was drawn: a line from six to eight would flatter.
+    gap = gain_at_equal_quality(98.75 + noise, 2.0, plain, costs, [7.0])
+    assert (gap.bound, gap.value) == ("at most", 4.0)
+    assert gain_at_equal_quality(94.0 + noise, 2.0, plain, costs, [7.0]).bound == ""
 
 
 # The settings

@@ -90,10 +90,10 @@ def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, lim
         # The reference itself has no distance to itself that could be drawn.
         points = [o for o in tuning.outcomes if limit or o is not tuning.outcomes[0]]
         whole = [o for o in tuning.whole if o in points]
-        groups = list(dict.fromkeys(o.group for o in points))
+        groups = list(dict.fromkeys(o.group for o in tuning.outcomes))
         for number, group in enumerate(groups):
             mark = _MARKS[number % len(_MARKS)]
-            own = [o for o in whole if o.group == group]
+            own = sorted((o for o in whole if o.group == group), key=lambda o: o.cost)
             colour = f"C{number}"
             errors = [o.loss_error or 0.0 for o in own] if limit else None
             axes.errorbar(
@@ -125,7 +125,11 @@ def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, lim
         if suggested in points:
             what = "chosen" if tuning.nearest is None else "nearest"
             axes.annotate(
-                what, (suggested.cost, height(suggested)), xytext=(8, 8), textcoords="offset points"
+                what,
+                (suggested.cost, height(suggested)),
+                xytext=(-24, 48),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": "0.6"},
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))

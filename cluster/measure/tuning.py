@@ -64,7 +64,9 @@ class Outcome:
         """The saving, and between which values it is likely to be."""
         if self.saving_error is None:
             return f"{self.saving:.2f}x (timed once)"
-        low, high = (self.saving * math.exp(sign * min(9, self.saving_error)) for sign in (-1, 1))
+        if self.saving_error > 1:
+            return f"{self.saving:.2f}x (timed too little)"
+        low, high = (self.saving * math.exp(sign * self.saving_error) for sign in (-1, 1))
         return f"{self.saving:.2f}x" if high - low < 0.01 else f"{self.saving:.2f}x ({low:.2f} to {high:.2f})"
 
     @property

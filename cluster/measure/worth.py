@@ -72,10 +72,18 @@ class Gain:
 
 
 def gain_at_equal_quality(
-    scores: np.ndarray, cost: float, plain: Sequence[np.ndarray], plain_costs: Sequence[float], seed: int = 0
+    scores: np.ndarray,
+    cost: float,
+    plain: Sequence[np.ndarray],
+    plain_costs: Sequence[float],
+    undrawn_costs: Sequence[float] = (),
+    seed: int = 0,
 ) -> Gain:
     """Gain of a setting with `scores` [N] and this cost over the full-resolution settings `plain`, [N] each
     over the same rows, in full-size steps. ValueError where there is none of these.
+
+    Where the two that its quality lies between are not neighbours, because those of `undrawn_costs` are, the
+    straight line would promise too much: quality rises steeply at first. The upper one is then the bound.
 
     The interval is a bootstrap's over rows, drawn for all settings at once: the price of a quality is as
     unsure as the quality.
@@ -93,6 +101,12 @@ def gain_at_equal_quality(
         bound = "at least"
     elif means[0] < means[1]:
         bound = "at most"
+    else:
+        upper = int(np.argmax(means[1:] >= means[0]))  # the cheapest that is as good
+        lower = int(np.argmax(means[1 : upper + 1])) if upper else upper
+        between = [one for one in undrawn_costs if costs[lower] < one < costs[upper]]
+        if between and means[1 + upper] > means[0]:
+            value, bound = float(costs[upper] / cost), "at most"
     if rows < 2:
         return Gain(value, value, value, bound)
     rng = np.random.default_rng(seed)
