@@ -136,6 +136,29 @@ def test_where_coarse_steps_are_worth_nothing_full_resolution_with_fewer_steps_i
     assert Sampling.model_validate(tuning.choice.sampling).mode == "fullres"
 
 
+def test_an_interrupted_search_comes_to_the_same_end_and_draws_nothing_twice(tmp_path):
+    class Impatient(Known):
+        def decode(self, plan, latents):
+            if len(self.drawn) >= 200:
+                raise KeyboardInterrupt
+            return super().decode(plan, latents)
+
+    spec = job(tmp_path, 24)
+    settings = named_like(space(spec.sampling, 20, deltas=(0.1, 0.5, 0.9)), ())
+    given = {"rows": 24, "batch_size": 8, "settings": settings, "scorer": Points(), "max_drop": 1}
+    straight = tune(spec, Known(), **given)
+    impatient, patient = Impatient(), Known()
+    part = tune(spec, impatient, **given, keep=tmp_path)
+    assert (part.complete, part.drawn) == (False, len(impatient.drawn))
+    whole = tune(spec, patient, **given, keep=tmp_path)
+    assert whole.choice.name == straight.choice.name
+    assert [(o.name, o.rows, o.loss) for o in whole.outcomes] == [
+        (o.name, o.rows, o.loss) for o in straight.outcomes
+    ]
+    assert len(impatient.drawn) + len(patient.drawn) == whole.drawn == straight.drawn
+    assert not set(impatient.drawn) & set(patient.drawn)
+
+
 def raced(scores: list[np.ndarray], entrants: list[Entrant], drops: Sequence[float] = (1.0,)) -> Race:
     race = Race(entrants, rungs=(8, 24, len(scores[0])), drops=drops)
     while wave := race.wanted():
