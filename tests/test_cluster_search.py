@@ -206,8 +206,8 @@ def test_what_costs_more_than_the_answer_is_not_tried_and_neither_is_what_is_bel
 def test_gain_is_the_cost_of_full_resolution_that_is_as_good_over_the_setting_s():
     rng = np.random.default_rng(2)
     noise = rng.normal(0, 0.1, 50)
-    plain = [90 + noise, 98 + noise, 99 + noise, 98.5 + noise]
-    costs = [4.0, 5.0, 8.0, 6.0]
+    plain = [99 + noise, 90 + noise, 98 + noise, 98.5 + noise]  # the reference first
+    costs = [8.0, 4.0, 5.0, 6.0]
 
     def gain(mean: float, cost: float) -> Any:
         return gain_at_equal_quality(mean + noise + rng.normal(0, 0.3, 50), cost, plain, costs)
@@ -217,8 +217,10 @@ def test_gain_is_the_cost_of_full_resolution_that_is_as_good_over_the_setting_s(
     assert 0 < found.high - found.low < 0.1
     assert gain(98.75, 2.0).value == pytest.approx(7 / 2, abs=0.3)
     assert (gain(99.5, 2.0).bound, gain(99.5, 2.0).value) == ("at least", 4.0)
+    lucky = gain_at_equal_quality(100 + noise, 2.0, [*plain, 99.2 + noise], [*costs, 20.0])
+    assert (lucky.bound, lucky.value) == ("at least", 4.0)  # 20 steps happen to score more than the reference
     assert (gain(80.0, 2.0).bound, gain(80.0, 2.0).value) == ("at most", 2.0)
-    assert gain_at_equal_quality(plain[1], 5.0, plain, costs).text == "1.00x"
+    assert gain_at_equal_quality(plain[2], 5.0, plain, costs).text == "1.00x"
     # Between four and eight steps nothing but six was drawn: a line from six to eight would flatter.
     gap = gain_at_equal_quality(98.75 + noise, 2.0, plain, costs, [7.0])
     assert (gap.bound, gap.value) == ("at most", 4.0)

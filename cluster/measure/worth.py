@@ -60,8 +60,9 @@ class Gain:
     """Ends of the 95 % interval; both the value where one row alone was made."""
     high: float
     bound: Literal["", "at least", "at most"] = ""
-    """`at least`: no full resolution that was drawn is as good, and the best of it is what is compared with.
-    `at most`: all of it is better, and the cheapest is."""
+    """`at least`: it scores more than the reference, and is compared with full resolution that scores as much
+    as that. `at most`: all full resolution that was drawn is better, and the cheapest of it is what it is
+    compared with; or what lies between the two nearest was not drawn, and the dearer one is."""
 
     @property
     def text(self) -> str:
@@ -82,6 +83,9 @@ def gain_at_equal_quality(
     """Gain of a setting with `scores` [N] and this cost over the full-resolution settings `plain`, [N] each
     over the same rows, in full-size steps. ValueError where there is none of these.
 
+    The first of `plain` is the reference. What scores better than it counts as equally good: above it the
+    means of full resolution differ by chance, and which one is the best would decide the price.
+
     Where the two that its quality lies between are not neighbours, because those of `undrawn_costs` are, the
     straight line would promise too much: quality rises steeply at first. The upper one is then the bound.
 
@@ -94,10 +98,13 @@ def gain_at_equal_quality(
     costs = np.asarray(plain_costs, np.float64)[order]
     stacked = np.stack([scores, *(plain[k] for k in order)]).astype(np.float64)  # [1 + plain, N]
     rows = stacked.shape[1]
+    reference = 1 + int(np.flatnonzero(order == 0)[0])
     means = stacked.mean(axis=1)
+    better = means[0] > means[reference]
+    means[0] = min(means[0], means[reference])
     value = _price(means[0], means[1:], costs) / cost
     bound: Literal["", "at least", "at most"] = ""
-    if means[0] > means[1:].max():
+    if better:
         bound = "at least"
     elif means[0] < means[1]:
         bound = "at most"
@@ -111,7 +118,9 @@ def gain_at_equal_quality(
         return Gain(value, value, value, bound)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(rows, [1 / rows] * rows, _RESAMPLES_OF_GAIN) / rows  # [R, N]
-    prices = [_price(drawn[0], drawn[1:], costs) / cost for drawn in weights @ stacked.T]
+    prices = [
+        _price(min(drawn[0], drawn[reference]), drawn[1:], costs) / cost for drawn in weights @ stacked.T
+    ]
     low, high = np.quantile(prices, (0.025, 0.975))
     return Gain(value, min(value, float(low)), max(value, float(high)), bound)
 
