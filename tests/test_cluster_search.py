@@ -221,6 +221,8 @@ def test_gain_is_the_cost_of_full_resolution_that_is_as_good_over_the_setting_s(
     assert (lucky.bound, lucky.value) == ("at least", 4.0)  # 20 steps happen to score more than the reference
     assert (gain(80.0, 2.0).bound, gain(80.0, 2.0).value) == ("at most", 2.0)
     assert gain_at_equal_quality(plain[2], 5.0, plain, costs).text == "1.00x"
+    tolerant = gain_at_equal_quality(98 + noise, 2.0, plain, costs, tolerance=2.0)
+    assert tolerant.value == pytest.approx(4.75 / 2)  # the cost of 96 points
     # Between four and eight steps nothing but six was drawn: a line from six to eight would flatter.
     gap = gain_at_equal_quality(98.75 + noise, 2.0, plain, costs, [7.0])
     assert (gap.bound, gap.value) == ("at most", 4.0)

@@ -71,6 +71,11 @@ class Race:
         self._compare = lru_cache(maxsize=None)(self._compared)
         self._spreads = lru_cache(maxsize=None)(self._usual_spread)
 
+    @property
+    def tolerance(self) -> float:
+        """By how much less full resolution may score and still count as being as good as an answer."""
+        return TOLERANCE * self.drops[0]
+
     def tell(self, index: int, scores: np.ndarray) -> None:
         """The scores of an entrant's first rows, as many as a rung has, or more than were known."""
         self.scores[index] = np.asarray(scores, np.float64)
@@ -97,7 +102,7 @@ class Race:
             answer = self.winner(drop)
             if self.entrants[answer].plain:
                 continue
-            as_good = max(0.0, -self.difference(answer, 0).mean) + TOLERANCE * drop
+            as_good = max(0.0, -self.difference(answer, 0).mean) + self.tolerance
             if wave := self._ask(as_good, plain):
                 return wave
             found = plain.index(self._passing(as_good, plain))

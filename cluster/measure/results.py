@@ -111,7 +111,8 @@ def _gain(search: Search, index: int) -> Gain | None:
     scores = [race.scores[i][: len(own)] for i in plain]
     costs = [race.entrants[i].cost for i in plain]
     undrawn = [one.cost for i, one in enumerate(race.entrants) if one.plain and i not in plain]
-    return gain_at_equal_quality(own, race.entrants[index].cost, scores, costs, undrawn)
+    tolerance = 0.0 if race.entrants[index].plain else race.tolerance
+    return gain_at_equal_quality(own, race.entrants[index].cost, scores, costs, undrawn, tolerance)
 
 
 def _nearest(outcomes: Sequence[Outcome], choice: Outcome) -> Outcome | None:

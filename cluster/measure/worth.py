@@ -78,13 +78,15 @@ def gain_at_equal_quality(
     plain: Sequence[np.ndarray],
     plain_costs: Sequence[float],
     undrawn_costs: Sequence[float] = (),
+    tolerance: float = 0.0,
     seed: int = 0,
 ) -> Gain:
     """Gain of a setting with `scores` [N] and this cost over the full-resolution settings `plain`, [N] each
     over the same rows, in full-size steps. ValueError where there is none of these.
 
     The first of `plain` is the reference. What scores better than it counts as equally good: above it the
-    means of full resolution differ by chance, and which one is the best would decide the price.
+    means of full resolution differ by chance, and which one is the best would decide the price. Full
+    resolution that scores less by at most the `tolerance` counts as equally good too.
 
     Where the two that its quality lies between are not neighbours, because those of `undrawn_costs` are, the
     straight line would promise too much: quality rises steeply at first. The upper one is then the bound.
@@ -101,14 +103,13 @@ def gain_at_equal_quality(
     reference = 1 + int(np.flatnonzero(order == 0)[0])
     means = stacked.mean(axis=1)
     better = means[0] > means[reference]
-    means[0] = min(means[0], means[reference])
+    means[0] = min(means[0], means[reference]) - tolerance
     value = _price(means[0], means[1:], costs) / cost
     bound: Literal["", "at least", "at most"] = ""
-    if better:
-        bound = "at least"
-    elif means[0] < means[1]:
+    if means[0] < means[1]:
         bound = "at most"
     else:
+        bound = "at least" if better else ""
         upper = int(np.argmax(means[1:] >= means[0]))  # the cheapest that is as good
         lower = int(np.argmax(means[1 : upper + 1])) if upper else upper
         between = [one for one in undrawn_costs if costs[lower] < one < costs[upper]]
@@ -119,7 +120,8 @@ def gain_at_equal_quality(
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(rows, [1 / rows] * rows, _RESAMPLES_OF_GAIN) / rows  # [R, N]
     prices = [
-        _price(min(drawn[0], drawn[reference]), drawn[1:], costs) / cost for drawn in weights @ stacked.T
+        _price(min(drawn[0], drawn[reference]) - tolerance, drawn[1:], costs) / cost
+        for drawn in weights @ stacked.T
     ]
     low, high = np.quantile(prices, (0.025, 0.975))
     return Gain(value, min(value, float(low)), max(value, float(high)), bound)
