@@ -1,4 +1,5 @@
-"""The sweep on a real pipeline with random weights, and what is chosen from given figures."""
+"""The search on a real pipeline with random weights, and what is shown of given figures. How it searches is
+in test_cluster_search.py."""
 
 from __future__ import annotations
 
@@ -22,13 +23,15 @@ from PIL import Image
 from small_jobs import prompt_table, small_job
 
 from overtone.cluster.cli import main
-from overtone.cluster.measure import tune
+from overtone.cluster.measure import html, sheet, tune
 from overtone.cluster.measure.kept import Kept
-from overtone.cluster.measure.prompts import sample_rows, tiny_judge
-from overtone.cluster.measure.settings import FULLRES, named_like, sweep
+from overtone.cluster.measure.prompts import sample_rows, spread_out
+from overtone.cluster.measure.scorers import tiny_judge
+from overtone.cluster.measure.settings import FULLRES, Setting, named_like, space
 from overtone.cluster.measure.trial import measure
-from overtone.cluster.measure.tuning import Outcome, Tuning, mark_pareto
-from overtone.jobs.errors import JobError, PromptsError, UserError
+from overtone.cluster.measure.tuning import Answer, Outcome, Tuning, mark_pareto
+from overtone.cluster.measure.worth import Gain
+from overtone.jobs.errors import JobError, PromptsError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.engine import Engine
 from overtone.progressive.settings import Sampling
@@ -46,6 +49,15 @@ def engine() -> Engine:
     return Engine(tiny_pipes.flux1())
 
 
+def some(spec: JobSpec, *names: str) -> list[Setting]:
+    """The reference and the settings of these names."""
+    settings = space(spec.sampling, spec.sampling.num_steps, deltas=(0.05, 0.2))
+    return [setting for setting in settings if setting.name in (FULLRES, *names)]
+
+
+COARSE = ("one level, delta 0.2", "one level, delta 0.2, matched", "one level, delta 0.2, fresh noise")
+
+
 @pytest.fixture(scope="module")
 def tuned(engine, tmp_path_factory):
     spec = job(tmp_path_factory.mktemp("tune"))
@@ -56,9 +68,12 @@ def tuned(engine, tmp_path_factory):
         judged.append(prompt)
         return 1, 2
 
-    chosen = [s for s in sweep(spec.sampling, deltas=(0.2,)) if "auto" not in s.name]
-    tuning = tune(spec, engine, rows=3, batch_size=2, settings=chosen, judge=judge)
-    assert len(judged) == 3 * len(chosen)
+    chosen = some(spec, "fullres, 3 steps", *COARSE)
+    # Every loss is below this one: the cheapest is the choice, and `exhaustive` draws the others too.
+    tuning = tune(
+        spec, engine, rows=3, batch_size=2, settings=chosen, judge=judge, max_drop=100, exhaustive=True
+    )
+    assert len(judged) == 3 * len(chosen) == tuning.drawn
     return tuning
 
 
@@ -70,21 +85,22 @@ def test_fullres_is_as_close_to_itself_as_can_be(tuned):
     assert full.high_frequency_ratio == pytest.approx(1, abs=1e-4)
     for one in others:
         assert one.psnr_db < 100
-        assert one.predicted_saving > 1
+        assert (one.predicted_saving > 1) == (" + " in one.split)
         assert one.judge_percent == 50
-        assert " + " in one.split
+        assert one.cost < full.cost
+        assert (" + " in one.split) == ("steps" not in one.name)
 
 
-def test_the_choice_is_the_fastest_of_those_that_lose_nothing(tuned):
-    assert tuned.choice.saving == max(o.saving for o in tuned.outcomes)
+def test_the_choice_is_the_cheapest_of_those_that_lose_little_enough(tuned):
+    assert tuned.choice.cost == min(o.cost for o in tuned.outcomes)
     assert yaml.safe_load(tuned.fragment())["sampling"] == tuned.choice.sampling
     assert Sampling.model_validate(tuned.choice.sampling)
 
 
 def test_the_report_stands_alone(tuned):
-    page = tuned.html()
-    assert "<svg" in page
-    assert page.count("data:image/jpeg;base64,") == 3 * len(tuned.outcomes)
+    page = html(tuned)
+    assert page.count("<svg") == 2
+    assert page.count("data:image/jpeg;base64,") >= 3 * 3
     assert 'src="http' not in page
     assert "href=" not in page.replace("xlink:href=", "")  # within the plot only
     for outcome in tuned.outcomes:
@@ -97,99 +113,75 @@ def test_the_report_stands_alone(tuned):
 
 def test_the_sheet_shows_each_prompt_at_each_setting_asked_for(tuned):
     names = [outcome.name for outcome in tuned.outcomes]
-    two, all_of_them = (Image.open(io.BytesIO(tuned.sheet(some))) for some in (names[:2], names))
+    two, all_of_them = (Image.open(io.BytesIO(sheet(tuned, some))) for some in (names[:2], names))
     assert all_of_them.format == "PNG"
     assert all_of_them.width == two.width
     assert all_of_them.height > 1.5 * two.height
-    assert Image.open(io.BytesIO(tuned.sheet())).width == two.width
+    assert Image.open(io.BytesIO(sheet(tuned))).width == two.width
     with pytest.raises(KeyError):
-        tuned.sheet(["another"])
+        sheet(tuned, ["another"])
 
 
-def test_without_a_judge_the_loss_is_the_perceptual_distance(engine, tmp_path):
+def test_without_a_scorer_the_loss_is_the_perceptual_distance(engine, tmp_path):
     sizes = pa.array([64, 96, 64])
     spec = job(tmp_path, height=sizes, width=sizes)
-    tuning = tune(spec, engine, rows=3, max_drop=0.0, settings=sweep(spec.sampling, deltas=(0.2,))[:2])
-    assert "objects right" not in tuning.markdown()
-    assert "objects right" not in tuning.html()
+    tuning = tune(spec, engine, rows=3, max_drop=0.0, settings=some(spec, COARSE[0]))
+    assert "things right" not in tuning.markdown()
+    assert "things right" not in html(tuning)
+    assert "fidelity" in tuning.loss_metric
     for outcome in tuning.outcomes:
-        assert outcome.loss == pytest.approx(100 * outcome.perceptual_distance)
-    assert [p.size for p in tuning.pictures[FULLRES]] == [
-        (64, 64),
-        (64, 64),
-        (96, 96),
-    ]
+        assert outcome.loss == pytest.approx(100 * outcome.perceptual_distance, abs=1e-4)
+        assert outcome.quality is None
+    assert sorted(p.size for p in tuning.pictures[FULLRES]) == [(64, 64), (64, 64), (96, 96)]
     assert tuning.choice.name == FULLRES
 
 
-def test_a_judge_that_finds_little_right_at_fullres_decides_nothing(engine, tmp_path):
-    spec = job(tmp_path)
-    candidates = sweep(spec.sampling, deltas=(0.2,))[:2]
-    tuning = tune(
-        spec, engine, rows=2, max_drop=0.0, settings=candidates, judge=lambda picture, prompt: (0, 2)
-    )
-    assert tuning.choice.name == FULLRES
-    assert "perceptual" in tuning.loss_metric
-    for outcome in tuning.outcomes:
-        assert outcome.judge_percent == 0
-        assert outcome.loss == pytest.approx(100 * outcome.perceptual_distance)
+def outcome(name: str, cost: float, loss: float, group: str = "one level", **more: Any) -> Outcome:
+    given = {
+        "name": name,
+        "group": FULLRES if name.startswith(FULLRES) else group,
+        "sampling": {},
+        "split": "",
+        "num_steps": 9,
+        "rows": 4,
+        "cost": cost,
+        "seconds_per_row": 1.0,
+        "saving": 9 / cost,
+        "predicted_saving": 9 / cost,
+        "psnr_db": 30.0,
+        "ssim": 1.0,
+        "perceptual_distance": 0.0,
+        "high_frequency_ratio": 1.0,
+        "judge_percent": None,
+        "quality": None,
+        "loss": loss,
+        "gain": None,
+    }
+    return Outcome(**(given | more))
 
 
-def outcome(name: str, saving: float, loss: float) -> Outcome:
-    return Outcome(name, name, {}, "", 1.0, saving, saving, 30.0, 1.0, 0.0, 1.0, None, loss)
-
-
-def test_the_pareto_front():
+def test_the_pareto_front_is_of_settings_with_all_rows():
     marked = mark_pareto(
         [
-            outcome("fullres", 1.0, 0.0),
-            outcome("good", 2.0, 1.0),
-            outcome("slower", 1.5, 1.0),
-            outcome("worse", 2.0, 3.0),
-            outcome("fast", 3.0, 2.0),
-            outcome("as fast", 3.0, 2.0),
+            outcome("fullres", 9.0, 0.0),
+            outcome("good", 4.0, 1.0),
+            outcome("dearer", 5.0, 1.0),
+            outcome("worse", 4.0, 3.0),
+            outcome("cheap", 3.0, 2.0),
+            outcome("as cheap", 3.0, 2.0),
+            outcome("lucky", 1.0, 0.0, rows=1),
         ]
     )
-    assert [o.name for o in marked if o.pareto] == ["fullres", "good", "fast", "as fast"]
-
-
-def test_the_sweep_has_every_ladder_delta_mode_and_noise_once():
-    base = Sampling(
-        num_steps=30, guidance_scale=2.5, scales=(0.5, 1.0), transition_sigmas=(0.7,), cache="taylorseer"
-    )
-    found = sweep(base)
-    assert found[0].sampling.mode == "fullres"
-    assert len({setting.name for setting in found}) == len(found) == 29
-    caches = [(s.sampling.cache, s.sampling.cache_threshold or s.sampling.cache_interval) for s in found[25:]]
-    assert caches == [("first_block", 0.05), ("first_block", 0.1), ("taylorseer", 3), ("taylorseer", 2)]
-    assert {s.sampling.cache for s in found[:25]} == {"none"}
-    assert {(s.sampling.mode, s.sampling.noise) for s in found[1:]} == {
-        ("dct_rewind", "coupled"),
-        ("dct_matched", "coupled"),
-        ("dct_rewind", "fresh"),
-    }
-    for setting in found:
-        assert (setting.sampling.num_steps, setting.sampling.guidance_scale) == (30, 2.5)
-        assert setting.sampling.transition_sigmas is None
-
-
-def test_settings_are_picked_by_name():
-    settings = sweep(Sampling(), deltas=(0.05, 0.1))
-    assert named_like(settings, ()) == settings
-    names = [setting.name for setting in named_like(settings, ("one level, delta *[05]", "* 0.1, fresh*"))]
-    assert names == [
-        FULLRES,
-        "one level, delta 0.05",
-        "one level, delta 0.1, fresh noise",
-        "auto ladder, delta 0.1, fresh noise",
-    ]
-    with pytest.raises(UserError, match=r"named like 'two\*'; there are: fullres; one level, delta 0.05;"):
-        named_like(settings, ("one*", "two*"))
+    assert [o.name for o in marked if o.pareto] == ["fullres", "good", "cheap", "as cheap"]
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (4, 4), (16, 16), (50, 40)])
 def test_rows_are_spread_over_the_table(tmp_path, asked, given):
     rows = sample_rows(job(tmp_path, 40), asked)
+    spread = spread_out(rows)
+    assert sorted(spread, key=lambda row: row.source) == rows
+    if given > 4:  # so are the first few, on which most settings are drawn
+        assert sorted(4 * rows.index(row) // given for row in spread[:4]) == [0, 1, 2, 3]
     assert len(rows) == given
     assert len({row.row_id for row in rows}) == given
     if asked == 4:
@@ -249,39 +241,50 @@ class Rough(FakeEngine):
 
 def test_where_nothing_is_under_the_limit_the_trade_off_and_the_nearest_are_shown(tmp_path):
     spec = job(tmp_path)
-    candidates = sweep(spec.sampling, deltas=(0.05, 0.2))[:3]
+    candidates = some(spec, "one level, delta 0.05", "one level, delta 0.2")
     tuning = tune(spec, Rough(), rows=3, settings=candidates)
     others = tuning.outcomes[1:]
-    assert all(o.saving > 1 and o.loss > 1 for o in others)
+    assert all(o.cost < tuning.outcomes[0].cost and o.loss > 1 for o in others)
     nearest = min(others, key=lambda o: o.loss)
     assert (tuning.choice.name, tuning.nearest.name) == (FULLRES, nearest.name)
-    assert f"The nearest is {nearest.name}: {nearest.saving:.2f}x" in tuning.text()
+    assert f"The nearest is {nearest.name}: {nearest.cost:.2f} full-size steps" in tuning.text()
     assert yaml.safe_load(tuning.fragment())["sampling"] == nearest.sampling
-    assert tuning.fragment().startswith("# nothing faster than fullres loses at most 1")
+    assert tuning.fragment().startswith("# nothing cheaper than fullres loses at most 1")
     assert "sampling: {mode: fullres" in tuning.fragment()
     for o in tuning.trade_off:
         assert f"  {o.name}: " in tuning.text()
-        assert f"<li><b>{o.name}</b>" in tuning.html()
+        assert f"<li><b>{o.name}</b>" in html(tuning)
     assert tuning.as_dict()["nearest"] == nearest.name
 
 
-def test_the_trade_off_runs_from_close_to_fast():
+def test_the_trade_off_runs_from_good_to_cheap():
     tuning = found(
-        outcome("fullres", 1.0, 0.0),
-        outcome("far", 2.0, 9.0),
-        outcome("near", 1.3, 2.0),
-        outcome("slow", 0.9, 1.5),
+        outcome("fullres", 9.0, 0.0),
+        outcome("far", 4.0, 9.0),
+        outcome("near", 7.0, 2.0),
+        outcome("dear", 10.0, 1.5),
     )
     assert [o.name for o in tuning.trade_off] == ["near", "far"]
 
 
 def test_how_sure_a_figure_is_is_told():
-    sure = replace(outcome("a", 1.5, 2.0), saving_error=0.1, loss_error=0.5)
+    sure = outcome("a", 6.0, 2.0, saving=1.5, saving_error=0.1, loss_error=0.5, gain=Gain(1.4, 1.2, 1.6))
     assert (sure.saving_text, sure.loss_text) == ("1.50x (1.36 to 1.66)", "2.00 ± 0.50")
-    assert outcome("a", 1.5, 2.0).saving_text == "1.50x (timed once)"
-    page = found(outcome("fullres", 1.0, 0.0), sure).html()
-    assert "(1.36 to 1.66)" in page
-    assert "± 0.50" in page
+    assert sure.gain_text == "1.40x (1.20 to 1.60)"
+    assert replace(sure, saving_error=None).saving_text == "1.50x (timed once)"
+    assert replace(sure, gain=Gain(2.0, 2.0, 2.0, "at least")).gain_text == "at least 2.00x"
+    page = html(found(outcome("fullres", 9.0, 0.0), sure))
+    for part in ("(1.36 to 1.66)", "± 0.50", "(1.20 to 1.60)"):
+        assert part in page
+
+
+def test_full_resolution_with_fewer_steps_is_named_as_such_where_it_is_chosen():
+    full, fewer = outcome("fullres", 9.0, 0.0), outcome("fullres, 5 steps", 5.0, 0.1)
+    far = outcome("one level", 2.0, 4.0, gain=Gain(1.5, 1.2, 1.8))
+    answers = (Answer(1.0, fewer, fewer), Answer(5.0, far, fewer))
+    said = found(full, fewer, far, choice=fewer, answers=answers).text()
+    assert "chosen: fullres, 5 steps (full resolution with fewer steps: no ladder that is as good" in said
+    assert "at a loss of at most 5: one level, 2.00 full-size steps, 1.50x (1.20 to 1.80) at equal" in said
 
 
 @dataclass
@@ -298,50 +301,58 @@ class Impatient(FakeEngine):
         return super().denoise(plan, encoded, seeds, sampling)
 
 
-def test_an_interrupted_sweep_tells_what_it_knows_and_goes_on_from_there(tmp_path):
-    spec, told = job(tmp_path, rows=4), []
-    candidates = sweep(spec.sampling, deltas=(0.05, 0.2))[:4]
+def test_an_interrupted_search_tells_what_it_knows_and_goes_on_from_there(tmp_path):
+    spec, told = job(tmp_path, rows=4, num_steps=9), []
+    candidates = some(spec, "fullres, 3 steps", *COARSE[:2])
     settings = {
         "rows": 4,
         "batch_size": 2,
         "settings": candidates,
         "keep": tmp_path,
+        "exhaustive": True,
         "on_progress": told.append,
     }
     with pytest.raises(JobError, match="before anything was measured"):
         tune(spec, Impatient(patience=1, step_s=0.001), **settings)
-    part = tune(spec, Impatient(patience=6, step_s=0.001), **settings)  # three settings, each warmed up first
+    part = tune(spec, Impatient(patience=5, step_s=0.001), **settings)  # two grids are warmed up first
     assert (part.measured, part.planned, part.complete) == (3, 8, False)
-    assert [o.name for o in part.outcomes] == [s.name for s in candidates[:3]]
-    assert "interrupted: 3 of 8 measurements, 2 prompts" in part.text()
-    assert "Interrupted" in part.html()
-    assert part.sheet([FULLRES])
+    assert {o.name for o in part.outcomes} == {s.name for s in candidates[:3]}
+    assert "interrupted: 3 of 8 batches asked for so far, 2 prompts" in part.text()
+    assert "Interrupted" in html(part)
+    assert sheet(part, [FULLRES])
     assert part.fragment().startswith("# interrupted: 3 of 8")
 
     told.clear()
     engine = Impatient(step_s=0.001)
     whole = tune(spec, engine, **settings)
     assert [one.done for one in told] == [3, 4, 5, 6, 7]
-    assert told[0].text().startswith(f"4 of 8: batch 1 of 2, {candidates[3].name}")
+    assert told[0].text().startswith(f"4 of 8: round 1, {candidates[3].name}, rows 1 to 2")
     assert told[1].left_s > told[-1].left_s > 0
+    assert engine.made == 5 + 1  # nothing is drawn twice, but for the warm-up of both grids
     assert whole.complete
-    assert whole.rows == 4
-    for name in ("seconds_per_row", "loss", "psnr_db"):
-        again, before = getattr(whole.outcomes[1], name), getattr(part.outcomes[1], name)
-        assert again == pytest.approx(before, rel=0.9, abs=1e-3)
+    assert (whole.rows, whole.drawn) == (4, 16)
     assert not [*tmp_path.glob("*.partial")]
     other = tune(spec, Impatient(patience=6, step_s=0.001), **settings | {"rows": 2})
-    assert other.kept is not None
+    assert (other.kept is None) == other.complete
 
 
-def test_what_was_kept_is_what_was_measured(tmp_path, engine):
-    setting = sweep(Sampling())[1]
+def test_a_budget_ends_a_search_as_ctrl_c_does(tmp_path):
+    spec = job(tmp_path, rows=4)
+    settings = {"rows": 4, "batch_size": 2, "settings": some(spec, *COARSE), "keep": tmp_path}
+    part = tune(spec, FakeEngine(step_s=0.1), **settings, minutes=0.5 / 60, exhaustive=True)
+    assert not part.complete
+    assert 0 < part.measured < part.planned
+    assert part.kept is not None
+    assert tune(spec, FakeEngine(), **settings, exhaustive=True).complete
+
+
+def test_what_was_kept_is_what_was_measured(tmp_path):
+    setting = space(Sampling(), 30)[1]
     video = np.arange(2 * 64 * 64 * 3, dtype=np.uint8).reshape(2, 64, 64, 3)
     picture = Image.fromarray(video[0])
     row = sample_rows(job(tmp_path), 1)
-    plan = engine.plan(Sampling(height=64, width=64))
     for media in ([picture], [video]):
-        measured = measure(row, plan, 2.5, media, media, lambda made, prompt: (1, 2), 1)
+        measured = measure(row, 2.5, media, media, judge=lambda made, prompt: (1, 2), shown=1)
         Kept(tmp_path, "a job").save(3, setting, measured, media)
         again, kept_media = Kept(tmp_path, "a job").load(3, setting)
         assert replace(again, stills=[]) == replace(measured, stills=[])
@@ -360,7 +371,8 @@ def test_ctrl_c_at_the_command_leaves_a_report_and_the_same_command_goes_on(tmp_
     spec.write_text(f"model: tiny\nprompts: prompts.parquet\noutput: {tmp_path}/out\n")
     page, fragment = tmp_path / "page.html", tmp_path / "choice.yaml"
     arguments = ["tune", spec, "--rows", 2, "--batch-size", 1, "--delta", 0.05, "--only", "one level*"]
-    arguments += ["--to", page, "--fragment", fragment, "--set", "sampling.num_steps=4"]
+    arguments += ["--to", page, "--fragment", fragment, "--set", "sampling.num_steps=3", "--exhaustive"]
+    arguments += ["--steps", 3]
 
     def type_ctrl_c() -> None:
         while not [*tmp_path.glob("tune-*.partial/0*.npz")]:
@@ -375,7 +387,7 @@ def test_ctrl_c_at_the_command_leaves_a_report_and_the_same_command_goes_on(tmp_
     again = CliRunner().invoke(main, list(map(str, arguments)))
     assert again.exit_code == 0, again.output
     assert "1 of 8" not in again.stderr
-    assert "8 of 8: batch 2 of 2, one level, delta 0.05, fresh noise; about " in again.stderr
+    assert "8 of 8: round 1, one level, delta 0.05, fresh noise, rows 2 to 2; about " in again.stderr
     assert "Interrupted" not in page.read_text()
     assert Sampling.model_validate(yaml.safe_load(fragment.read_text())["sampling"])
     assert not [*tmp_path.glob("*.partial")]
@@ -386,14 +398,15 @@ def test_the_page_in_a_browser(tmp_path):
     """The columns that decide are in sight on a narrow screen too, and no prompt reaches into the next."""
     prompts = (*["a large blue star right of a large purple star, in fog, " * 3] * 5, "x" * 200)
     split = "3 @ 16x16 + 1 @ 20x20 + 1 @ 30x30 + 4 @ 32x32"
-    outcomes = [outcome("fullres", 1.0, 0.0)]
-    for k, setting in enumerate(sweep(Sampling())[1:]):
-        one = outcome(setting.name, 1.2 + k / 50, 2 + k / 20)
-        outcomes.append(replace(one, split=split, saving_error=0.05, loss_error=0.3))
+    sure = {"split": split, "saving_error": 0.05, "loss_error": 0.3, "gain": Gain(1.4, 1.2, 1.6, "at least")}
+    outcomes = [outcome("fullres", 9.0, 0.0)]
+    for k, setting in enumerate(named_like(space(Sampling(), 9, deltas=(0.05, 0.2)), ())[1:]):
+        few = {"rows": 2, "left_out": "surely worse, after 2 rows"} if k % 3 == 2 else {}
+        outcomes.append(outcome(setting.name, 8 - k / 8, 2 + k / 20, setting.group, **sure, **few))
     pictures = {o.name: [Image.new("RGB", (64, 64), (9 * k, 90, 60)) for k in range(6)] for o in outcomes}
     nearest = outcomes[1]
     page = tmp_path / "tune.html"
-    page.write_text(found(*outcomes, nearest=nearest, pictures=pictures, prompts=prompts).html())
+    page.write_text(html(found(*outcomes, nearest=nearest, pictures=pictures, prompts=prompts)))
     widths = "[document.documentElement.scrollWidth, innerWidth]"
     ends = "[...document.querySelectorAll('.measured th')].map(e => e.getBoundingClientRect().right)"
     heads = "[...document.querySelectorAll('.measured th')].map(e => e.innerText)"
@@ -405,7 +418,7 @@ def test_the_page_in_a_browser(tmp_path):
             tab = browser.open(page.as_uri(), width_px=width_px, dark=dark)
             wide, seen = tab.evaluate(widths)
             assert wide <= seen == width_px  # nothing makes the page scroll sideways
-            assert tab.evaluate(heads)[:3] == ["setting", "saving", "loss"]
+            assert tab.evaluate(heads)[:4] == ["setting", "gain", "loss", "cost"]
             within = [end for end in tab.evaluate(ends) if end <= width_px]
             assert len(within) >= (10 if width_px == 1400 else 3)
             assert max(tab.evaluate(spill)) <= 0

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from overtone.cluster.cli import main
-from overtone.cluster.measure.settings import named_like, sweep
+from overtone.cluster.measure.settings import named_like, space
 from overtone.progressive.settings import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +179,8 @@ def test_the_long_sweep_of_the_library_s_page_can_be_typed():
     ).stdout.split("\0")[:-1]
     command = main.commands["tune"]
     options, _, _ = command.make_parser(click.Context(command)).parse_args(words[2:])
-    settings = sweep(Sampling())
+    steps, deltas = map(int, options["steps"]), map(float, options["deltas"])
+    settings = space(Sampling(), 9, steps=[*steps], deltas=[*deltas])
     assert len(named_like(settings, options["only"])) > 10
     assert set(options["show"]) <= {setting.name for setting in settings}
     assert (ROOT / "manifests" / "held-out.yaml").is_file()

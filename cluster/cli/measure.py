@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from overtone.cluster.measure import Progress
 
 
-@command("Find the fastest setting at an acceptable loss.", "overtone tune job.yaml --rows 16 --to tune.html")
+@command(
+    "Find the cheapest setting at an acceptable loss.",
+    "overtone tune job.yaml --rows 64 --max-drop 1 --to tune.html",
+)
 @spec_argument
 @set_option()
 @click.option(
     "--rows",
-    default=16,
+    default=32,
     show_default=True,
     type=click.IntRange(1),
-    help="Prompts of the job to try, spread over it.",
+    help="Prompts of the job to try, spread over it; few settings are drawn on all.",
 )
 @click.option(
     "--batch-size",
@@ -34,10 +37,31 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Rows denoised together, and timed as one.",
 )
-@click.option("--max-drop", default=1.0, show_default=True, help="Quality points that may be lost.")
+@click.option(
+    "--max-drop",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="What may be lost, in the scorer's units.",
+)
+@click.option(
+    "--scorer",
+    help="What says how good a picture is: judge, clip, clip:FOLDER, module:function, or fidelity, which is "
+    "100 x the perceptual distance. Default: judge for the embedded model's captions, else fidelity.",
+)
+@click.option("--steps", type=click.IntRange(1), multiple=True, help="Try so many steps only. Repeatable.")
 @click.option("--delta", "deltas", type=float, multiple=True, help="Try these only. Repeatable.")
 @click.option(
-    "--only", multiple=True, help="Try fullres and settings named like this, '* fresh *' say. Repeatable."
+    "--only",
+    multiple=True,
+    help="Try settings named like this, '*fresh noise*' say, and full resolution. Repeatable.",
+)
+@click.option("--exhaustive", is_flag=True, help="Draw every setting on all rows: what a search saves.")
+@click.option(
+    "--budget",
+    "minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Minutes after which it ends with what it has, as Ctrl-C ends it.",
 )
 @click.option(
     "--to", "page", default="tune.html", show_default=True, type=OutFile(), help="The HTML report to write."
@@ -56,38 +80,27 @@ if TYPE_CHECKING:
 def tune(
     spec_path: Path,
     overrides: tuple[str, ...],
-    rows: int,
-    batch_size: int,
-    max_drop: float,
-    deltas: tuple[float, ...],
-    only: tuple[str, ...],
     page: Path,
     fragment: Path,
     sheet_path: Path | None,
     show: tuple[str, ...],
     as_json: bool,
+    **search: Any,
 ) -> None:
-    """Measure on SPEC's own prompts, on this machine, which setting is the fastest at an acceptable loss."""
-    from overtone.cluster.measure import tune_job
+    """Search, on SPEC's own prompts and on this machine, the number of steps, ladder and delta that cost the
+    least at an acceptable loss against full resolution with SPEC's own number of steps. That may be full
+    resolution with fewer steps."""
+    from overtone.cluster.measure import html, sheet, tune_job
     from overtone.jobs.spec import load_spec
 
-    tuning = tune_job(
-        load_spec(spec_path, overrides),
-        rows=rows,
-        batch_size=batch_size,
-        max_drop=max_drop,
-        deltas=deltas,
-        only=only,
-        show=show,
-        keep=page.parent,
-        on_progress=_tell,
-    )
+    spec = load_spec(spec_path, overrides)
+    tuning = tune_job(spec, show=show, keep=page.parent, on_progress=_tell, **search)
     click.echo(json.dumps(tuning.as_dict(), indent=2) if as_json else tuning.text())
     save(
         [
             (fragment, tuning.fragment()),
-            (page, tuning.html().encode()),
-            *([(sheet_path, tuning.sheet(show))] if sheet_path else []),
+            (page, html(tuning).encode()),
+            *([(sheet_path, sheet(tuning, show))] if sheet_path else []),
         ]
     )
     click.echo(f"report in {page}, choice in {fragment}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overtone.cluster.measure.charts import html, sheet
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
 from overtone.cluster.measure.pace import Progress
@@ -12,8 +13,10 @@ __all__ = [
     "Profile",
     "Progress",
     "estimate",
+    "html",
     "load_and_time",
     "sample_rows",
+    "sheet",
     "tune",
     "tune_job",
 ]

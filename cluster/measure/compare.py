@@ -1,160 +1,209 @@
-"""`overtone tune`: the fastest setting at an acceptable loss, measured on a job's own prompts and hardware.
+"""`overtone tune`: the cheapest setting at an acceptable loss, searched on a job's own prompts and hardware.
 
     tuning = tune_job(spec, keep=Path("."))
-    tuning = tune(spec, engine, rows=16)                       # the caller's engine
+    tuning = tune(spec, engine, rows=32)                       # the caller's engine
 
-Runs `fullres` and a sweep of settings over the same few rows with the same seeds in one process, and compares
-pictures. Starts no Ray: one engine, the one that a worker would hold.
+Every setting draws the same rows with the same seeds in one process, and is compared with full resolution at
+the spec's own number of steps. Starts no Ray: one engine, the one that a worker would hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from overtone.cluster.measure.candidates import candidates
+from overtone.cluster.measure.drawing import Batch, Budget, Drawing, in_batches
 from overtone.cluster.measure.kept import Kept
-from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
-from overtone.cluster.measure.prompts import Judge, sample_rows, tiny_judge
-from overtone.cluster.measure.settings import DELTAS, Setting, named_like, possible, sweep
-from overtone.cluster.measure.trial import Trial, measure
-from overtone.cluster.measure.tuning import Outcome, Tuning, mark_pareto
-from overtone.cluster.worker import Engine, compile_for, load_engine
+from overtone.cluster.measure.pace import OnProgress, Progress, silent
+from overtone.cluster.measure.prompts import sample_rows, spread_out
+from overtone.cluster.measure.race import Race
+from overtone.cluster.measure.results import tuning_of
+from overtone.cluster.measure.scorers import FIDELITY, Judge, checked, scorer_for, tiny_judge
+from overtone.cluster.measure.search import Search, rungs
+from overtone.cluster.measure.settings import Setting, named_like, reference, space
+from overtone.cluster.measure.tuning import Tuning
+from overtone.cluster.worker import Engine, load_engine
 from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.rows import Row
 from overtone.jobs.spec import JobSpec
-from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.checkpoints import describe
+from overtone.progressive.errors import ScorerError
+from overtone.progressive.families import FAMILIES
+from overtone.progressive.schedule import steps_of
+from overtone.progressive.scoring import Scorer
 
-_JUDGEABLE_PERCENT = 50.0  # a model that draws less than this right at fullres loses little that a judge sees
-_SHOWN_ROWS = 6  # pictures side by side in the report
+LEVELS = (1.0, 2.0, 5.0)
+"""Times the allowed drop: what is asked for besides, so that the report shows what more would bring."""
+_JUDGEABLE = 50.0
+"""Points: a model whose reference pictures the judge gives less has little that it could be seen to lose."""
 
 
 def tune_job(
     spec: JobSpec,
     *,
-    rows: int = 16,
+    rows: int = 32,
     batch_size: int = 4,
     max_drop: float = 1.0,
+    scorer: str | None = None,
+    steps: Sequence[int] = (),
     deltas: Sequence[float] = (),
     only: Sequence[str] = (),
     show: Sequence[str] = (),
+    exhaustive: bool = False,
+    minutes: float | None = None,
     keep: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Tuning:
-    """Load the spec's model and compare settings on its prompts.
+    """Load the spec's model and search settings on its prompts.
 
     Args:
+        scorer: what says how good a picture is, as `scoring.named` takes it, or `fidelity`; unset: the judge
+            for the embedded model's own captions, where it gives the reference 50 points at least, and
+            fidelity elsewhere.
+        steps: the numbers of steps to try; unset: `step_numbers`.
         deltas: the deltas to try; unset: `DELTAS`.
-        only: patterns of the settings' names to try besides `fullres`; unset: all.
-        show: settings that will be asked of `Tuning.sheet`, to be known before the work.
+        only: patterns of the settings' names to try besides full resolution; unset: those in the spec's mode.
+        show: settings that will be asked of `sheet`, to be known before the work.
 
     The other arguments, and the errors, are those of `tune`; UserError for a name in `only` or `show` that no
-    setting has.
+    setting has, and for a scorer that is not there.
     """
-    settings = named_like(sweep(spec.sampling, deltas=deltas or DELTAS), only)
-    names = [setting.name for setting in settings]
-    if unknown := sorted(set(show) - set(names)):
-        raise UserError(f"--show: no setting is named {unknown[0]!r}; there are: {'; '.join(names)}")
-    chosen = sample_rows(spec, rows)
+    number = _own_steps(spec)
+    if number is not None:  # a mistake shows before minutes of loading
+        _searched(spec, number, steps, deltas, only, show)
+    chosen = spread_out(sample_rows(spec, rows))
+    judge = tiny_judge(spec, chosen)
+    usual = "judge" if judge is not None else FIDELITY
+    measure = scorer_for(scorer or usual)
     on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
+    engine = load_engine(spec)
+    number = engine.plan(reference(spec.sampling)).num_steps
     return tune(
         spec,
-        load_engine(spec),
+        engine,
         rows=chosen,
         batch_size=batch_size,
         max_drop=max_drop,
-        settings=settings,
-        judge=tiny_judge(spec, chosen),
+        settings=_searched(spec, number, steps, deltas, only, show),
+        judge=judge,
+        scorer=measure,
+        trusted_from=-math.inf if scorer else _JUDGEABLE,
+        exhaustive=exhaustive,
+        minutes=minutes,
         keep=keep,
         on_progress=on_progress,
     )
+
+
+def _own_steps(spec: JobSpec) -> int | None:
+    """The spec's number of steps, as far as it is known without the model."""
+    try:
+        checkpoint = describe(spec.model.id)
+    except ValueError:
+        return spec.sampling.num_steps
+    name = checkpoint.family if spec.model.family == "auto" else spec.model.family
+    family = FAMILIES.get(name)
+    return None if family is None else steps_of(spec.sampling, family, checkpoint.default_steps)
+
+
+def _searched(
+    spec: JobSpec,
+    num_steps: int,
+    steps: Sequence[int],
+    deltas: Sequence[float],
+    only: Sequence[str],
+    show: Sequence[str],
+) -> list[Setting]:
+    settings = named_like(space(spec.sampling, num_steps, steps=steps, deltas=deltas), only)
+    names = {setting.name for setting in settings}
+    if unknown := sorted(set(show) - names):
+        raise UserError(
+            f"--show: no setting is named {unknown[0]!r} among the {len(names)} that are searched; names are "
+            "like 'fullres, 5 steps' and 'one level, delta 0.05, 6 steps'"
+        )
+    return settings
 
 
 def tune(
     spec: JobSpec,
     engine: Engine,
     *,
-    rows: int | Sequence[Row] = 16,
+    rows: int | Sequence[Row] = 32,
     batch_size: int = 4,
     max_drop: float = 1.0,
     settings: Sequence[Setting] | None = None,
     judge: Judge | None = None,
+    scorer: Scorer | None = None,
+    trusted_from: float = -math.inf,
+    exhaustive: bool = False,
+    minutes: float | None = None,
     keep: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Tuning:
-    """Run the sweep.
+    """Search the settings (unset: `space`), the first of which is the reference that others are compared to.
 
-    Every setting runs the same rows, seeds and batches, in turns; one step on each of its grids is run first
-    and thrown away, so that no setting pays for warming up. With a `judge` the loss is its drop in percentage
-    points, without one 100 x the perceptual distance. The first of `settings` (unset: `sweep`) is the one
-    that the others are compared to; step caches that the pipeline cannot have are left out.
+    A setting's loss is by how much its pictures score less than the reference's of the same rows, in the
+    scorer's units; without a `scorer`, and where it gives the reference less than `trusted_from`, it is 100 x
+    the perceptual distance to the reference's pictures. The choice is the cheapest setting whose loss is at
+    most `max_drop`; `Race` says how it is found without drawing everything, which `exhaustive` does. A
+    `judge` adds a column to the report. One step on each new grid is run first and thrown away, so that no
+    setting pays for warming up; settings that the pipeline cannot have are left out.
 
-    Ctrl-C ends it with what was measured until then. Where a folder to `keep` it in is given, the same sweep
-    goes on from there. UserError for prompts that cannot be used, ValueError for sizes, JobError where it was
-    interrupted before anything was measured.
+    Ctrl-C, or `minutes`, ends it with what was measured until then. Where a folder to `keep` it in is given,
+    the same search goes on from there. UserError for prompts that cannot be used, and where the scorer cannot
+    score their pictures or fails; ValueError for sizes; JobError where it ended before anything was measured.
     """
-    chosen = sample_rows(spec, rows) if isinstance(rows, int) else list(rows)
-    batches = _batches(chosen, batch_size)
-    candidates = [s for s in settings or sweep(spec.sampling) if possible(engine, s)]
-    trials = [Trial(setting) for setting in candidates]
-    kept = Kept(keep, _about(spec, engine, batches))
+    chosen = spread_out(sample_rows(spec, rows)) if isinstance(rows, int) else list(rows)
+    batches = in_batches(chosen, batch_size)
+    sizes = dict(Counter(batch.size for batch in batches for _ in batch.rows).most_common())
+    if settings is None:
+        number = engine.plan(reference(spec.sampling)).num_steps
+        settings = named_like(space(spec.sampling, number), ())
+    found = candidates(engine, settings, sizes)
+    if scorer is not None:
+        checked(scorer, chosen, found[0].plans)
+    about = _about(spec, engine, batches, None if scorer is None else scorer.name)
+    kept = Kept(keep, about)
+    drawing = Drawing(
+        spec,
+        engine,
+        found,
+        batches,
+        judge=judge,
+        scorer=scorer,
+        kept=kept,
+        budget=Budget(minutes),
+        on_progress=on_progress,
+    )
+    race = Race(
+        [one.entrant for one in found],
+        rungs=rungs([len(batch.rows) for batch in batches]),
+        drops=tuple(level * max_drop for level in LEVELS) if max_drop else (0.0,),
+        halve=not exhaustive,
+    )
+    search = Search(drawing, race, scorer, trusted_from)
     try:
-        _run(spec, engine, trials, batches, judge, kept, on_progress)
+        complete = search.run()
+    except ScorerError as error:
+        raise UserError(str(error)) from error
+    if complete:
         kept.remove()
-    except KeyboardInterrupt:
-        if not any(trial.batches for trial in trials):
-            raise JobError("interrupted before anything was measured") from None
-    return _tuning(spec, engine, trials, batches, judge is not None, max_drop, kept)
-
-
-def _tuning(
-    spec: JobSpec,
-    engine: Engine,
-    trials: Sequence[Trial],
-    batches: Sequence[_Batch],
-    judged: bool,
-    max_drop: float,
-    kept: Kept,
-) -> Tuning:
-    """What the settings that were measured gave, and which of them to take."""
-    full, *_ = trials
-    # A judge that finds little right at fullres has nothing to count down from: it does not decide.
-    decides = judged and full.judged >= _JUDGEABLE_PERCENT
-    outcomes = mark_pareto(
-        [
-            trial.outcome(full, engine.plan(trial.setting.sampling).split, judged=judged, decides=decides)
-            for trial in trials
-            if trial.batches
-        ]
-    )
-    choice = max((o for o in outcomes if o.loss <= max_drop), key=lambda o: o.saving, default=outcomes[0])
-    measured, planned = sum(len(trial.batches) for trial in trials), len(trials) * len(batches)
-    return Tuning(
-        model=spec.model.id,
+    elif not drawing.trials[0].batches:
+        raise JobError("interrupted before anything was measured")
+    return tuning_of(
+        search,
+        spec=spec,
         device=_device(engine),
-        rows=sum(m.rows for m in full.batches.values()),
-        num_steps=engine.plan(full.setting.sampling).num_steps,
-        loss_metric="judge, percentage points" if decides else "100 x perceptual distance",
-        max_drop=max_drop,
-        outcomes=tuple(outcomes),
-        choice=choice,
-        nearest=_nearest(outcomes, choice),
-        pictures={trial.setting.name: trial.pictures for trial in trials if trial.batches},
-        prompts=tuple(row.prompt for batch in batches for row in batch.rows)[:_SHOWN_ROWS],
-        measured=measured,
-        planned=planned,
-        kept=None if kept.path is None or measured == planned else str(kept.path),
+        prompts=[row.prompt for batch in batches for row in batch.rows],
+        complete=complete,
+        kept=None if kept.path is None or complete else str(kept.path),
     )
-
-
-def _nearest(outcomes: Sequence[Outcome], choice: Outcome) -> Outcome | None:
-    """Where nothing that is faster loses little enough: the one that loses least. None where there is a
-    choice, and where nothing is faster."""
-    if choice is not outcomes[0]:
-        return None
-    return min((o for o in outcomes[1:] if o.saving > 1), key=lambda o: o.loss, default=None)
 
 
 def _device(engine: Engine) -> str:
@@ -162,107 +211,11 @@ def _device(engine: Engine) -> str:
     return torch.cuda.get_device_name(engine.device) if cuda else "CPU"
 
 
-def _about(spec: JobSpec, engine: Engine, batches: Sequence[_Batch]) -> Any:
+def _about(spec: JobSpec, engine: Engine, batches: Sequence[Batch], scorer: str | None) -> Any:
     """All that a measurement depends on besides its setting."""
     rows = [
         [[row.row_id, row.prompt, row.negative_prompt, row.seed] for row in batch.rows] for batch in batches
     ]
-    sizes = [[batch.height_px, batch.width_px] for batch in batches]
+    sizes = [list(batch.size) for batch in batches]
     workers = spec.workers.model_dump(mode="json", include={"compile", "threads"})
-    return [spec.model.model_dump(mode="json"), workers, _device(engine), rows, sizes]
-
-
-class _Batch(NamedTuple):
-    """Rows of one size."""
-
-    rows: list[Row]
-    height_px: int | None
-    """None: the job's own; as for the width."""
-    width_px: int | None
-
-    @property
-    def size(self) -> tuple[int | None, int | None]:
-        return self.height_px, self.width_px
-
-
-def _batches(rows: Sequence[Row], batch_size: int) -> list[_Batch]:
-    sizes: dict[tuple[int | None, int | None], list[Row]] = {}
-    for row in rows:
-        sizes.setdefault((row.height, row.width), []).append(row)
-    return [
-        _Batch(of_size[i : i + batch_size], *size)
-        for size, of_size in sizes.items()
-        for i in range(0, len(of_size), batch_size)
-    ]
-
-
-def _run(
-    spec: JobSpec,
-    engine: Engine,
-    trials: Sequence[Trial],
-    batches: Sequence[_Batch],
-    judge: Judge | None,
-    kept: Kept,
-    on_progress: OnProgress,
-) -> None:
-    """Make every batch at every setting that is not known yet, and compare with what the first setting made
-    of it."""
-    makers = {batch.size: _Maker(spec, engine, batch.size) for batch in batches}
-    weights: dict[Hashable, float] = {
-        (number, trial.setting.name): makers[batch.size].plan(trial.setting).token_steps * len(batch.rows)
-        for number, batch in enumerate(batches)
-        for trial in trials
-    }
-    countdown, shown = Countdown(weights), _SHOWN_ROWS
-    for number, batch in enumerate(batches):
-        reference: list[Any] = []
-        for trial in trials:  # they take turns: a machine that slows down does so for all of them
-            setting, step = trial.setting, (number, trial.setting.name)
-            known = kept.load(number, setting)
-            if known is not None and (reference or known[1]):
-                trial.batches[number], media = known
-                reference = reference or media
-                countdown.known(step)
-                continue
-            on_progress(countdown.progress(f"batch {number + 1} of {len(batches)}, {setting.name}"))
-            seconds, media = makers[batch.size].make(setting, batch.rows)
-            first, reference = not reference, reference or media
-            plan = makers[batch.size].plan(setting)
-            found = measure(batch.rows, plan, seconds, media, reference, judge, shown)
-            trial.batches[number] = found
-            kept.save(number, setting, found, media if first else ())
-            countdown.done(step)
-        shown -= len(batch.rows)
-
-
-class _Maker:
-    """Makes rows of one size, each setting warm."""
-
-    def __init__(self, spec: JobSpec, engine: Engine, size: tuple[int | None, int | None]) -> None:
-        self._spec, self._engine, self._size = spec, engine, size
-        self._plans: dict[str, SamplingPlan] = {}
-        self._warm: set[str] = set()
-        self._encoded: tuple[list[Row], Any] = ([], None)
-
-    def plan(self, setting: Setting) -> SamplingPlan:
-        """The stages of a setting at this size."""
-        if setting.name not in self._plans:
-            height_px, width_px = self._size
-            self._plans[setting.name] = self._engine.plan(
-                setting.sampling, height_px=height_px, width_px=width_px
-            )
-        return self._plans[setting.name]
-
-    def make(self, setting: Setting, rows: list[Row]) -> tuple[float, list[Any]]:
-        """(seconds of denoising and expansions, what was made)."""
-        engine, plan, seeds = self._engine, self.plan(setting), [row.seed for row in rows]
-        if self._encoded[0] is not rows:
-            texts = [row.prompt for row in rows], [row.negative_prompt for row in rows]
-            self._encoded = rows, engine.encode(*texts, self._spec.sampling)
-        encoded = self._encoded[1]
-        if setting.name not in self._warm:
-            self._warm.add(setting.name)
-            compile_for(engine, plan, len(rows), setting.sampling)
-            engine.denoise(plan.one_step_each(), encoded, seeds, setting.sampling)
-        latents, reports = engine.denoise(plan, encoded, seeds, setting.sampling)
-        return sum(report.seconds for report in reports), list(engine.decode(plan, latents))
+    return [spec.model.model_dump(mode="json"), workers, _device(engine), rows, sizes, scorer]

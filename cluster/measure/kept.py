@@ -1,8 +1,8 @@
-"""What a sweep has measured so far, on disk, so that one that was interrupted goes on where it ended. Knows
+"""What a search has measured so far, on disk, so that one that was interrupted goes on where it ended. Knows
 files, and nothing of what is measured.
 
 A folder beside the report, named after all that a measurement depends on, holds one file for each batch at
-each setting. Other prompts, another model or another device have another folder. It goes when the sweep is
+each setting. Other prompts, another model or another device have another folder. It goes when the search is
 done.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 from overtone.cluster.measure.settings import Setting
 from overtone.cluster.measure.trial import Measured
 
-_PLAIN = ("rows", "seconds", "token_steps", "full_token_steps", "values", "right", "asked")
+_PLAIN = ("rows", "seconds", "values", "scores", "right", "asked")
 
 
 class Kept:
@@ -65,7 +65,7 @@ class Kept:
             self.path = None
 
     def remove(self) -> None:
-        """Forget all of it: the sweep is done."""
+        """Forget all of it: the search is done."""
         if self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -23,8 +23,12 @@ def half_width(samples: Sequence[float]) -> float | None:
     """Half the 95 % interval of the mean of independent samples (Student's t); None for fewer than two."""
     if len(samples) < 2:
         return None
-    error = statistics.stdev(samples) / math.sqrt(len(samples))
-    return _STUDENT[min(len(samples) - 2, len(_STUDENT) - 1)] * error
+    return half_width_of(statistics.stdev(samples), len(samples))
+
+
+def half_width_of(deviation: float, count: int) -> float:
+    """The same, of at least two samples with this standard deviation."""
+    return _STUDENT[min(count - 2, len(_STUDENT) - 1)] * deviation / math.sqrt(count)
 
 
 @dataclass(frozen=True)

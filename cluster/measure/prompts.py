@@ -3,11 +3,10 @@ Knows no engine."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from PIL import Image
 
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.plan import JobPlan, make_plan
@@ -16,9 +15,6 @@ from overtone.jobs.rows import Row
 from overtone.jobs.spec import JobSpec
 
 _LOOK_AT_SHARDS = 16  # where a job's sizes are counted; spread over the job
-
-Judge = Callable[[Image.Image, str], tuple[int, int]]
-"""(objects drawn right, objects asked for) of a picture and its prompt."""
 
 
 def sample_rows(spec: JobSpec, count: int) -> list[Row]:
@@ -36,6 +32,12 @@ def sample_rows(spec: JobSpec, count: int) -> list[Row]:
     if not rows:
         raise PromptsError("none of the prompt table's rows that were looked at can be made")
     return rows[:count]
+
+
+def spread_out(rows: Sequence[Row]) -> list[Row]:
+    """The rows in an order whose first ones, however many, are spread over all of them: by the multiples of
+    the golden ratio, modulo 1. What is measured on few rows is measured on rows of all kinds."""
+    return [rows[k] for k in sorted(range(len(rows)), key=lambda k: k * (math.sqrt(5) - 1) / 2 % 1)]
 
 
 def job_sizes(spec: JobSpec, job_plan: JobPlan) -> Sizes:
@@ -70,19 +72,3 @@ class Sizes:
     """Samples that the whole job makes."""
     exact: bool
     """All shards were looked at."""
-
-
-def tiny_judge(spec: JobSpec, rows: Sequence[Row]) -> Judge | None:
-    """The picture world's own judge, where the job's model is the embedded one and draws captions of that
-    world at its size; None elsewhere."""
-    sizes = {(row.height or spec.sampling.height, row.width or spec.sampling.width) for row in rows}
-    if spec.model.id != "tiny" or not sizes <= {(None, None), (256, 256), (256, None), (None, 256)}:
-        return None
-    from overtone.progressive.tiny import judge, world
-
-    try:
-        for row in rows:
-            world.parse(row.prompt)
-    except ValueError:
-        return None
-    return judge.judge

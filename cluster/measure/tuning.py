@@ -1,60 +1,72 @@
-"""What a sweep of settings found, as data, Markdown, HTML and a sheet of pictures. Knows figures and
-pictures, no engine."""
+"""What a search of settings found, as data and as text. Knows figures, no engine and no pictures but those to
+be shown."""
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
-from overtone.jobs.report import data_uri, page, style, svg
-from overtone.jobs.words import markdown_table
-
-_PICTURE_PX = 192
+from overtone.cluster.measure.worth import Gain
+from overtone.jobs.words import counted, markdown_table
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting gave. Distances are to the `fullres` pictures of the same rows; means over rows."""
+    """What one setting gave on the rows it was drawn on; means over these rows. The reference is full
+    resolution at the spec's own number of steps, called `fullres`, on the same rows."""
 
     name: str
     group: str
     sampling: dict[str, Any]
     split: str
-    """Steps @ latent grid of each stage, at the job's own size."""
+    """Steps @ latent grid of each stage, at the most frequent size."""
+    num_steps: int
+    rows: int
+    cost: float
+    """Of a row, in full-size steps."""
     seconds_per_row: float
     """Denoising and expansions, without text encoding and decoding, which no setting changes."""
     saving: float
+    """Seconds of the reference over this one's."""
     predicted_saving: float
-    """Full-resolution token-steps over the setting's."""
+    """Cost of as many steps at full resolution, over this one's."""
     psnr_db: float
+    """Fidelity, as the three that follow: to the reference's pictures."""
     ssim: float
     perceptual_distance: float
     high_frequency_ratio: float
     judge_percent: float | None
-    """Objects drawn right, percent; None where nothing can judge the model's pictures."""
+    """Things drawn right, percent; None where nothing can judge the model's pictures."""
+    quality: float | None
+    """The scorer's mean; None where fidelity decides."""
     loss: float
-    """Points of quality lost against `fullres`: see `Tuning.loss_metric`."""
+    """By how much less it scores than the reference: see `Tuning.loss_metric`."""
+    gain: Gain | None
+    """At equal quality; None where it is not known."""
     pareto: bool = False
-    """No other setting is as fast and as close, and better in one of the two."""
+    """No other setting with all rows is as cheap and as good, and better in one of the two."""
     saving_error: float | None = None
     """Half the 95 % interval of the logarithm of `saving`; None: one batch alone was timed."""
     loss_error: float | None = None
-    """Half the 95 % interval of `loss`, over rows; None: one row alone was made."""
+    """Half the 95 % interval of `loss`, a paired bootstrap's over rows; None: one row alone was made."""
+    also: tuple[str, ...] = ()
+    """Other names: settings that come to the same steps on the same grids."""
+    left_out: str = ""
+    """Why it was not drawn on all rows; empty where it was."""
 
     @property
     def saving_text(self) -> str:
         """The saving, and between which values it is likely to be."""
         if self.saving_error is None:
             return f"{self.saving:.2f}x (timed once)"
-        low, high = (self.saving * math.exp(sign * min(9, self.saving_error)) for sign in (-1, 1))
+        if self.saving_error > 1:
+            return f"{self.saving:.2f}x (timed too little)"
+        low, high = (self.saving * math.exp(sign * self.saving_error) for sign in (-1, 1))
         return f"{self.saving:.2f}x" if high - low < 0.01 else f"{self.saving:.2f}x ({low:.2f} to {high:.2f})"
 
     @property
@@ -62,11 +74,25 @@ class Outcome:
         """The loss, and by how much it may be off."""
         return f"{self.loss:.2f}" + (f" ± {self.loss_error:.2f}" if self.loss_error else "")
 
+    @property
+    def gain_text(self) -> str:
+        return "-" if self.gain is None else self.gain.text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The cheapest setting that loses at most `drop`, and full resolution that does."""
+
+    drop: float
+    choice: Outcome
+    plain: Outcome
+    """The cheapest full-resolution setting that loses at most so much."""
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """The whole comparison. `choice` is the fastest outcome whose loss is at most `max_drop`; where that is
-    `fullres` itself, `nearest` is the faster one that loses least."""
+    """The whole comparison. `choice` is the cheapest setting whose loss is at most `max_drop`; where that is
+    the reference itself, `nearest` is the cheaper one that loses least."""
 
     model: str
     device: str
@@ -75,21 +101,31 @@ class Tuning:
     loss_metric: str
     max_drop: float
     outcomes: tuple[Outcome, ...]
+    """The reference, then the others from cheap to dear."""
     choice: Outcome
+    answers: tuple[Answer, ...] = ()
+    """For `max_drop` and for larger drops."""
     pictures: dict[str, list[Image.Image]] = field(repr=False, default_factory=dict)
     prompts: tuple[str, ...] = ()
     nearest: Outcome | None = None
+    scorer: str | None = None
+    """Its name; None: fidelity decides."""
+    settings: int = 0
+    """Settings that were searched, equal ones counted once."""
+    drawn: int = 0
+    """Pictures that were drawn, over all settings."""
+    drawn_cost: float = 0.0
+    """What they cost, in full-size steps."""
+    exhaustive_cost: float = 0.0
+    """What all settings on all rows would have."""
     measured: int = 0
     """Batches that were made, over all settings."""
     planned: int = 0
-    """The same, of the whole sweep."""
+    """Batches that were asked for: as many, unless it was interrupted."""
+    complete: bool = True
+    """Whether the search came to its end."""
     kept: str | None = None
-    """Where an interrupted sweep has what it measured."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole sweep was measured."""
-        return self.measured == self.planned
+    """Where an interrupted search has what it measured."""
 
     @property
     def suggested(self) -> Outcome:
@@ -97,10 +133,15 @@ class Tuning:
         return self.nearest or self.choice
 
     @property
+    def whole(self) -> list[Outcome]:
+        """The outcomes on all rows, the reference first."""
+        return on_all_rows(self.outcomes)
+
+    @property
     def trade_off(self) -> list[Outcome]:
-        """The settings that no other beats, from close to fast, without `fullres`."""
-        front = sorted((o for o in self.outcomes if o.pareto), key=lambda o: o.saving)
-        return [o for o in front if o is not self.outcomes[0] and o.saving > 1]
+        """The settings that no other beats, from good to cheap, without the reference."""
+        front = sorted((o for o in self.outcomes if o.pareto), key=lambda o: -o.cost)
+        return [o for o in front if o is not self.outcomes[0]]
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as data, without the pictures."""
@@ -109,13 +150,24 @@ class Tuning:
             "device": self.device,
             "rows": self.rows,
             "num_steps": self.num_steps,
+            "scorer": self.scorer,
             "loss_metric": self.loss_metric,
             "max_drop": self.max_drop,
             "choice": self.choice.name,
             "nearest": None if self.nearest is None else self.nearest.name,
             "trade_off": [outcome.name for outcome in self.trade_off],
+            "answers": [
+                {"drop": one.drop, "choice": one.choice.name, "fullres": one.plain.name}
+                for one in self.answers
+            ],
+            "settings": self.settings,
+            "drawn": self.drawn,
+            "drawn_cost": self.drawn_cost,
+            "exhaustive": self.settings * self.rows,
+            "exhaustive_cost": self.exhaustive_cost,
             "measured": self.measured,
             "planned": self.planned,
+            "complete": self.complete,
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
 
@@ -124,157 +176,112 @@ class Tuning:
         nearest, and above it what it costs."""
         notes = ""
         if not self.complete:
-            notes += f"# {self._how_far()}\n"
+            notes += f"# {self.how_far}\n"
         if self.nearest is not None:
             full = yaml.safe_dump(self.outcomes[0].sampling, default_flow_style=True, sort_keys=False).strip()
-            notes += f"# {self._nothing_is_near()}; this is the nearest: {_worth(self.nearest)}\n"
+            notes += f"# {self._nothing_is_near()}; this is the nearest: {worth(self.nearest)}\n"
             notes += f"# full resolution instead: sampling: {full}\n"
         return notes + yaml.safe_dump({"sampling": self.suggested.sampling}, sort_keys=False)
 
     def markdown(self) -> str:
-        """The table as GitHub Markdown."""
+        """The settings with all rows as a table of GitHub Markdown."""
         judged = self.outcomes[0].judge_percent is not None
-        head = ["setting", "steps @ grid", *(["objects right"] if judged else [])]
-        head += ["PSNR to fullres", "SSIM", "perceptual distance", "fine detail", "saving", "predicted"]
+        head = ["setting", "steps @ grid", "cost", "gain at equal quality", "loss"]
+        head += ["things right"] if judged else []
+        head += [
+            "PSNR to fullres",
+            "SSIM",
+            "perceptual distance",
+            "fine detail",
+            "s/row",
+            "over as many steps",
+        ]
         rows = []
-        for outcome in self.outcomes:
-            cells = [outcome.name, outcome.split]
+        for outcome in self.whole:
+            cells = [outcome.name, outcome.split, f"{outcome.cost:.2f}", outcome.gain_text, outcome.loss_text]
             if judged:
                 cells.append(f"{outcome.judge_percent:.1f} %")
-            same = outcome.name == "fullres"
+            same = outcome is self.outcomes[0]
             cells += [
                 "-" if same else f"{outcome.psnr_db:.1f} dB",
                 "-" if same else f"{outcome.ssim:.3f}",
                 "-" if same else f"{outcome.perceptual_distance:.3f}",
                 f"{outcome.high_frequency_ratio:.2f}",
-                f"{outcome.saving:.2f}x",
+                f"{outcome.seconds_per_row:.3f}",
                 f"{outcome.predicted_saving:.2f}x",
             ]
             rows.append(cells)
         return markdown_table(head, rows)
 
     def text(self) -> str:
-        """The table for a terminal, and what was chosen or could be."""
-        lines = [self.markdown(), ""]
+        """The table for a terminal, what was drawn for it, and what was chosen or could be."""
+        lines = [self.markdown(), "", self.work, *self.findings]
         if not self.complete:
-            lines += [self._how_far(), ""]
-        if self.nearest is None:
-            chosen = self.choice
-            what = _worth(chosen) if chosen is not self.outcomes[0] else "nothing is faster"
-            lines.append(f"chosen: {chosen.name}, {what}, of at most {self.max_drop:g} ({self.loss_metric})")
-        else:
-            lines.append(
-                f"{self._nothing_is_near()}. The nearest is {self.nearest.name}: {_worth(self.nearest)}"
-            )
-            lines.append("from close to fast, the settings that no other beats:")
-            lines += [f"  {outcome.name}: {_worth(outcome)}" for outcome in self.trade_off]
+            lines.insert(2, self.how_far)
+        if self.nearest is not None:
+            lines.append("from good to cheap, the settings that no other beats:")
+            lines += [f"  {outcome.name}: {worth(outcome)}" for outcome in self.trade_off]
         return "\n".join(lines)
 
-    def _how_far(self) -> str:
-        return f"interrupted: {self.measured} of {self.planned} measurements, {self.rows} prompts"
+    @property
+    def work(self) -> str:
+        """What was drawn, and of what."""
+        share = 100 * self.drawn_cost / self.exhaustive_cost if self.exhaustive_cost else 100.0
+        return (
+            f"{counted(self.drawn, 'picture')} drawn for {self.drawn_cost:,.0f} full-size steps, {share:.0f} "
+            f"% of what all {counted(self.settings, 'setting')} on {counted(self.rows, 'prompt')} cost"
+        )
+
+    @property
+    def findings(self) -> list[str]:
+        """Sentences: the choice or the nearest, and what larger drops would bring."""
+        if self.nearest is not None:
+            return [f"{self._nothing_is_near()}. The nearest is {self.nearest.name}: {worth(self.nearest)}"]
+        limit = f"of at most {self.max_drop:g} ({self.loss_metric})"
+        if self.choice is self.outcomes[0]:
+            return [f"chosen: {self.choice.name}, nothing is cheaper at a loss {limit}"]
+        what = ""
+        if self.choice.group == self.outcomes[0].group:
+            what = " (full resolution with fewer steps: no ladder that is as good costs less)"
+        found = [f"chosen: {self.choice.name}{what}, {worth(self.choice)}, {limit}"]
+        for one in self.answers[1:]:
+            if one.choice is not self.choice:
+                found.append(f"at a loss of at most {one.drop:g}: {one.choice.name}, {worth(one.choice)}")
+        return found
+
+    @property
+    def how_far(self) -> str:
+        """How far an interrupted search came."""
+        return f"interrupted: {self.measured} of {self.planned} batches asked for so far, {self.rows} prompts"
 
     def _nothing_is_near(self) -> str:
-        return f"nothing faster than fullres loses at most {self.max_drop:g} ({self.loss_metric})"
-
-    def sheet(self, names: Sequence[str] = ()) -> bytes:
-        """PNG of the shown prompts (columns) at some of the settings (rows); unset: `fullres` and the choice,
-        or the nearest.
-
-        KeyError for a name that is none of the settings'.
-        """
-        names = names or tuple(dict.fromkeys((self.outcomes[0].name, self.suggested.name)))
-        savings = {outcome.name: outcome.saving for outcome in self.outcomes}
-        columns = len(self.prompts)
-        figure = Figure(figsize=(1.7 * columns, 2.0 * len(names) + 0.5), dpi=110, layout="constrained")
-        grid = figure.subplots(len(names), columns, squeeze=False)
-        for row, name in zip(grid, names, strict=True):
-            for axes in row:
-                axes.axis("off")
-            # An interrupted sweep may have fewer pictures than prompts.
-            for axes, picture in zip(row, self.pictures[name], strict=False):
-                axes.imshow(picture)
-            row[0].set_title(f"{name}: {savings[name]:.2f}x", loc="left", fontsize=9)
-        for axes, prompt in zip(grid[-1], self.prompts, strict=True):
-            axes.text(
-                0.5,
-                -0.04,
-                textwrap.fill(prompt, 24),
-                transform=axes.transAxes,
-                fontsize=6,
-                ha="center",
-                va="top",
-            )
-        out = io.BytesIO()
-        figure.savefig(out, format="png", metadata={"Software": None})
-        return out.getvalue()
-
-    def html(self) -> str:
-        """One self-contained page: the table, quality against speed, and the pictures side by side."""
-        return page(
-            "overtone.cluster",
-            "tune.html",
-            tuning=self,
-            plot=svg(_plot(self), "loss against saving"),
-            fragment=self.fragment(),
-            thumbnail=lambda picture: data_uri(picture, _PICTURE_PX),
-        )
+        return f"nothing cheaper than fullres loses at most {self.max_drop:g} ({self.loss_metric})"
 
 
 def mark_pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Mark those that no other beats in both saving and loss."""
+    """Mark those on all rows that no other of these beats in both cost and loss."""
+    whole = on_all_rows(outcomes)
     return [
         replace(
             o,
-            pareto=not any(
-                p.saving >= o.saving and p.loss <= o.loss and (p.saving, p.loss) != (o.saving, o.loss)
-                for p in outcomes
+            pareto=o in whole
+            and not any(
+                p.cost <= o.cost and p.loss <= o.loss and (p.cost, p.loss) != (o.cost, o.loss) for p in whole
             ),
         )
         for o in outcomes
     ]
 
 
-def _worth(outcome: Outcome) -> str:
-    return f"{outcome.saving_text} as fast as fullres, loss {outcome.loss_text}"
+def on_all_rows(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The reference, which is first, and those with as many rows as it or, where it is ahead of all others
+    after an interruption, as any of them."""
+    full, *others = outcomes
+    most = min(full.rows, max((one.rows for one in others), default=0))
+    return [full, *(one for one in others if one.rows >= most)]
 
 
-def _plot(tuning: Tuning) -> Figure:
-    """Loss against saving, the Pareto front joined up."""
-    with style():
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        groups: dict[str, list[Outcome]] = {}
-        for outcome in tuning.outcomes:
-            groups.setdefault(outcome.group, []).append(outcome)
-        for number, (label, group) in enumerate(groups.items()):
-            marker = "Dos^vP*X"[number % 8]
-            axes.errorbar(
-                [o.saving for o in group],
-                [o.loss for o in group],
-                xerr=[
-                    [o.saving * (1 - math.exp(-_shown(o))) for o in group],
-                    [o.saving * math.expm1(_shown(o)) for o in group],
-                ],
-                yerr=[o.loss_error or 0.0 for o in group],
-                label=label,
-                marker=marker,
-                markersize=6,
-                linestyle="none",
-                elinewidth=0.7,
-            )
-        front = sorted((o for o in tuning.outcomes if o.pareto), key=lambda o: o.saving)
-        losses = [o.loss for o in front]
-        axes.plot([o.saving for o in front], losses, color="0.6", zorder=0, label="Pareto front")
-        axes.axhline(tuning.max_drop, color="0.6", linestyle=":", label="max drop")
-        suggested, what = tuning.suggested, "chosen" if tuning.nearest is None else "nearest"
-        axes.annotate(what, (suggested.saving, suggested.loss), xytext=(8, 8), textcoords="offset points")
-        axes.set_xlabel("saving over fullres (measured)")
-        axes.set_ylabel(f"loss ({tuning.loss_metric})")
-        axes.legend()
-    return figure
-
-
-def _shown(outcome: Outcome) -> float:
-    """The saving's error as a line in the plot, which one that spans the whole plot would only hide."""
-    error = outcome.saving_error
-    return 0.0 if error is None or error > 1 else error
+def worth(outcome: Outcome) -> str:
+    """Cost, gain and loss of a setting, within a sentence."""
+    gain = "" if outcome.gain is None else f", {outcome.gain_text} at equal quality"
+    return f"{outcome.cost:.2f} full-size steps{gain}, loss {outcome.loss_text}"
