@@ -219,6 +219,15 @@ def test_negative_prompts_that_nothing_runs_are_told(tmp_path):
     assert notes_on_negatives(job(tmp_path / "prompts.parquet", "nobody/nothing"), make_plan(idle)) == []
 
 
+def test_a_size_whose_schedule_overflows_is_refused_and_such_a_row_rejected(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"], "height": [65536, None]}), tmp_path / "prompts.parquet")
+    huge = job(tmp_path / "prompts.parquet", "tiny", height=65536, width=65536)
+    with pytest.raises(SizeError, match="so large that the schedule's shift by its size overflows"):
+        preview(huge)
+    found = preview(job(tmp_path / "prompts.parquet", "tiny", width=65536), check=True).rows
+    assert (found.samples, found.rejects) == (1, 1)
+
+
 def test_a_preset_as_it_is_needs_no_other_steps(tmp_path):
     """Its source says what they are worth, measured; the spec's own number is warned of as ever."""
     pq.write_table(pa.table({"prompt": ["a red circle"]}), tmp_path / "prompts.parquet")
