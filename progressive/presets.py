@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from overtone.progressive.checkpoints import describe
-from overtone.progressive.settings import PresetName
+from overtone.progressive.settings import PresetName, Sampling
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Preset:
         return dict(given) | fill | own
 
     def changed(self, given: Mapping[str, Any]) -> list[str]:
-        """Names of this preset's settings that are otherwise in what is given."""
-        return [key for key, value in self.settings.items() if given.get(key) != value]
+        """Names of this preset's settings that are otherwise in what is given, and of the mode and the
+        transitions where they are not the usual ones, which it is for."""
+        usual = {key: Sampling.model_fields[key].default for key in ("mode", "transition_sigmas")}
+        meant = dict(self.settings) | usual
+        return [key for key, value in meant.items() if given.get(key, usual.get(key)) != value]
 
 
 FEW_STEPS = 10
