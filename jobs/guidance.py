@@ -19,13 +19,15 @@ def guidance_of(spec: JobSpec, family: Family, checkpoint: Checkpoint | None) ->
     if checkpoint is None or family.name == "generic" or family.guider:
         return None  # whether it is distilled is in its configuration
     runs: Guided = "never"
-    if checkpoint.pipeline_class not in family.without_negative:
-        distilled = bool(checkpoint.pipeline.get("is_distilled"))
-        runs = family.guided(spec.sampling, family.guidance_default, distilled=distilled)
+    distilled = bool(checkpoint.pipeline.get("is_distilled"))
+    takes = checkpoint.pipeline_class not in family.without_negative and not distilled
+    if takes:
+        runs = family.guided(spec.sampling, family.guidance_default)
     argument, off = family.guidance or (None, None)
     asked = getattr(spec.sampling, argument) if argument else None
     return Guidance(
         runs=runs,
+        possible=takes and family.guidance is not None,
         argument=argument,
         scale=family.guidance_default if asked is None else asked,
         off=off,
@@ -39,6 +41,8 @@ class Guidance:
 
     runs: Guided
     """Which rows run a negative prompt."""
+    possible: bool
+    """Whether the model runs negative prompts at some setting of `argument`."""
     argument: str | None
     """The setting that rules it; None: there is none."""
     scale: float | None
@@ -54,6 +58,21 @@ class Guidance:
         if self.unprompted:
             return 2
         return {"never": 1, "given": None, "always": 2}[self.runs]
+
+    @property
+    def applied(self) -> float | None:
+        """The scale at which a negative prompt runs; None: none runs, or no setting rules it."""
+        return None if self.runs == "never" else self.scale
+
+    def without_effect(self) -> str | None:
+        """What to say of a table with negative prompts that no row would run; None where rows run theirs."""
+        if self.runs != "never":
+            return None
+        set_it = f"set sampling.{self.argument} above {self.off:g}, or" if self.possible else "it never does;"
+        return (
+            "the table's negative prompts have no effect: the model runs none with these settings; "
+            f"{set_it} let the column pass through by `prompts.columns: {{negative_prompt: null}}`"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `line`, as data."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from overtone.jobs.errors import UserError
 from overtone.jobs.guidance import Guidance, guidance_of
 from overtone.jobs.needs import NEW, Needs, needs_of, try_output
 from overtone.jobs.plan import JobPlan, make_plan
@@ -50,6 +51,7 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
         check_row_ids(spec, job_plan.files)
         named = True
     notes = better_settings(spec, checkpoint, stages) if checkpoint and stages else []
+    notes += notes_on_negatives(spec, job_plan)
     alone = _by_spectrum_alone(spec, checkpoint) if checkpoint and stages else None
     return Preview(
         spec=spec,
@@ -64,6 +66,18 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
         rows=rows,
         named=named or check,
     )
+
+
+def notes_on_negatives(spec: JobSpec, job_plan: JobPlan) -> list[str]:
+    """A sentence where the table has negative prompts and the settings run none of them, as far as that is
+    known without loading the model; raises nothing."""
+    try:
+        checkpoint = checkpoint_of(spec)
+    except UserError:
+        return []
+    guidance = guidance_of(spec, FAMILIES[checkpoint.family], checkpoint)
+    said = guidance.without_effect() if guidance and gives(job_plan, "negative_prompt") else None
+    return [] if said is None else [said]
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,12 @@ class Preview:
             return None
         chosen = preset(sampling.preset, self.family)
         own = chosen.changed(sampling.model_dump())
-        return chosen.source + (f"; the spec itself says otherwise of {', '.join(own)}" if own else "")
+        told = f"; the spec itself says otherwise of {', '.join(own)}" if own else ""
+        scale = None if self.guidance is None else self.guidance.applied
+        if chosen.guidance is not None and scale != chosen.guidance:
+            here = "runs none" if scale is None else f"is at {scale:g}"
+            told += f"; this job {here}, and how good its pictures are was not measured"
+        return chosen.source + told
 
     @property
     def stand_in(self) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from overtone.jobs.errors import SpecError, UserError
+from overtone.jobs.errors import SizeError, SpecError, UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import part_name, read_footer, rejects_index
 from overtone.jobs.plan import JobPlan, make_plan
@@ -41,7 +41,7 @@ class Rejects:
     classes: Counter[str] = field(default_factory=Counter)
     """The rejects that it tries again, by error class."""
     refused: int = 0
-    """Rejects that the reader refused, and would refuse again."""
+    """Rejects that the reader refused, or whose size the model cannot make: they would be refused again."""
     begun: bool = False
     """The retry is one that was begun and is not finished, which comes first. Its rejects are not counted."""
 
@@ -62,8 +62,8 @@ class Rejects:
             lines.append("no row is rejected: there is nothing to try again")
         if self.refused:
             lines.append(
-                f"{self.refused:,} rejected row{'s' * (self.refused != 1)} cannot be made as the prompt "
-                "table has them, however often they are tried"
+                f"{counted(self.refused, 'rejected row')} cannot be made as the prompt table has "
+                f"{'it' if self.refused == 1 else 'them'}, whatever is tried"
             )
         return "\n".join(lines)
 
@@ -130,7 +130,7 @@ def find_rejects(folder: JobFolder, spec: JobSpec, job_plan: JobPlan) -> Rejects
 
     classes, refused, lines = Counter[str](), 0, []
     for shard, left in zip(shards, read_all(rejects, shards), strict=True):
-        tried = [reject.error_class for reject in left if reject.attempts]
+        tried = [r.error_class for r in left if r.attempts and r.error_class != SizeError.__name__]
         classes.update(tried)
         refused += len(left) - len(tried)
         if tried:

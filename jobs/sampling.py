@@ -21,6 +21,7 @@ from overtone.progressive.checkpoints import (
 )
 from overtone.progressive.cost import step_cost
 from overtone.progressive.families import FAMILIES, Family, edition_of
+from overtone.progressive.presets import preset
 from overtone.progressive.schedule import (
     SamplingPlan,
     grid_for,
@@ -149,8 +150,11 @@ def notes_on(spec: JobSpec) -> list[str]:
 
 
 def better_settings(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -> list[str]:
-    """One sentence for each choice of steps that spoils samples, with the setting that does not."""
-    if len(plan.stages) == 1:
+    """One sentence for each choice of steps that spoils samples, with the setting that does not. None about
+    a preset as it is: its source says what its steps are worth."""
+    name, sampling = spec.sampling.preset, spec.sampling.model_dump()
+    as_preset = name is not None and not preset(name, checkpoint.family).changed(sampling)
+    if len(plan.stages) == 1 or as_preset:
         return []
     last, notes = plan.stages[-1], []
     if plan.num_steps < FEW_STEPS:

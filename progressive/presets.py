@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from overtone.progressive.checkpoints import describe
-from overtone.progressive.settings import PresetName
+from overtone.progressive.settings import PresetName, Sampling
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Preset:
     """`num_steps`, the ladder as `levels` or `scales` and, where there is more than one rung, `delta`."""
     source: str
     """Where the values are from, and what is not known of them; the end of a sentence."""
+    guidance: float | None = None
+    """The guidance scale at which `source` measured; None: nothing was measured."""
 
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings given, with this preset's for those that are unset or None. A ladder that is given,
@@ -36,8 +38,11 @@ class Preset:
         return dict(given) | fill | own
 
     def changed(self, given: Mapping[str, Any]) -> list[str]:
-        """Names of this preset's settings that are otherwise in what is given."""
-        return [key for key, value in self.settings.items() if given.get(key) != value]
+        """Names of this preset's settings that are otherwise in what is given, and of the mode and the
+        transitions where they are not the usual ones, which it is for."""
+        usual = {key: Sampling.model_fields[key].default for key in ("mode", "transition_sigmas")}
+        meant = dict(self.settings) | usual
+        return [key for key, value in meant.items() if given.get(key, usual.get(key)) != value]
 
 
 FEW_STEPS = 10
@@ -96,7 +101,8 @@ def _published(
     }
 
 
-_ON_TINY = "measured at guidance 3 by the judge, on 64 held-out prompts with 125 things: "
+_TINY_GUIDANCE = 3.0
+_ON_TINY = f"measured at guidance {_TINY_GUIDANCE:g} by the judge, on 64 held-out prompts with 125 things: "
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "tiny": {
@@ -104,14 +110,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"num_steps": 5, "levels": 0},
             f"{_ON_TINY}plain full resolution, 98.4 % of things right like nine steps of it, and 37.5 dB to "
             "those; no ladder was found that comes as close for as little",
+            _TINY_GUIDANCE,
         ),
         "balanced": Preset(
             {"num_steps": 8, "levels": 1, "delta": 0.4},
             f"{_ON_TINY}97.6 % of things right for 4.3 full-size steps, where four plain steps have 90.4 %",
+            _TINY_GUIDANCE,
         ),
         "fast": Preset(
             {"num_steps": 6, "levels": 1, "delta": 0.45},
             f"{_ON_TINY}97.6 % of things right for 3.1 full-size steps, where three plain steps have 70.4 %",
+            _TINY_GUIDANCE,
         ),
     },
     "flux1": _published("FLUX.1-dev", 50, (0.01, 0.05, 0.05), fast_steps=28),

@@ -87,6 +87,7 @@ def small_part(
     retry: RetryPlan | None = None,
     store: Store | None = None,
     message: str = "was bad",
+    error_class: str = "RowError",
 ) -> Part:
     """The part of a shard, as a worker makes it in batches of two; the rows in `bad` are rejects.
 
@@ -102,7 +103,7 @@ def small_part(
     rows = [row for row in read.rows if row.row_id not in bad | forgotten]
     rows += [row for row in rows if row.row_id in repeated]
     rejects = read.rejects + [
-        Reject(row.row_id, "RowError", message, "denoise", 1, row.source, row.prompt)
+        Reject(row.row_id, error_class, message, "denoise", 1, row.source, row.prompt)
         for row in read.rows
         if row.row_id in bad
     ]

@@ -22,9 +22,9 @@ from overtone.jobs.errors import FingerprintMismatch, PromptsError, SizeError, S
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
-from overtone.jobs.preview import preview
+from overtone.jobs.preview import notes_on_negatives, preview
 from overtone.jobs.sampling import check_model, notes_on
-from overtone.jobs.spec import JobSpec
+from overtone.jobs.spec import JobSpec, load_spec
 from overtone.jobs.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +201,47 @@ def test_few_steps_are_warned_of_with_a_better_setting(prompts):
         assert not preview(job(prompts, klein, **fine)).notes
     assert notes_on(job(prompts, klein, num_steps=4)) == [few, one]  # what `run` says
     assert notes_on(job(prompts, "nobody/nothing")) == []
+
+
+def test_negative_prompts_that_nothing_runs_are_told(tmp_path):
+    idle = table(tmp_path, prompt=["a red circle"], negative_prompt=["blur"])
+    (note,) = preview(idle).notes
+    assert "negative prompts have no effect" in note
+    assert "set sampling.true_cfg_scale above 1" in note
+    assert f"note        {note}" in preview(idle).text()
+    guided = job(tmp_path / "prompts.parquet", "tiny", true_cfg_scale=3)
+    columns = {"path": str(tmp_path / "prompts.parquet"), "columns": {"negative_prompt": None}}
+    elsewhere = JobSpec(model="tiny", prompts=columns, output=str(tmp_path / "out"))
+    hub = job(tmp_path / "prompts.parquet", "black-forest-labs/FLUX.2-dev")
+    assert "it never does; let the column" in preview(hub).notes[-1]
+    for spec in (guided, elsewhere, table(tmp_path, prompt=["a red circle"])):
+        assert preview(spec).notes == ()
+    assert notes_on_negatives(job(tmp_path / "prompts.parquet", "nobody/nothing"), make_plan(idle)) == []
+
+
+def test_a_size_whose_schedule_overflows_is_refused_and_such_a_row_rejected(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"], "height": [65536, None]}), tmp_path / "prompts.parquet")
+    huge = job(tmp_path / "prompts.parquet", "tiny", height=65536, width=65536)
+    with pytest.raises(SizeError, match="so large that the schedule's shift by its size overflows"):
+        preview(huge)
+    found = preview(job(tmp_path / "prompts.parquet", "tiny", width=65536), check=True).rows
+    assert (found.samples, found.rejects) == (1, 1)
+
+
+def test_a_preset_as_it_is_needs_no_other_steps(tmp_path):
+    """Its source says what they are worth, measured; the spec's own number is warned of as ever."""
+    pq.write_table(pa.table({"prompt": ["a red circle"]}), tmp_path / "prompts.parquet")
+    (tmp_path / "job.yaml").write_text(
+        "model: tiny\nprompts: prompts.parquet\noutput: out\nsampling: {preset: fast, true_cfg_scale: 3}\n"
+    )
+    shown = preview(load_spec(tmp_path / "job.yaml"))
+    assert shown.sampling.num_steps < 9
+    assert shown.notes == ()
+    assert "this job" not in shown.preset_source
+    assert "num_steps is 5" in preview(load_spec(tmp_path / "job.yaml", ["sampling.num_steps=5"])).notes[0]
+    for scale, said in ((1, "this job runs none"), (2, "this job is at 2")):
+        other = preview(load_spec(tmp_path / "job.yaml", [f"sampling.true_cfg_scale={scale}"]))
+        assert f"; {said}, and how good its pictures are was not measured" in other.preset_source
 
 
 def test_a_fine_tune_of_the_hub_by_the_specs_family_or_its_cached_configuration(prompts):

@@ -120,3 +120,39 @@ def test_a_data_set_on_the_hub(tmp_path):
         assert "there is no file" in nothing
         assert len({found[1][0] for found in (one, csv, jsonl)}) == 3
         assert all(asked for _, asked in server.ranges)  # ranges, never whole files
+
+
+@pytest.mark.parametrize(
+    ("prompts", "output", "fine"),
+    [
+        ("in", "in", False),
+        ("in", "in/out", False),
+        ("in/", "in/out", False),
+        ("in/**/*.parquet", "in/a/out", False),
+        ("in/*/*/*.parquet", "in/out", False),
+        ("in/*.parquet", "in/out", True),
+        ("in/prompts.parquet", "in", True),
+        ("in", "in-out", True),
+        ("in", "out", True),
+        ("in", "in/_out", True),  # such folders are no part of a data set
+    ],
+)
+def test_a_job_does_not_write_among_its_own_prompts(tmp_path, prompts, output, fine):
+    """Its first part would be a prompt table to the driver that resumes it."""
+    (tmp_path / "in" / "a" / "b").mkdir(parents=True)
+    for place in ("in", "in/a/b"):
+        (tmp_path / place / "prompts.parquet").write_bytes(captions("parquet"))
+    spec = job(f"{tmp_path}/{prompts}")
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"path": str(tmp_path / output)})})
+    if fine:
+        assert make_plan(spec).num_rows
+    else:
+        with pytest.raises(PromptsError, match="would be read as prompts"):
+            make_plan(spec)
+
+
+def test_an_output_below_csv_prompts_holds_none_of_them(tmp_path):
+    (tmp_path / "prompts.csv").write_bytes(captions("csv"))
+    prompts = {"path": str(tmp_path), "format": "csv", "columns": {"prompt": "caption"}}
+    spec = {"model": "tiny", "prompts": prompts, "output": str(tmp_path / "out")}
+    assert make_plan(JobSpec.model_validate(spec)).num_rows == 20

@@ -127,7 +127,7 @@ def test_a_second_retry_tries_what_the_first_left(job):
     assert verify(store.url).ok
     found = find_rejects(JobFolder(store), spec, plan)
     assert (found.retry.num_shards, found.refused) == (0, 1)
-    assert "1 rejected row cannot be made as the prompt table has them" in found.text()
+    assert "1 rejected row cannot be made as the prompt table has it" in found.text()
 
 
 def test_every_row_is_made_as_the_job_itself_would_have_made_it(parquet_job, tmp_path):
@@ -300,6 +300,19 @@ def test_a_retry_belongs_to_the_job_and_changes_no_samples(parquet_job, tmp_path
     pq.write_table(prompt_table(ROWS), tmp_path / "prompts.parquet")
     with pytest.raises(FingerprintMismatch, match=r"prompts.parquet: other contents"):
         job_to_retry(moved)
+
+
+def test_a_size_that_the_model_cannot_make_is_not_tried_again(tmp_path):
+    spec, plan = small_job(tmp_path, prompt_table(ROWS))
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    for index, error_class in enumerate(("SizeError", "RowError", "RowError")):
+        bad = ["../row/1", "../row/2", "../row/6"]
+        assert commit_part(store, small_part(spec, plan, index, bad=bad, error_class=error_class))
+    found = find_rejects(JobFolder(store), spec, plan)
+    assert (found.classes, found.refused) == ({"RowError": 1}, 2)
+    assert found.retry.shards.tolist() == [1]
+    assert "2 rejected rows cannot be made as the prompt table has them" in found.text()
 
 
 # What verify finds

@@ -162,6 +162,14 @@ def test_small_aliases_work(load):
         ),
         (MINIMAL + "delta: 0.1\n", "job.yaml:4: delta: unknown key; did you mean sampling.delta?"),
         (MINIMAL + "promts: x\n", "job.yaml:4: promts: unknown key; did you mean prompts?"),
+        (  # `format` is a key of two other sections: neither is what was meant
+            MINIMAL.replace("output: out", "output: {path: out, image: {format: jpg}}"),
+            "job.yaml:3: output.image.format: unknown key; known are codec, quality",
+        ),
+        (
+            MINIMAL + "workers: {count: 0, min: 1}\n",  # one mistake, one line
+            "job.yaml:4: workers.count: should be greater than or equal to 1; got 0",
+        ),
         (
             MINIMAL + "shards: {zzz: 1}\n",
             "job.yaml:4: shards.zzz: unknown key; known are rows",

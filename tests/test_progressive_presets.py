@@ -81,6 +81,7 @@ def test_a_job_with_a_preset_is_the_job_with_its_values_written_out(written, nam
         ({"scales": "auto"}, {"scales": "auto", "levels": None}),
         ({"transition_sigmas": [0.7]}, {"levels": None, "transition_sigmas": (0.7,)}),
         ({"delta": 0.2}, {"delta": 0.2, "levels": 1}),
+        ({"mode": "fullres"}, {"mode": "fullres", "levels": 1}),
     ],
 )
 def test_what_the_spec_says_itself_comes_first(written, own, kept):

@@ -25,6 +25,7 @@ from overtone.cluster.driver.summary import Ending, Summary, conclude, summary_o
 from overtone.jobs.errors import JobError, StoreError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.plan import JobPlan, Work, make_plan
+from overtone.jobs.preview import notes_on_negatives
 from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.report import CARD, card_rows, write_card
 from overtone.jobs.retry import find_rejects, job_to_retry, tolerating_rejects
@@ -78,7 +79,8 @@ def run_job(
                 summary = summary_of(spec, job_plan, job_plan, folder.store, began, done=done)
                 return replace(summary, notes=tuple(ending.notes))
             spec, work = tolerating_rejects(spec), retry_plan
-        return _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
+        summary = _drive(spec, job_plan, work, folder, began, address, on_event, engine_factory, interrupts)
+        return replace(summary, notes=(*summary.notes, *notes_on_negatives(spec, job_plan)))
 
 
 def retry_job(

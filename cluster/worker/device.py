@@ -97,7 +97,7 @@ class Device:
         height_px, width_px = rows[0].height, rows[0].width
         try:
             return self._engine.plan(self._spec.sampling, height_px=height_px, width_px=width_px)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # a schedule's shift by size may overflow
             attempt.reject(rows, SizeError(first_line(error)))
             return None
 

@@ -33,6 +33,8 @@ class Expanded:
     files: list[Found]
     """In order of their paths; for a folder all files in it, of whatever kind."""
     is_folder: bool
+    takes: Callable[[str], bool] = lambda path: False
+    """Whether a path, as those of `files`, is one that would be listed if there were such a file."""
 
 
 def expand(path: str, *, endpoint_url: str | None = None, region: str | None = None) -> Expanded:
@@ -81,7 +83,9 @@ def _expand(place: Place, path: str, *, is_folder: bool) -> Expanded:
     )
     if not chosen:
         raise PromptsError(f"prompts.path: {path} matches no file")
-    return Expanded(head, chosen, is_folder=not magic)
+    folder = head if len(head) == cut else f"{head}/"
+    takes = lambda path: path.startswith(folder) and matches(path[cut:])  # noqa: E731
+    return Expanded(head, chosen, is_folder=not magic, takes=takes)
 
 
 def _without_slash(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import sys
 from collections import deque
@@ -114,6 +115,7 @@ def _sources(spec: JobSpec) -> list[Source]:
     expanded = [expand(path, **server_of(spec)) for path in spec.prompts.path]
     kept: dict[str, tuple[Found, Format]] = {}
     for some in expanded:
+        _check_apart(spec, some)
         files = _of_format(some, spec.prompts.format) if some.is_folder else some.files
         for found in files:
             kept.setdefault(found.path, (found, _format(spec, found.path)))
@@ -121,6 +123,23 @@ def _sources(spec: JobSpec) -> list[Source]:
     return [
         Source(found, name, format) for (found, format), name in zip(kept.values(), relpaths, strict=True)
     ]
+
+
+def _check_apart(spec: JobSpec, prompts: Expanded) -> None:
+    """PromptsError where the job's own tables would be among its prompts: once it has begun, it would be
+    another job, which nothing could go on with."""
+    output = spec.output.path if is_url(spec.output.path) else os.path.abspath(spec.output.path)
+    same_server = spec.prompts.endpoint_url in (None, spec.output.endpoint_url)
+    skipped = prompts.is_folder and spec.prompts.format not in ("auto", "parquet")
+    tables = [f"{output.rstrip('/')}/timings/part-00000.parquet"]
+    if spec.output.format == "parquet":
+        tables.append(f"{output.rstrip('/')}/data/train-00000-of-00001.parquet")
+    if same_server and not skipped and any(map(prompts.takes, tables)):
+        raise PromptsError(
+            f"output.path: the tables that the job writes into {output} would be read as prompts from "
+            f"{prompts.base}; choose an `output` elsewhere, or name the prompt files by a glob such as "
+            f"{prompts.base.rstrip('/')}/*.parquet"
+        )
 
 
 def _of_format(folder: Expanded, format: str) -> list[Found]:

@@ -53,12 +53,12 @@ def _cut(value: Any) -> str:
 
 
 def _suggestion(path: tuple[str | int, ...], model: type[BaseModel]) -> str:
-    """`; did you mean delta?`: the nearest key of the same section, else where the key belongs."""
+    """`; did you mean delta?`: the one section that has the key, else the nearest key of the same section."""
     *section, key = path
     fields = _fields(model, [part for part in section if isinstance(part, str)])
-    for name in model.model_fields:
-        if key in _fields(model, [name]):
-            return f"; did you mean {name}.{key}?"
+    places = [name for name in model.model_fields if key in _fields(model, [name])]
+    if len(places) == 1:  # of several sections with such a key none is the likely one
+        return f"; did you mean {places[0]}.{key}?"
     near = get_close_matches(str(key), fields, 1, 0.6)
     if near:
         return f"; did you mean {near[0]}?"

@@ -204,8 +204,8 @@ class Workers(Section):
     @model_validator(mode="before")
     @classmethod
     def _count(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("count"), int):
-            count = data["count"]
+        count = data.get("count") if isinstance(data, dict) else None
+        if isinstance(count, int) and count >= 1:  # else the message is about `count` alone
             if any(data.get(key, count) != count for key in ("min", "max")):
                 raise ValueError("give `count`, or `min` and `max`, not both")
             return {**data, "min": count, "max": count}

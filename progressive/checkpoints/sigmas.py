@@ -256,7 +256,10 @@ def _factor(config: Config, mu: float | None) -> float:
         raise ValueError(
             "the scheduler shifts by resolution (use_dynamic_shifting) but its pipeline does not"
         )
-    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    try:
+        return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    except OverflowError:
+        raise ValueError("the picture is so large that the schedule's shift by its size overflows") from None
 
 
 def _shifted(sigmas: Sigmas, factor: float) -> Sigmas:
