@@ -233,7 +233,7 @@ def _cost_lines(plan: SamplingPlan) -> list[str]:
         counted += " alone, since this transformer's FLOPs are not known here"
     lines = [
         f"cost a row: {plan.cost:.1f} full-size steps of {plan.steps} (by {counted}); "
-        f"predicted saving {plan.saving:.2f}x over {_count(plan.steps, 'step')} at full resolution"
+        f"predicted speed-up {plan.saving:.2f}x over {_count(plan.steps, 'step')} at full resolution"
     ]
     if len(plan.stages) > 1:
         equal = _count(max(1, round(plan.cost)), "step")

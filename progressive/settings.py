@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -165,6 +166,16 @@ class Sampling(BaseModel):
             )
         return self
 
+    @field_validator("call_kwargs")
+    @classmethod
+    def _not_the_engine_s(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(filter(set_by_engine, value)):
+            raise ValueError(
+                f"names {', '.join(own)}, which the engine sets itself; use the fields of the sampling "
+                "settings, or leave it out"
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_ladder(self) -> Sampling:
         if self.levels is not None and self.scales is not None:
@@ -190,6 +201,27 @@ class Sampling(BaseModel):
             if getattr(self, key) is not None and self.cache != cache:
                 raise ValueError(f"{key} is of the cache {cache}; set `cache: {cache}`, or leave it out")
         return self
+
+
+_BY_ENGINE = {
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "generator",
+    "latents",
+    "output_type",
+    "return_dict",
+    "guidance_scale",
+    "true_cfg_scale",
+}
+
+
+def set_by_engine(argument: str) -> bool:
+    """Whether the engine sets this argument of a pipeline's call, so that `call_kwargs` may not name it."""
+    return argument in _BY_ENGINE or "prompt" in argument
 
 
 NO_CACHE: dict[str, Any] = {

@@ -72,7 +72,7 @@ def test_plan_shows_shards_stages_and_the_saving(spec_path):
     assert "10 rows in 3 shards from 1 file" in shown.output
     assert "64x64" in shown.output
     assert "128x128" in shown.output
-    assert "predicted saving" in shown.output
+    assert "predicted speed-up" in shown.output
 
 
 def test_plan_gives_the_same_as_data(spec_path):

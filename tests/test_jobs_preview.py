@@ -72,7 +72,7 @@ def test_text_says_the_same_as_the_data(prompts):
     made = preview(job(prompts, scales="auto", delta=0.1))
     text, data = made.text(), made.as_dict()
     assert "10 rows in 3 shards from 1 file" in text
-    assert f"predicted saving {data['sampling']['saving']:.2f}x" in text
+    assert f"predicted speed-up {data['sampling']['saving']:.2f}x" in text
     for stage in data["sampling"]["stages"]:
         assert f"{stage['height']}x{stage['width']}" in text
         assert f"{stage['sigma_start']:.4f}" in text

@@ -222,7 +222,7 @@ class Estimate:
                 for r in table
             ),
             "",
-            f"saving {self.saving:.2f}x ({self.predicted_saving:.2f}x by token-steps)",
+            f"{self.saving:.2f}x as fast as fullres ({self.predicted_saving:.2f}x by token-steps)",
         ]
         return "\n".join(lines)
 

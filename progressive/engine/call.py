@@ -22,7 +22,7 @@ from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
 from overtone.progressive.cost import StepCost, step_cost
 from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import grid_for, latent_frames, steps_of
-from overtone.progressive.settings import Sampling
+from overtone.progressive.settings import Sampling, set_by_engine
 from overtone.progressive.staged import Schedule, check_flow_matching
 
 Text = dict[str, Any]
@@ -31,22 +31,6 @@ or {"prompt": str} for families whose text is not encoded ahead."""
 
 OnStep = Callable[[int, int], None]
 """Called after each transformer step with (steps done, steps in all)."""
-
-_FROM_ENGINE = {
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "generator",
-    "latents",
-    "output_type",
-    "return_dict",
-    "guidance_scale",
-    "true_cfg_scale",
-}
-"""Arguments of a pipeline's call that `call_kwargs` may not name, for the engine sets them."""
 
 
 class PipelineCall:
@@ -131,16 +115,10 @@ class PipelineCall:
 
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
-        own = {name for name in sampling.call_kwargs if name in _FROM_ENGINE or "prompt" in name}
-        if own:
-            raise ValueError(
-                f"call_kwargs names {', '.join(sorted(own))}, which the engine sets itself; "
-                "use the fields of the sampling settings, or leave it out"
-            )
         asked = {n for n in ("guidance_scale", "true_cfg_scale") if getattr(sampling, n) is not None}
         unknown = sorted((asked | set(sampling.call_kwargs)) - set(self.defaults))
         if unknown:
-            known = sorted(n for n in self.defaults if n not in _FROM_ENGINE and "prompt" not in n)
+            known = sorted(name for name in self.defaults if not set_by_engine(name))
             raise ValueError(
                 f"{type(self.pipe).__name__} takes no argument {', '.join(unknown)}; it takes "
                 + ", ".join(known)

@@ -79,5 +79,6 @@ def consistency_profile(path: str | Path) -> Profile:
             raise ValueError("a scale or sigma is not between 0 and 1, or an error below 0")
         Drift(found)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a measurement of `calibrate --consistency`: {error!r}") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a measurement of `calibrate --consistency`: {why}") from error
     return found
