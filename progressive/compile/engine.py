@@ -32,7 +32,7 @@ from overtone.progressive.compile.blocks import Blocks, Compile
 from overtone.progressive.compile.runner import CompiledRunner
 from overtone.progressive.engine import Encoded, Engine
 from overtone.progressive.errors import Recompiled
-from overtone.progressive.families import Family
+from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
 
@@ -82,7 +82,7 @@ class CompiledEngine(Engine):
             self._lock = FileLock(folder / "warm-up.lock")
         self._blocks = Blocks(pipe, mode, backend)
         self.runner: CompiledRunner = CompiledRunner(self.call, self.runner)
-        self._learned = False
+        self._learned: set[tuple[Guided, bool]] = set()
 
     def sizes(self, plan: SamplingPlan, index: int, sampling: Sampling) -> tuple[int, ...]:
         """The batch sizes that are warm for stage `index`, increasing."""
@@ -170,8 +170,8 @@ class CompiledEngine(Engine):
         begin, before = time.perf_counter(), library.graphs_compiled()
         varies = self.family.ragged is not None or self.family.text is None
         with self.runner.open():
-            if varies and not self._learned:
-                self._learn(replace(plan, stages=(stage.one_step(),)), sampling, texts)
+            if varies:
+                self._learn(plan, sampling, texts)
             for odd in (_WORDS[0], _WORDS[-1]) if varies else _WORDS[:1]:
                 run(text(_WORDS[0], odd))
         seconds, graphs = time.perf_counter() - begin, library.graphs_compiled() - before
@@ -187,13 +187,20 @@ class CompiledEngine(Engine):
         return WarmUp(stage, rows, graphs, seconds, rows * steps / max(self.call.now() - again, 1e-9))
 
     def _learn(self, plan: SamplingPlan, sampling: Sampling, texts: TextsOf) -> None:
-        def call(*words: int) -> Callable[[], Any]:
-            text = Encoded.cat([texts(1, n, sampling) for n in words])
-            return lambda: self.denoise(plan, text, list(range(len(text))), sampling)
+        """Of guided steps and of others before the first is compiled: texts of one length take another way
+        through the blocks than a prompt beside a shorter negative one."""
 
-        self._blocks.learn_axes([call(n) for n in _WORDS])
-        self._blocks.learn_axes([call(_WORDS[0], n) for n in _WORDS[1:]])
-        self._learned = True
+        def call(part: Stage, *words: int) -> Callable[[], Any]:
+            text = Encoded.cat([texts(1, n, sampling) for n in words])
+            one = replace(plan, stages=(part.one_step(),))
+            return lambda: self.denoise(one, text, list(range(len(text))), sampling)
+
+        for part in (part for stage in plan.stages for part in stage.parts):
+            kind = self.call.guided(sampling), bool(part.guided_steps)
+            if kind not in self._learned:
+                self._blocks.learn_axes([call(part, n) for n in _WORDS])
+                self._blocks.learn_axes([call(part, _WORDS[0], n) for n in _WORDS[1:]])
+                self._learned.add(kind)
 
     def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
         one = self.encode([" ".join(["a"] * words)], [""], sampling)
