@@ -1,7 +1,7 @@
 """Whether a job's rows run a negative prompt, and what that costs, without loading the model. Knows no rows.
 
 found = guidance_of(spec, FAMILIES["qwen-image"], checkpoint)
-found.runs, found.line()
+found.runs, found.line(plan)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.families import Family, Guided
+from overtone.progressive.schedule import SamplingPlan
 
 
 def guidance_of(spec: JobSpec, family: Family, checkpoint: Checkpoint | None) -> Guidance | None:
@@ -32,6 +33,7 @@ def guidance_of(spec: JobSpec, family: Family, checkpoint: Checkpoint | None) ->
         scale=family.guidance_default if asked is None else asked,
         off=off,
         unprompted=family.unprompted,
+        interval=spec.sampling.guidance_interval,
     )
 
 
@@ -51,10 +53,13 @@ class Guidance:
     """The largest value at which no negative prompt runs."""
     unprompted: bool
     """As `Family.unprompted`."""
+    interval: tuple[float, float] | None = None
+    """Noise levels within which a step runs a negative prompt; None: at every step."""
 
     @property
     def passes_per_step(self) -> int | None:
-        """How often a transformer runs for a row at each step; None: that depends on the row."""
+        """How often a transformer runs for a row at each step within the interval; None: that depends on the
+        row."""
         if self.unprompted:
             return 2
         return {"never": 1, "given": None, "always": 2}[self.runs]
@@ -76,10 +81,23 @@ class Guidance:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `line`, as data."""
-        return asdict(self) | {"passes_per_step": self.passes_per_step}
+        return asdict(self) | {
+            "interval": self.interval and list(self.interval),
+            "passes_per_step": self.passes_per_step,
+        }
 
-    def line(self) -> str:
-        """For a terminal."""
+    def line(self, plan: SamplingPlan | None) -> str:
+        """For a terminal; `plan`: a row's stages, where they are known."""
+        if self.interval is None or self.runs == "never":
+            return self._passes()
+        low, high = self.interval
+        count = "" if plan is None else f" ({plan.guided_steps} of {plan.steps})"
+        return (
+            f"{self._passes()}; only at steps from noise levels {low:g} to {high:g}{count}, one pass at the "
+            "others"
+        )
+
+    def _passes(self) -> str:
         if self.unprompted:
             return "a second transformer runs without the text: two passes a step"
         asked = self.argument if self.scale is None else f"{self.argument} {self.scale:g}"

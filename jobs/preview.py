@@ -167,7 +167,9 @@ class Preview:
                 "",
                 *_stages(self.sampling),
             ]
-        found = "known once the model is loaded" if self.guidance is None else self.guidance.line()
+        found = (
+            "known once the model is loaded" if self.guidance is None else self.guidance.line(self.sampling)
+        )
         lines = [
             f"{self.spec.name}: {_count(self.job.num_rows, 'row')} in {_count(self.job.num_shards, 'shard')} "
             f"from {_count(len(self.job.files), 'file')}",

@@ -93,6 +93,11 @@ def sampling_plan(
     family = FAMILIES[checkpoint.family]
     sampling = spec.sampling
     _check_size(spec, family, height_px, width_px)
+    guidance = guidance_of(spec, family, checkpoint)
+    try:
+        family.check_guidance_interval(sampling, guidance.runs if guidance else "never")
+    except ValueError as error:
+        raise SpecError(f"sampling.{error}") from error
     if family.name == "generic":
         raise StagesUnknown(f"{checkpoint.pipeline_class} runs on the generic entry")
     height_px, width_px, num_frames = size_of(sampling, family, height_px, width_px)
@@ -102,7 +107,6 @@ def sampling_plan(
         sigmas = checkpoint.with_scheduler(**change).sigmas(
             num_steps, height_px, width_px, num_frames, family.arguments(sampling, num_steps)
         )
-        guidance = guidance_of(spec, family, checkpoint)
         cost = step_cost(
             checkpoint.transformer_class,
             checkpoint.transformer,

@@ -102,7 +102,8 @@ def _ends(transformer: Any) -> list[str]:
 
 @contextmanager
 def step_cache(pipe: Any, sampling: Sampling, scheduler: StageScheduler) -> Iterator[None]:
-    """Within it, which is one stage, the pipeline's transformers have the cache that `sampling` asks for."""
+    """Within it, which is one call of the pipeline, its transformers have the cache that `sampling` asks
+    for."""
     if sampling.cache == "none":
         yield
         return
@@ -121,7 +122,8 @@ def step_cache(pipe: Any, sampling: Sampling, scheduler: StageScheduler) -> Iter
         if first == 1:
             enable()
         else:  # the step at which it is on for the first time runs whole: there is nothing to compare with
-            scheduler.on_step = lambda done: enable() if done == first - 1 else None
+            at = scheduler.done + first - 1
+            scheduler.on_step = lambda done: enable() if done == at else None
         yield
 
 

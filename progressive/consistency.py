@@ -242,7 +242,8 @@ class _OneStep:
         own = self._plan.sigmas[:-1]
         first = min(range(len(own)), key=lambda step: abs(own[step] - sigma))
         tokens = round(grid[0] * grid[1] * self._frames / self._engine.family.patch**2)
-        stage = Stage(*grid, self._frames, first, first + 1, tokens, (sigma, 0.0))
+        unguided = () if self._sampling.guides_from(sigma) else (first,)
+        stage = Stage(*grid, self._frames, first, first + 1, tokens, (sigma, 0.0), unguided)
         plan = replace(self._plan, stages=(stage,))
         made: dict[int, Tensor] = {}
         for chunk in self._engine.runner.chunks(plan, 0, range(len(latents)), self._sampling):

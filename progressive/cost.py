@@ -54,9 +54,18 @@ class StepCost:
         """Cost of a step on `tokens` image tokens; without the passes after the first where not `guided`."""
         return sum(one.flops(tokens) for one in (self.passes if guided else self.passes[:1]))
 
-    def full_size_steps(self, stages: Sequence[tuple[int, int]], full_tokens: int) -> float:
-        """Cost of stages, (image tokens, steps) each, in steps over `full_tokens` of the same model."""
-        return sum(self.step(tokens) * steps for tokens, steps in stages) / self.step(full_tokens)
+    def full_size_steps(
+        self,
+        stages: Sequence[tuple[int, int]],
+        full_tokens: int,
+        *,
+        unguided: Sequence[tuple[int, int]] = (),
+    ) -> float:
+        """Cost of stages, (image tokens, steps) each, in steps over `full_tokens` of the same model;
+        `unguided`: steps beside them that make the first pass alone."""
+        cost = sum(self.step(tokens) * steps for tokens, steps in stages)
+        cost += sum(self.step(tokens, guided=False) * steps for tokens, steps in unguided)
+        return cost / self.step(full_tokens)
 
     @property
     def text_tokens(self) -> int:
@@ -76,27 +85,29 @@ def step_cost(
     *,
     guided: Guided | None = None,
 ) -> StepCost:
-    """Cost of a step, from the transformer's class and configuration (its config.json); `BY_TOKENS` for a
-    class that is not known here and for a configuration that lacks what its class needs.
+    """Cost of a step, from the transformer's class and configuration (its config.json); image tokens, as in
+    `BY_TOKENS`, for a class that is not known here and for a configuration that lacks what its class needs.
 
     A prompt counts as what the pipeline pads it to, else as `LONG_CAPTION`; a negative prompt, where every
     row runs one (`guided`; unset: as the family's own calls do), as much again. Where only rows that give one
     do, the others' cost counts. What a step cache leaves out is not taken off.
     """
+    negative = (guided or family.guided(sampling, family.guidance_default)) == "always"
+    by_tokens = StepCost(BY_TOKENS.passes * 2, BY_TOKENS.counts) if negative else BY_TOKENS
     architecture = ARCHITECTURES.get(transformer_class)
     if architecture is None:
-        return BY_TOKENS
+        return by_tokens
     text = architecture.text_tokens
     asked = (family.call | sampling.call_kwargs).get("max_sequence_length")
     if architecture.padded and isinstance(asked, int):
         text = asked + architecture.more_text_tokens
     texts = [text] if architecture.negative_tokens is None else [text, architecture.negative_tokens]
-    if (guided or family.guided(sampling, family.guidance_default)) == "always":
+    if negative:
         texts.append(text)
     try:
         return StepCost(tuple(architecture.of(config, one) for one in texts))
     except (KeyError, TypeError, IndexError, ValueError):
-        return BY_TOKENS
+        return by_tokens
 
 
 @dataclass(frozen=True)

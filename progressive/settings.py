@@ -24,6 +24,9 @@ Noise = Literal["coupled", "fresh"]
 StepCache = Literal["none", "first_block", "taylorseer"]
 
 
+LAST_BITS = 1e-6
+"""Noise levels that are no further apart are the same one."""
+
 PRESET_FILLED = "preset_filled"
 """Key of the validation's context: the preset's settings are among the others."""
 
@@ -43,6 +46,10 @@ def _measured(value: Any) -> Any:
 
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
+_Level = Annotated[float, Field(ge=0, le=1)]
+
+_CAME_LATER = ("consistency", "guidance_interval")
+"""Settings that are left out where they are unset, so that jobs begun before there were any go on."""
 
 
 class Sampling(BaseModel):
@@ -73,6 +80,11 @@ class Sampling(BaseModel):
 
     true_cfg_scale: Annotated[float, Field(ge=0)] | None = None
     """The pipeline's own `true_cfg_scale` (FLUX.1, Qwen-Image); unset: the pipeline's default."""
+
+    guidance_interval: tuple[_Level, _Level] | None = None
+    """Noise levels [low, high] within which a negative prompt runs; a step of the full schedule that starts
+    from another level takes one pass of the transformer in place of two. The same steps on every ladder and
+    in every `mode`. Unset: at every step. Refused where no negative prompt runs."""
 
     height: Annotated[int, Field(ge=1)] | None = None
     """Output height in pixels; unset: the family's usual size. A row's own `height` comes first."""
@@ -153,9 +165,15 @@ class Sampling(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `consistency` where it is unset: settings say what they said before there was the key."""
+        """Settings say what they said before there were the later ones, where these are unset."""
         said: dict[str, Any] = plainly(self)
-        return {key: value for key, value in said.items() if key != "consistency" or value is not None}
+        return {key: value for key, value in said.items() if key not in _CAME_LATER or value is not None}
+
+    def guides_from(self, sigma: float) -> bool:
+        """Whether guidance runs at a step that starts from this noise level of the full schedule, which two
+        machines may reckon with other last bits."""
+        low, high = self.guidance_interval or (0.0, 1.0)
+        return low - LAST_BITS <= sigma <= high + LAST_BITS
 
     @model_validator(mode="after")
     def _preset_is_filled_in(self, info: ValidationInfo) -> Sampling:
@@ -189,6 +207,11 @@ class Sampling(BaseModel):
                 raise ValueError(f"scales must be above 0; got {list(self.scales)}")
         if self.transition_sigmas is not None and any(b >= a for a, b in pairwise(self.transition_sigmas)):
             raise ValueError(f"transition_sigmas must decrease; got {list(self.transition_sigmas)}")
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval is {list(self.guidance_interval)}; give [low, high], two noise levels of "
+                "which the second is the higher"
+            )
         if self.consistency is not None and self.transition_sigmas is not None:
             raise ValueError(
                 "consistency decides where stages end, and transition_sigmas does so by hand; leave one out"

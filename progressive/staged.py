@@ -151,16 +151,14 @@ class StageScheduler(StandIn):
     """Steps [first, last) of a schedule, as a pipeline sees a scheduler."""
 
     _OWN = frozenset(
-        {"timesteps", "sigmas", "num_inference_steps", "set_timesteps", "set_begin_index", "step"}
+        {"timesteps", "sigmas", "num_inference_steps", "set_timesteps", "set_begin_index", "step", "show"}
         | {"latents", "taken", "on_step", "done", "_step_kwargs"}
     )
 
     def __init__(
         self, scheduler: Any, first: int, last: int, generators: Sequence[torch.Generator] | None = None
     ) -> None:
-        self.timesteps: Tensor = scheduler.timesteps[first:last]
-        self.sigmas: Tensor = scheduler.sigmas[first : last + 1]
-        self.num_inference_steps = last - first
+        self.show(first, last)
         self.taken: Tensor | None = None
         """What the first `step` was given to go on from."""
         self.latents: Tensor | None = None
@@ -171,6 +169,13 @@ class StageScheduler(StandIn):
         """Steps so far."""
         takes_noise = generators and "generator" in inspect.signature(scheduler.step).parameters
         self._step_kwargs = {"generator": list(generators or ())} if takes_noise else {}
+
+    def show(self, first: int, last: int) -> None:
+        """From now on be the steps [first, last) of the schedule to who asks, a part of the stage that starts
+        where the last `step` ended. The scheduler itself goes on: what it remembers, it keeps."""
+        self.timesteps: Tensor = self._scheduler.timesteps[first:last]
+        self.sigmas: Tensor = self._scheduler.sigmas[first : last + 1]
+        self.num_inference_steps = last - first
 
     def set_timesteps(
         self,

@@ -78,9 +78,30 @@ def test_text_says_the_same_as_the_data(prompts):
         assert f"{stage['sigma_start']:.4f}" in text
 
 
+def test_guidance_within_an_interval(prompts):
+    """Said where guidance is, with its steps, and counted in the cost."""
+    guided = {"mode": "fullres", "num_steps": 10, "true_cfg_scale": 3.0}
+    made = preview(job(prompts, guidance_interval=(0.2, 0.95), **guided))
+    text, data = made.text(), made.as_dict()
+    steps = data["sampling"]["guided_steps"]
+    assert 0 < steps < 10
+    assert f"only at steps from noise levels 0.2 to 0.95 ({steps} of 10), one pass at the others" in text
+    assert data["guidance"]["interval"] == [0.2, 0.95]
+    assert data["sampling"]["cost"] == pytest.approx(steps + (10 - steps) / 2)
+    assert json.loads(json.dumps(data)) == data
+    plain = preview(job(prompts, **guided))
+    assert "noise levels" not in plain.text()
+    assert plain.as_dict()["guidance"]["interval"] is None
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (
+            lambda p: job(p, guidance_interval=(0.2, 0.9)),
+            SpecError,
+            r"^sampling\.guidance_interval: flux1 has no second pass to leave out",
+        ),
         (lambda p: job(p, height=500, width=512), SizeError, "sampling: "),
         (lambda p: job(p, model="nobody/nothing"), SpecError, r"model\.id: "),
         (lambda p: job(p.with_name("none.parquet")), PromptsError, "there is no file or folder"),

@@ -32,7 +32,7 @@ from overtone.progressive.compile.blocks import Blocks, Compile
 from overtone.progressive.compile.runner import CompiledRunner
 from overtone.progressive.engine import Encoded, Engine
 from overtone.progressive.errors import Recompiled
-from overtone.progressive.families import Family
+from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
 
@@ -82,7 +82,7 @@ class CompiledEngine(Engine):
             self._lock = FileLock(folder / "warm-up.lock")
         self._blocks = Blocks(pipe, mode, backend)
         self.runner: CompiledRunner = CompiledRunner(self.call, self.runner)
-        self._learned = False
+        self._learned: set[tuple[Guided, bool]] = set()
 
     def sizes(self, plan: SamplingPlan, index: int, sampling: Sampling) -> tuple[int, ...]:
         """The batch sizes that are warm for stage `index`, increasing."""
@@ -123,7 +123,8 @@ class CompiledEngine(Engine):
             for rows in ([1] if alone else sorted(set(sizes)))
             if stage.steps and rows not in self.sizes(plan, index, sampling)
         ]
-        self._blocks.expect(len(missing) + self.runner.shapes)
+        shapes = sum(len(self.runner.keys(stage, sampling)) for stage, _ in missing)
+        self._blocks.expect(shapes + self.runner.shapes)
         before: WarmUp | None = None
         full: set[Stage] = set()
         for stage, rows in missing:
@@ -150,10 +151,10 @@ class CompiledEngine(Engine):
         self, plan: SamplingPlan, stage: Stage, rows: int, sampling: Sampling, texts: TextsOf
     ) -> WarmUp:
         # Two steps, for the second may not be called like the first; and the last one, for models that
-        # change hands on the way down.
-        ends = [_cut(stage, stage.first, min(stage.first + 2, stage.last))]
+        # change hands on the way down. Of each part, for unguided steps may have fewer rows in a call.
+        ends = [part.cut(part.first, min(part.first + 2, part.last)) for part in stage.parts]
         if len(transformers(self.pipe)) > 1:
-            ends.append(_cut(stage, stage.last - 1, stage.last))
+            ends += [part.cut(part.last - 1, part.last) for part in stage.parts]
         plans = [replace(plan, stages=(end,)) for end in ends]
 
         def run(text: Encoded) -> None:
@@ -169,38 +170,38 @@ class CompiledEngine(Engine):
         begin, before = time.perf_counter(), library.graphs_compiled()
         varies = self.family.ragged is not None or self.family.text is None
         with self.runner.open():
-            if varies and not self._learned:
-                one = replace(plan, stages=(_cut(stage, stage.first, stage.first + 1),))
-                self._learn(one, sampling, texts)
+            if varies:
+                self._learn(plan, sampling, texts)
             for odd in (_WORDS[0], _WORDS[-1]) if varies else _WORDS[:1]:
                 run(text(_WORDS[0], odd))
         seconds, graphs = time.perf_counter() - begin, library.graphs_compiled() - before
         steps, again = 0, self.call.now()
-        self.runner.add(stage, sampling, rows)
+        withdraw = self.runner.add(stage, sampling, rows)
         try:
             for odd in (_WORDS[2], _WORDS[1]) if varies else _WORDS[:1]:  # lengths not compiled for
                 run(text(_WORDS[2] if varies else _WORDS[0], odd))
                 steps += sum(end.steps for end in ends)
         except BaseException:
-            self.runner.discard(stage, sampling, rows)
+            withdraw()
             raise
         return WarmUp(stage, rows, graphs, seconds, rows * steps / max(self.call.now() - again, 1e-9))
 
     def _learn(self, plan: SamplingPlan, sampling: Sampling, texts: TextsOf) -> None:
-        def call(*words: int) -> Callable[[], Any]:
-            text = Encoded.cat([texts(1, n, sampling) for n in words])
-            return lambda: self.denoise(plan, text, list(range(len(text))), sampling)
+        """Of guided steps and of others before the first is compiled: texts of one length take another way
+        through the blocks than a prompt beside a shorter negative one."""
 
-        self._blocks.learn_axes([call(n) for n in _WORDS])
-        self._blocks.learn_axes([call(_WORDS[0], n) for n in _WORDS[1:]])
-        self._learned = True
+        def call(part: Stage, *words: int) -> Callable[[], Any]:
+            text = Encoded.cat([texts(1, n, sampling) for n in words])
+            one = replace(plan, stages=(part.one_step(),))
+            return lambda: self.denoise(one, text, list(range(len(text))), sampling)
+
+        for part in (part for stage in plan.stages for part in stage.parts):
+            kind = self.call.guided(sampling), bool(part.guided_steps)
+            if kind not in self._learned:
+                self._blocks.learn_axes([call(part, n) for n in _WORDS])
+                self._blocks.learn_axes([call(part, _WORDS[0], n) for n in _WORDS[1:]])
+                self._learned.add(kind)
 
     def _texts(self, rows: int, words: int, sampling: Sampling) -> Encoded:
         one = self.encode([" ".join(["a"] * words)], [""], sampling)
         return one[[0] * rows]
-
-
-def _cut(stage: Stage, first: int, last: int) -> Stage:
-    """Steps [first, last) of a stage."""
-    sigmas = stage.sigmas[first - stage.first : last - stage.first + 1]
-    return replace(stage, first=first, last=last, sigmas=sigmas)

@@ -6,7 +6,7 @@ writes. While they are open, graphs may be compiled and rows go as they are give
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,19 +58,24 @@ class CompiledRunner:
 
     def sizes(self, stage: Stage, sampling: Sampling) -> tuple[int, ...]:
         """The numbers of rows that are warm for this stage, increasing."""
-        return tuple(sorted(self._warm.get(self._key(stage, sampling), ())))
+        warm = [self._of(key) for key in self.keys(stage, sampling)]
+        return tuple(sorted(set.intersection(*warm))) if warm else ()
 
-    def add(self, stage: Stage, sampling: Sampling, rows: int) -> None:
-        """From now on this many rows of this stage count as warm."""
-        self._warm.setdefault(self._key(stage, sampling), set()).add(rows)
+    def add(self, stage: Stage, sampling: Sampling, rows: int) -> Callable[[], None]:
+        """From now on this many rows of this stage count as warm; what is returned takes that back."""
+        new = [self._of(key) for key in self.keys(stage, sampling) if rows not in self._of(key)]
+        for warm in new:
+            warm.add(rows)
 
-    def discard(self, stage: Stage, sampling: Sampling, rows: int) -> None:
-        """From now on this many rows of this stage do not count as warm."""
-        self._warm[self._key(stage, sampling)].discard(rows)
+        def withdraw() -> None:
+            for warm in new:
+                warm.discard(rows)
+
+        return withdraw
 
     @property
     def shapes(self) -> int:
-        """The number of combinations of stage and rows that are warm."""
+        """The number of combinations of grid, guidance and rows that are warm."""
         return sum(map(len, self._warm.values()))
 
     @contextmanager
@@ -82,9 +87,14 @@ class CompiledRunner:
         finally:
             self._open = False
 
-    def _key(self, stage: Stage, sampling: Sampling) -> tuple[Any, ...]:
-        """What makes a shape, but for the number of rows."""
-        return stage.grid, stage.frames, self._call.guided(sampling)
+    def keys(self, stage: Stage, sampling: Sampling) -> set[tuple[Any, ...]]:
+        """What makes the stage's shapes, but for the number of rows: one, or two where some of its steps are
+        unguided."""
+        guided = self._call.guided(sampling)
+        return {(stage.grid, stage.frames, guided, bool(part.guided_steps)) for part in stage.parts}
+
+    def _of(self, key: tuple[Any, ...]) -> set[int]:
+        return self._warm.setdefault(key, set())
 
 
 @contextmanager

@@ -190,6 +190,12 @@ class PipelineCall:
         default = self.defaults.get(self.family.guidance[0])
         return self.family.guided(sampling, default, distilled=bool(self.pipe.config.get("is_distilled")))
 
+    def unguided(self) -> dict[str, float]:
+        """The argument that takes guidance away, at the value with which no negative prompt runs."""
+        assert self.family.guidance is not None, f"{self.family.name} has no argument for guidance"
+        name, off = self.family.guidance
+        return {name: off}
+
     def row_by_row(self, sampling: Sampling) -> bool:
         """Whether rows must go through the transformer alone, since a row depends on itself alone: where the
         pipeline mixes rows, or a cache decides by the mean over its batch."""

@@ -18,6 +18,7 @@ from overtone.progressive import library
 from overtone.progressive.engine.call import OnStep, PipelineCall, Text
 from overtone.progressive.engine.text import Encoded
 from overtone.progressive.schedule import SamplingPlan, Stage
+from overtone.progressive.settings import Sampling
 from overtone.progressive.staged import StageScheduler
 
 
@@ -34,6 +35,12 @@ class Carried:
     def copy(self) -> Carried:
         return replace(self, arguments=dict(self.arguments))
 
+    def changed(self, sampling: Sampling) -> Sampling:
+        """The settings with those arguments of the call that are fields of theirs as a callback has set them,
+        so that whether rows are guided follows."""
+        fields = {name: value for name, value in self.arguments.items() if name in Sampling.model_fields}
+        return sampling.model_copy(update=fields) if fields else sampling
+
     @property
     def key(self) -> str:
         """Equal for rows that may go on together."""
@@ -42,16 +49,19 @@ class Carried:
 
 @dataclass
 class Callback:
-    """What a stage's call of the pipeline gets for `callback_on_step_end`."""
+    """What a call of the pipeline gets for `callback_on_step_end`."""
 
     call: PipelineCall
     theirs: Callable[..., Any] | None
     on_step: OnStep | None
     scheduler: StageScheduler
     plan: SamplingPlan
-    stage: Stage
+    part: Stage
+    """The steps of the call: a stage, or the part of one that is guided, or is not."""
+    steps: int
+    """Of the whole stage."""
     encoded: Encoded
-    """The chunk's texts; after the stage, those that the next one starts with."""
+    """The chunk's texts; after the call, those that the next one starts with."""
     carried: Carried
     """Filled in as the stage goes."""
 
@@ -59,7 +69,7 @@ class Callback:
         if self.theirs is not None:
             values = self._call_theirs(self.theirs, pipe, step, timestep, values)
         if self.on_step is not None:
-            self.on_step(step + 1, self.stage.steps)
+            self.on_step(self.scheduler.done, self.steps)
         return values
 
     def _call_theirs(
@@ -67,12 +77,12 @@ class Callback:
     ) -> dict[str, Any]:
         library.tell_num_timesteps(pipe, self.plan.num_steps)
         told, given = library.told_arguments(pipe), dict(values)
-        values = theirs(pipe, self.stage.first + step, timestep, values)
+        values = theirs(pipe, self.part.first + step, timestep, values)
         self.scheduler.latents = values.get("latents", self.scheduler.latents)
         for name, value in library.told_arguments(pipe).items():
             if name in self.call.defaults and value is not told.get(name, value):
                 self.carried.arguments[name] = value
-        if self.stage.last < self.plan.stages[-1].last:
+        if self.part.last < self.plan.stages[-1].last:
             for name, value in values.items():
                 if name != "latents" and value is not given.get(name, value):
                     self.encoded = self._replaced(name, given[name], value)

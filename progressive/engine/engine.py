@@ -103,6 +103,7 @@ class Engine:
         """The stages of one sample, from the pipeline's own schedule. A size given here comes before
         `sampling`'s, which comes before the family's. ValueError for what cannot be made."""
         check_cache(self.pipe, sampling)
+        self.family.check_guidance_interval(sampling, self.call.guided(sampling))
         height_px, width_px, num_frames = size_of(sampling, self.family, height_px, width_px, num_frames)
         grid_for(self.family, height_px, width_px)  # before the pipeline rounds what it cannot make
         latent_frames(self.family, num_frames)

@@ -7,7 +7,7 @@ pipeline plainly, `progressive.compile.CompiledRunner` wraps it, and a caller's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -78,37 +78,50 @@ class PipelineRunner:
         return [list(rows)]
 
     def run(self, given: StageInput) -> Tensor:
+        """One call of the pipeline, or one for each part that is guided or is not where the rows are."""
+        guided = any(text is not None for text in given.encoded.negative)
+        for part in given.stage.parts if guided else (given.stage,):
+            latents = self._run_part(given, part, unguided=guided and not part.guided_steps)
+            if given.carried.interrupted:
+                break
+            given = replace(given, latents=latents, encoded=given.carried.encoded or given.encoded)
+        return latents
+
+    def _run_part(self, given: StageInput, part: Stage, *, unguided: bool) -> Tensor:
         """The caller's pipeline is called with another scheduler, which is taken away again."""
-        call, stage, sampling = self._call, given.stage, given.sampling
-        callback = self._callback(given)
-        arguments = self._arguments(given, callback)
-        call.reset_caches(stage.steps)
-        with swapped(call.pipe, given.scheduler), step_cache(call.pipe, sampling, given.scheduler):
+        call, sampling, scheduler = self._call, given.carried.changed(given.sampling), given.scheduler
+        callback = self._callback(given, part)
+        arguments = self._arguments(given, part, callback)
+        if unguided:
+            arguments |= call.unguided()
+        scheduler.show(part.first, part.last)
+        call.reset_caches(part.steps)
+        with swapped(call.pipe, scheduler), step_cache(call.pipe, sampling, scheduler):
             call.pipe(
                 # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
                 latents=call.pack(given.latents),
-                **call.size(stage.grid, given.plan.num_frames, stage.steps),
-                **text_arguments(call, given.encoded, sampling),
+                **call.size(part.grid, given.plan.num_frames, part.steps),
+                **text_arguments(call, given.encoded, sampling, unguided=unguided),
                 **arguments,
             )
         given.carried.interrupted = library.interrupted(call.pipe)
         given.carried.encoded = callback.encoded
-        if given.scheduler.latents is None:  # interrupted before its first step
+        if scheduler.latents is None:  # interrupted before its first step
             return given.latents
         # Not the call's result: FLUX.2 hands that out converted for its VAE, which cannot be undone exactly.
-        return layouts.unpack(call.family, given.scheduler.latents, *stage.grid)
+        return layouts.unpack(call.family, scheduler.latents, *part.grid)
 
-    def _callback(self, given: StageInput) -> Callback:
+    def _callback(self, given: StageInput, part: Stage) -> Callback:
         theirs = self._call.arguments(given.sampling).get("callback_on_step_end")
-        scheduler, plan, stage = given.scheduler, given.plan, given.stage
+        scheduler, plan, steps = given.scheduler, given.plan, given.stage.steps
         encoded, carried = given.encoded, given.carried
-        return Callback(self._call, theirs, given.on_step, scheduler, plan, stage, encoded, carried)
+        return Callback(self._call, theirs, given.on_step, scheduler, plan, part, steps, encoded, carried)
 
-    def _arguments(self, given: StageInput, callback: Callback) -> dict[str, Any]:
+    def _arguments(self, given: StageInput, part: Stage, callback: Callback) -> dict[str, Any]:
         """The arguments of the call that are neither text nor size."""
         call = self._call
         arguments = call.arguments(given.sampling) | given.carried.arguments
-        arguments = of_stage(call.family, given.plan, given.stage, arguments, call.defaults)
+        arguments = of_stage(call.family, given.plan, part, arguments, call.defaults)
         arguments.pop("callback_on_step_end", None)
         wanted = callback.theirs is not None or given.on_step is not None
         if wanted and "callback_on_step_end" in call.defaults:

@@ -157,17 +157,19 @@ class Encoded:
         )
 
 
-def text_arguments(call: PipelineCall, encoded: Encoded, sampling: Sampling) -> dict[str, Any]:
+def text_arguments(
+    call: PipelineCall, encoded: Encoded, sampling: Sampling, *, unguided: bool = False
+) -> dict[str, Any]:
     """Encoded rows as arguments of one call of the pipeline, negative ones where it is guided by them: by all
-    rows' or by none's."""
+    rows' or by none's. `unguided`: by none's, whatever the rows have."""
     arguments, guided = call.collate(encoded.positive), call.guided(sampling)
     negative = [text for text in encoded.negative if text is not None]
-    if guided == "never":
+    if guided == "never" or unguided:
         return arguments
     if len(negative) == len(encoded):
         return arguments | call.collate(negative, "negative_")
     if negative or guided == "always":
         raise ValueError("guidance needs negative prompts: encode with the same sampling settings")
-    assert call.family.guidance is not None
-    name, off = call.family.guidance
-    return arguments | {name: off}  # else the pipeline warns at each call that its own default does nothing
+    return (
+        arguments | call.unguided()
+    )  # else the pipeline warns at each call that its own default does nothing

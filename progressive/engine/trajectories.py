@@ -9,10 +9,10 @@ The tour goes on in cluster/worker/pictures.py, where a batch's latents become e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -112,8 +112,8 @@ class Trajectories:
     def run_stage(
         self, index: int, chunk: Sequence[int], on_step: OnStep | None = None
     ) -> tuple[Tensor, Carried, list[StageReport]]:
-        """One chunk of rows through stage `index`, in one call of the pipeline: their latents after it, and
-        what callbacks have changed for them."""
+        """One chunk of rows through stage `index`: their latents after it, and what callbacks have changed
+        for them."""
         plan, call, count = self.plan, self._call, len(set(chunk))
         stage, before = plan.stages[index], plan.stages[index - 1] if index else None
         reports: list[StageReport] = []
@@ -147,7 +147,7 @@ class Trajectories:
         generators = [noise.row_generator(self._seeds[row], noise.sampler(index)) for row in chunk]
         walk = self._walks.setdefault(tuple(chunk), Trajectory(self._schedule, self.plan))
         scheduler, encoded = walk.stage(index, generators), self._encoded[list(chunk)]
-        sampling = _with_fields(self._sampling, carried.arguments)
+        sampling = carried.changed(self._sampling)
         return StageInput(
             self.plan, index, scheduler, latents, encoded, generators, sampling, on_step, carried
         )
@@ -228,13 +228,6 @@ def _check_finite(latents: Tensor, chunk: Sequence[int], index: int) -> None:
     if not all(finite):
         bad = {row for row, ok in zip(chunk, finite, strict=True) if not ok}
         raise NonFiniteLatents(sorted(bad), index)
-
-
-def _with_fields(sampling: Sampling, arguments: Mapping[str, Any]) -> Sampling:
-    """The settings with those arguments of the call that are fields of theirs as a callback has set them, so
-    that whether rows are guided follows."""
-    fields = {name: value for name, value in arguments.items() if name in Sampling.model_fields}
-    return sampling.model_copy(update=fields) if fields else sampling
 
 
 def _report(

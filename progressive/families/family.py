@@ -144,6 +144,23 @@ class Family:
             if config.get(key) == value:
                 raise ValueError(f"the transformer's {key} is {value!r}: {why}")
 
+    def check_guidance_interval(self, sampling: Sampling, guided: Guided) -> None:
+        """ValueError where `guidance_interval` is set and these settings have no second pass that a step can
+        leave out, or none that an argument of the call rules. `guided`: as the pipeline's call is."""
+        if sampling.guidance_interval is None:
+            return
+        if self.name == "generic":
+            why = "the pipeline is not known here, nor what else its guidance argument does"
+        elif self.guider:
+            why = f"{self.name} guides by its component `{self.guider}`, not by an argument of its call"
+        elif self.unprompted:
+            why = f"the second transformer of {self.name} runs at every step, whatever the guidance"
+        elif guided == "never":
+            why = f"{self.name} has no second pass to leave out with these settings: no negative prompt runs"
+        else:
+            return
+        raise ValueError(f"guidance_interval: {why}; leave it out")
+
     def guided(self, sampling: Sampling, default: float | None, *, distilled: bool = False) -> Guided:
         """Whether a row runs a negative prompt with these settings.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from overtone.progressive.cost import BY_TOKENS, StepCost
@@ -55,6 +55,9 @@ class Stage:
     sigmas: tuple[float, ...]
     """Noise levels that the stage's steps go through, last - first + 1 of them: the full schedule's, but for
     the first after a rewind (mode `dct_rewind`), or all of them matched to the grid (`dct_matched`)."""
+    unguided: tuple[int, ...] = ()
+    """Those of the stage's steps, by their numbers in the full schedule, that run no negative prompt though
+    the others do: they start from noise levels outside `guidance_interval`."""
 
     @property
     def sigma_start(self) -> float:
@@ -73,6 +76,29 @@ class Stage:
     @property
     def steps(self) -> int:
         return self.last - self.first
+
+    @property
+    def guided_steps(self) -> int:
+        """Steps that are not `unguided`."""
+        return self.steps - len(self.unguided)
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stage cut where guidance begins and ends: each part's steps are all guided, or all are not."""
+        runs = [list(run) for _, run in groupby(range(self.first, self.last), self.unguided.__contains__)]
+        return tuple(self.cut(run[0], run[-1] + 1) for run in runs)
+
+    def cut(self, first: int, last: int) -> Stage:
+        """Steps [first, last) of the stage, by their numbers in the full schedule."""
+        sigmas = self.sigmas[first - self.first : last - self.first + 1]
+        unguided = tuple(step for step in self.unguided if first <= step < last)
+        return replace(self, first=first, last=last, sigmas=sigmas, unguided=unguided)
+
+    def one_step(self) -> Stage:
+        """The stage cut to the first of its steps that cost the most."""
+        steps = range(self.first, self.last)
+        first = next((step for step in steps if step not in self.unguided), self.first)
+        return self.cut(first, first + 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +130,11 @@ class SamplingPlan:
         return sum(stage.steps for stage in self.stages)
 
     @property
+    def guided_steps(self) -> int:
+        """Those of them that run a negative prompt, where the row has one to run."""
+        return sum(stage.guided_steps for stage in self.stages)
+
+    @property
     def token_steps(self) -> int:
         """Image tokens times steps, summed over stages."""
         return sum(stage.tokens * stage.steps for stage in self.stages)
@@ -121,10 +152,11 @@ class SamplingPlan:
 
     @property
     def cost(self) -> float:
-        """All steps together, in full-size steps of the same model: full resolution with as many steps costs
-        about as much."""
-        stages = [(stage.tokens, stage.steps) for stage in self.stages]
-        return self.step_cost.full_size_steps(stages, self.stages[-1].tokens)
+        """All steps together, in full-size steps of the same model, guided where rows are: full resolution
+        with as many steps costs about as much."""
+        stages = [(stage.tokens, stage.guided_steps) for stage in self.stages]
+        unguided = [(stage.tokens, len(stage.unguided)) for stage in self.stages]
+        return self.step_cost.full_size_steps(stages, self.stages[-1].tokens, unguided=unguided)
 
     @property
     def saving(self) -> float:
@@ -138,9 +170,9 @@ class SamplingPlan:
         return " + ".join(f"{stage.steps} @ {stage.height}x{stage.width}" for stage in self.stages)
 
     def one_step_each(self) -> SamplingPlan:
-        """Each stage cut to its first step: every grid and expansion once, to warm up."""
-        stages = tuple(replace(s, last=s.first + 1, sigmas=s.sigmas[:2]) for s in self.stages)
-        return replace(self, stages=stages)
+        """Each stage cut to one step, a guided one where there is any: every grid and expansion once, to warm
+        up."""
+        return replace(self, stages=tuple(stage.one_step() for stage in self.stages))
 
     def kappa(self, index: int) -> float:
         """Factor on the latent at the expansion from stage `index` to the next; 1 in mode `dct`."""
@@ -165,12 +197,14 @@ class SamplingPlan:
                 "sigma_start": stage.sigma_start,
                 "sigma_end": stage.sigma_end,
                 "sigmas": list(stage.sigmas),
+                "unguided": list(stage.unguided),
             }
         return plan | {
             "scales": list(self.scales),
             "sigmas": list(self.sigmas),
             "stages": list(plan["stages"]),
             "steps": self.steps,
+            "guided_steps": self.guided_steps,
             "token_steps": self.token_steps,
             "fullres_token_steps": self.fullres_token_steps,
             "cost": self.cost,
@@ -238,7 +272,9 @@ def plan_sampling(
         if sampling.mode == "dct_matched":
             levels = [matched(level, side_ratio(rung.grid, full)) for level in levels]
         tokens = round(rung.grid[0] * rung.grid[1] * tokens_per_cell)
-        stages.append(Stage(*rung.grid, frames, first, rung.end, tokens, tuple(levels)))
+        # By the full schedule's level, not the stage's own: so every ladder guides the same steps.
+        unguided = tuple(k for k in range(first, rung.end) if not sampling.guides_from(sigmas[k]))
+        stages.append(Stage(*rung.grid, frames, first, rung.end, tokens, tuple(levels), unguided))
         scales.append(rung.scale)
         first = rung.end
     if sampling.transform == "haar":
