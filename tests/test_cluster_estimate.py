@@ -177,7 +177,16 @@ def test_the_text_shows_both_settings_side_by_side(tmp_path):
     spec, engine = job(tmp_path), ClockedEngine()
     foretold = estimate(spec, engine, price=3.0, clock=engine.clock)
     text = foretold.text()
-    for shown in ("fullres", "this job", "rows an hour", "CPU-hours", "done in", "cost", "96 rows", "saving"):
+    for shown in (
+        "fullres",
+        "this job",
+        "rows an hour",
+        "CPU-hours",
+        "done in",
+        "cost",
+        "96 rows",
+        "as fast as fullres",
+    ):
         assert shown in text
     data = json.loads(json.dumps(foretold.as_dict()))
     assert data["saving"] == pytest.approx(foretold.saving)
