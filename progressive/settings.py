@@ -244,7 +244,7 @@ _BY_ENGINE = {
 
 def set_by_engine(argument: str) -> bool:
     """Whether the engine sets this argument of a pipeline's call, so that `call_kwargs` may not name it."""
-    return argument in _BY_ENGINE or "prompt" in argument
+    return argument in _BY_ENGINE or ("prompt" in argument and not argument.startswith("enable_"))
 
 
 NO_CACHE: dict[str, Any] = {

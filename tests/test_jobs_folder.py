@@ -31,6 +31,7 @@ from overtone.jobs.store.base import StoreGuarantees
 from overtone.jobs.store.open import open_config
 from overtone.jobs.verify import verify
 from overtone.jobs.verify.check import verify_job
+from overtone.progressive.families import FAMILIES
 
 PARTS_ONLY = StoreGuarantees(single=False, multipart=True, max_single_bytes=5 * 1024**3)
 BAD = {"../row/2"}
@@ -270,7 +271,7 @@ def test_a_job_that_made_nothing_gives_way_to_another(job):
     other = spec.model_copy(update={"seed": 8})
     folder = JobFolder(store)
     assert folder.gives_way_to(make_plan(other))
-    needs = needs_of(other, make_plan(other), checkpoint_of(other))
+    needs = needs_of(other, make_plan(other), FAMILIES["tiny"], checkpoint_of(other))
     assert (needs.state, needs.replaces) == ("new", True)
     assert folder.open(other, make_plan(other), replace=True) is False
     kept, kept_plan = JobFolder(store).load()
@@ -298,7 +299,7 @@ def test_a_job_that_made_something_or_may_be_at_work_does_not(job, left):
     with pytest.raises(FingerprintMismatch, match="seed was"):
         folder.open(other, make_plan(other), replace=True)
     with pytest.raises(FingerprintMismatch, match="seed was"):
-        needs_of(other, make_plan(other), checkpoint_of(other))  # as `plan` asks
+        needs_of(other, make_plan(other), FAMILIES["tiny"], checkpoint_of(other))  # as `plan` asks
     assert JobFolder(store).load()[0].seed == spec.seed
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_pipes
@@ -16,7 +19,7 @@ from overtone.progressive.engine import Engine
 from overtone.progressive.engine.step_arguments import check_step_arguments, of_stage
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.schedule import plan_sampling
-from overtone.progressive.settings import Sampling
+from overtone.progressive.settings import Sampling, set_by_engine
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
 
@@ -111,6 +114,20 @@ def test_an_argument_in_steps_that_nobody_knows_is_refused_where_a_schedule_is_c
     check_step_arguments("OddPipeline", family, whole, plan_sampling(whole, family, sigmas))
     known = Sampling(transition_sigmas=(0.5,), call_kwargs={"skip_layer_guidance_stop": 0.2})
     check_step_arguments("OddPipeline", family, known, cut)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"generic"}))
+def test_an_entry_names_every_argument_of_its_pipelines_that_is_told_in_steps(name):
+    """By the rule for arguments that nobody knows."""
+    family = FAMILIES[name]
+    known = {"fractions": family.fractions, "counts": family.counts, "per_step": family.per_step}
+    bare = replace(FAMILIES["generic"], **known)
+    sigmas = np.linspace(1, 0, 29).tolist()
+    for pipeline in family.pipelines:
+        call = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+        arguments = {argument: None for argument in call if not set_by_engine(argument)}
+        sampling = Sampling(transition_sigmas=(0.5,), call_kwargs=arguments)
+        check_step_arguments(pipeline, bare, sampling, plan_sampling(sampling, bare, sigmas))
 
 
 # ------------------------------------------------------------------------------------------------- callbacks

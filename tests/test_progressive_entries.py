@@ -99,6 +99,22 @@ def test_fullres_is_the_pipelines_own_call_and_a_cut_changes_no_bit(family):
         assert torch.equal(latents, whole), f"cut at step {cut}"
 
 
+def test_guidance_that_lumina_leaves_out_after_a_fraction_of_the_steps_is_left_out_at_the_same_steps():
+    engine = engine_of("lumina2")
+    sampling = settings(
+        engine, mode="fullres", call_kwargs={"max_sequence_length": 16, "cfg_trunc_ratio": 0.5}
+    )
+    plan, encoded, whole, _ = run(engine, sampling, slice(1))
+    (stage,) = plan.stages
+    parts = (
+        replace(stage, last=1, sigmas=stage.sigmas[:2]),
+        replace(stage, first=1, sigmas=stage.sigmas[1:]),
+    )
+    latents, _ = engine.denoise(replace(plan, stages=parts), encoded, SEEDS[:1], sampling)
+    assert torch.equal(latents, whole)
+    assert not torch.equal(run(engine, settings(engine, mode="fullres"), slice(1))[2], whole)
+
+
 @pytest.mark.parametrize("family", tiny_zoo.BUILDERS)
 def test_guidance_by_default_is_the_pipelines_own(family):
     """Nothing said of guidance, and no negative prompt."""

@@ -174,6 +174,7 @@ IMAGES = (
         changes=GENERIC_BEFORE,
         text=None,  # it puts a system prompt before prompts, and none before negative ones
         guidance_default=4.0,
+        fractions=("cfg_trunc_ratio",),
         spectrum=FLUX1_VAE,
         default_delta=0.05,
         default_steps=30,
