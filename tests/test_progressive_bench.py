@@ -118,7 +118,10 @@ class OnMeta(torch.nn.Module):
         return tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=self.dtype), out)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "flux1-dev" else pytest.param(name, marks=pytest.mark.chaos) for name in REAL],
+)
 def test_real_sizes_fit_together(name):
     """Published width, depth, grids and text lengths through the real pipeline; only numbers are left out."""
     case = bench.CASES[name]

@@ -104,7 +104,12 @@ def test_more_shapes_than_expected_are_an_error():
     engine.denoise(engine.plan(sampling), words(engine, sampling, 1), [0], sampling)
 
 
-@pytest.mark.parametrize("family", ["qwen-image", "z-image", "wan2.2"])
+LONG = pytest.mark.chaos  # a quarter of a minute each, and of the same kind as the first
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen-image", pytest.param("z-image", marks=LONG), pytest.param("wan2.2", marks=LONG)]
+)
 def test_no_text_length_compiles_anything_after_the_warm_up(family):
     """Guided, with texts of every length, alike and not, and both of Wan's transformers."""
     pipe = tiny_pipes.BUILDERS[family]()

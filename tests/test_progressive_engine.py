@@ -635,8 +635,8 @@ def test_what_is_not_flow_matching_is_refused(scheduler, message):
     ("call", "message"),
     [
         ({"call_kwargs": {"cfg_normalisation": True}}, "takes no argument cfg_normalisation"),
-        ({"call_kwargs": {"height": 64}}, "call_kwargs names height"),
-        ({"call_kwargs": {"prompt_embeds": None}}, "call_kwargs names prompt_embeds"),
+        ({"call_kwargs": {"height": 64}}, "names height, which the engine sets itself"),
+        ({"call_kwargs": {"prompt_embeds": None}}, "names prompt_embeds, which the engine sets"),
         ({"seeds": [1]}, "1 seeds for 2 prompts"),
         ({"seeds": [2**64, 1]}, "seed is 18446744073709551616"),
         ({"negative_prompts": ["a"]}, "1 negative prompts for 2 prompts"),
