@@ -46,7 +46,7 @@ SIDE_PX = 16
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """Jobs there need not wait for a disk."""
 USUAL = settings(
-    max_examples=100,
+    max_examples=200,
     phases=(Phase.explicit, Phase.generate),  # what shrinking takes is for those who run the long form
     deadline=None,
     derandomize=True,
