@@ -79,11 +79,17 @@ def read_parquet(
     skip, left = first_row - int(starts[groups[0]]), num_rows
     names = [name for name in dict.fromkeys([*wanted.values, *wanted.others.names]) if name in there]
     with _open(place, found, metadata, tail) as table:
-        batches = table.iter_batches(
-            batch_size=64 if signed else _batch_rows(metadata, groups, names),
-            row_groups=groups,
-            columns=names,
-            use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
+        # Arrow reads no nested column with categories of several row groups at once.
+        nested = any(pa.types.is_nested(table.schema_arrow.field(name).type) for name in names)
+        batches = (
+            batch
+            for some in ([[group] for group in groups] if nested else [groups])
+            for batch in table.iter_batches(
+                batch_size=64 if signed else _batch_rows(metadata, groups, names),
+                row_groups=some,
+                columns=names,
+                use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once
+            )
         )
         for raw in batches:
             batch = raw.slice(min(skip, raw.num_rows), left)
