@@ -18,6 +18,7 @@ from overtone.jobs.prompts import check_row_ids
 from overtone.jobs.row_check import RowCheck, check_rows, gives, names_told_soon
 from overtone.jobs.sampling import StagesUnknown, better_settings, checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
+from overtone.jobs.words import counted
 from overtone.progressive.checkpoints import Checkpoint
 from overtone.progressive.families import FAMILIES, MEASURED_SPECTRA
 from overtone.progressive.presets import preset
@@ -50,8 +51,9 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     elif not named and names_told_soon(job_plan):
         check_row_ids(spec, job_plan.files)
         named = True
+    guidance = guidance_of(spec, family, checkpoint)
     notes = better_settings(spec, checkpoint, stages) if checkpoint and stages else []
-    notes += notes_on_negatives(spec, job_plan)
+    notes += _on_negatives(guidance, job_plan)
     alone = _by_spectrum_alone(spec, checkpoint) if checkpoint and stages else None
     return Preview(
         spec=spec,
@@ -60,7 +62,7 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
         sampling=stages,
         by_spectrum_alone=alone,
         unknown=unknown,
-        guidance=guidance_of(spec, family, checkpoint),
+        guidance=guidance,
         notes=tuple(notes),
         needs=needs,
         rows=rows,
@@ -75,7 +77,10 @@ def notes_on_negatives(spec: JobSpec, job_plan: JobPlan) -> list[str]:
         checkpoint = checkpoint_of(spec)
     except UserError:
         return []
-    guidance = guidance_of(spec, FAMILIES[checkpoint.family], checkpoint)
+    return _on_negatives(guidance_of(spec, FAMILIES[checkpoint.family], checkpoint), job_plan)
+
+
+def _on_negatives(guidance: Guidance | None, job_plan: JobPlan) -> list[str]:
     said = guidance.without_effect() if guidance and gives(job_plan, "negative_prompt") else None
     return [] if said is None else [said]
 
@@ -171,8 +176,8 @@ class Preview:
             "known once the model is loaded" if self.guidance is None else self.guidance.line(self.sampling)
         )
         lines = [
-            f"{self.spec.name}: {_count(self.job.num_rows, 'row')} in {_count(self.job.num_shards, 'shard')} "
-            f"from {_count(len(self.job.files), 'file')}",
+            f"{self.spec.name}: {counted(self.job.num_rows, 'row')} in "
+            f"{counted(self.job.num_shards, 'shard')} from {counted(len(self.job.files), 'file')}",
             *stages,
             "",
             f"guidance    {found}",
@@ -228,17 +233,17 @@ def _by_spectrum_alone(spec: JobSpec, checkpoint: Checkpoint) -> SamplingPlan | 
 
 def _cost_lines(plan: SamplingPlan) -> list[str]:
     """What a row costs, and the plain setting that costs as much: who saves could also take fewer steps."""
-    counted: str = plan.step_cost.counts
+    unit: str = plan.step_cost.counts
     if counted == "FLOPs":
-        counted += f", {plan.step_cost.text_tokens:,} tokens of text included"
+        unit += f", {plan.step_cost.text_tokens:,} tokens of text included"
     else:
-        counted += " alone, since this transformer's FLOPs are not known here"
+        unit += " alone, since this transformer's FLOPs are not known here"
     lines = [
-        f"cost a row: {plan.cost:.1f} full-size steps of {plan.steps} (by {counted}); "
-        f"predicted speed-up {plan.saving:.2f}x over {_count(plan.steps, 'step')} at full resolution"
+        f"cost a row: {plan.cost:.1f} full-size steps of {plan.steps} (by {unit}); "
+        f"predicted speed-up {plan.saving:.2f}x over {counted(plan.steps, 'step')} at full resolution"
     ]
     if len(plan.stages) > 1:
-        equal = _count(max(1, round(plan.cost)), "step")
+        equal = counted(max(1, round(plan.cost)), "step")
         lines.append(f"for the same cost: plain full resolution with {equal} (`mode: fullres`); try both")
     return lines
 
@@ -255,12 +260,8 @@ def _stages(plan: SamplingPlan) -> list[str]:
     lines = [f"{'stage':>5}  {'grid':>9}  {'tokens':>8}  {'steps':>5}  {'sigma from':>10}  {'to':>6}"]
     lines += [
         f"{i:>5}  {f'{stage.height}x{stage.width}':>9}  {stage.tokens:>8,}  "
-        f"{stage.last - stage.first:>5}  "
+        f"{stage.steps:>5}  "
         f"{stage.sigma_start:>10.4f}  {stage.sigma_end:>6.4f}"
         for i, stage in enumerate(plan.stages)
     ]
     return [*lines, "", *_cost_lines(plan)]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

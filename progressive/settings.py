@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -48,13 +48,24 @@ def _measured(value: Any) -> Any:
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Level = Annotated[float, Field(ge=0, le=1)]
 
-_CAME_LATER = ("consistency", "guidance_interval")
-"""Settings that are left out where they are unset, so that jobs begun before there were any go on."""
+
+class Grown(BaseModel):
+    """Settings that say what they said before there were the later ones, where these are unset: a job that
+    was begun before goes on."""
+
+    came_later: ClassVar[tuple[str, ...]] = ()
+    """The later ones; None is unset."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = plainly(self)
+        return {key: value for key, value in said.items() if key not in self.came_later or value is not None}
 
 
-class Sampling(BaseModel):
+class Sampling(Grown):
     """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
 
+    came_later = ("consistency", "guidance_interval")
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     preset: PresetName | None = Field(default=None, exclude=True)
@@ -162,12 +173,6 @@ class Sampling(BaseModel):
     call_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More keyword arguments for the pipeline's call, as it documents them
     (`cfg_normalization`, `max_sequence_length`, ...)."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings say what they said before there were the later ones, where these are unset."""
-        said: dict[str, Any] = plainly(self)
-        return {key: value for key, value in said.items() if key not in _CAME_LATER or value is not None}
 
     def guides_from(self, sigma: float) -> bool:
         """Whether guidance runs at a step that starts from this noise level of the full schedule, which two

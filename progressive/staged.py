@@ -19,6 +19,7 @@ from torch import Tensor
 
 from overtone.progressive import library
 from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.settings import LAST_BITS
 
 
 class StandIn:
@@ -234,7 +235,7 @@ def _install(scheduler: Any, first: int, sigmas: Sequence[float]) -> None:
     apart = bool(((timesteps.to(told) - told).abs() > 1).any())
     known = [*reversed(own)], [0.0, *reversed(timesteps.tolist())]
     for index, sigma in enumerate(sigmas, start=first):
-        if abs(own[index] - sigma) > 1e-6:  # a plan computed elsewhere may differ in the last bits
+        if abs(own[index] - sigma) > LAST_BITS:  # a plan computed elsewhere may differ in the last bits
             levels[index] = sigma
             if index < len(timesteps):
                 # Cast as the scheduler casts its own: UniPC keeps whole timesteps.

@@ -106,6 +106,13 @@ def kl(channels: int = 4) -> AutoencoderKL:
     )
 
 
+def wan_vae() -> AutoencoderKLWan:
+    """Wan's, of four channels that are neither centred nor of one size."""
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
+    )
+
+
 def ready(pipe: Any) -> Any:
     """Weights large enough for the output to depend on all inputs, and evaluation mode."""
     generator = torch.Generator().manual_seed(1)
@@ -295,9 +302,7 @@ def wan(*, two: bool = False) -> Any:
         WanPipeline(
             tokenizer=tokenizer(512),
             text_encoder=UMT5EncoderModel(text),
-            vae=AutoencoderKLWan(
-                base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
-            ),
+            vae=wan_vae(),
             scheduler=UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
             ),

@@ -12,7 +12,7 @@ import tiny_zoo
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2_diffusion_forcing
-from tiny_pipes import kl, ready, t5, tokenizer
+from tiny_pipes import kl, ready, t5, tokenizer, wan_vae
 from transformers import Qwen3Config, Qwen3Model
 
 
@@ -141,9 +141,7 @@ def cosmos2_image() -> Any:
                 concat_padding_mask=True,
                 extra_pos_embed_type=None,
             ),
-            vae=diffusers.AutoencoderKLWan(
-                base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
-            ),
+            vae=wan_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
             safety_checker=Allows(),
         )

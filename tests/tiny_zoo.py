@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2
-from tiny_pipes import chroma, clip, kl, qwen_vl, ready, t5, tokenizer
+from tiny_pipes import chroma, clip, kl, qwen_vl, ready, t5, tokenizer, wan_vae
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma2Config,
@@ -46,6 +46,16 @@ def ended() -> Any:
 
 def gemma() -> Any:
     return Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=8))
+
+
+def hunyuan_vae() -> Any:
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
 
 
 def sana() -> Any:
@@ -262,9 +272,7 @@ def skyreels_v2() -> Any:
                 ffn_dim=32,
                 num_layers=1,
             ),
-            vae=diffusers.AutoencoderKLWan(
-                base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
-            ),
+            vae=wan_vae(),
             scheduler=UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
             ),
@@ -298,13 +306,7 @@ def hunyuan_video() -> Any:
                 rope_axes_dim=(4, 6, 6),
                 **_HEADS,
             ),
-            vae=diffusers.AutoencoderKLHunyuanVideo(
-                latent_channels=4,
-                block_out_channels=(8, 8, 8, 8),
-                layers_per_block=1,
-                norm_num_groups=4,
-                mid_block_add_attention=False,
-            ),
+            vae=hunyuan_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
             text_encoder_2=clip(),
             tokenizer_2=tokenizer(),
@@ -405,13 +407,7 @@ def kandinsky5_video() -> Any:
                 axes_dims=(4, 6, 6),
                 visual_cond=True,
             ),
-            vae=diffusers.AutoencoderKLHunyuanVideo(
-                latent_channels=4,
-                block_out_channels=(8, 8, 8, 8),
-                layers_per_block=1,
-                norm_num_groups=4,
-                mid_block_add_attention=False,
-            ),
+            vae=hunyuan_vae(),
             text_encoder=qwen_vl(),
             tokenizer=OfTexts(),
             text_encoder_2=clip(),

@@ -31,8 +31,8 @@ from overtone.cluster.measure.tuning import Tuning
 from overtone.cluster.worker import Engine, load_engine
 from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.rows import Row
+from overtone.jobs.sampling import checkpoint_of
 from overtone.jobs.spec import JobSpec
-from overtone.progressive.checkpoints import describe
 from overtone.progressive.errors import ScorerError
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.schedule import steps_of
@@ -104,12 +104,10 @@ def tune_job(
 def _own_steps(spec: JobSpec) -> int | None:
     """The spec's number of steps, as far as it is known without the model."""
     try:
-        checkpoint = describe(spec.model.id)
-    except ValueError:
+        checkpoint = checkpoint_of(spec)
+    except UserError:
         return spec.sampling.num_steps
-    name = checkpoint.family if spec.model.family == "auto" else spec.model.family
-    family = FAMILIES.get(name)
-    return None if family is None else steps_of(spec.sampling, family, checkpoint.default_steps)
+    return steps_of(spec.sampling, FAMILIES[checkpoint.family], checkpoint.default_steps)
 
 
 def _searched(

@@ -29,7 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overtone.cluster.measure.worth import Interval, at_least, difference, spread
+from overtone.cluster.measure.worth import at_least, difference, spread
+from overtone.progressive.scoring import Difference
 
 TOLERANCE = 0.25
 """Of the allowed drop: by so much a setting may be better than a cheaper one that takes its place."""
@@ -180,12 +181,12 @@ class Race:
             return f"a cheaper one is as good, after {rows} rows"
         return f"not needed for an answer, after {rows} rows"
 
-    def difference(self, index: int, other: int) -> Interval:
+    def difference(self, index: int, other: int) -> Difference:
         """Mean score of an entrant minus that of another, over the rows that both have."""
         rows = min(self._rows(index), self._rows(other))
-        return at_least(self._compare(index, other, rows), self._spreads(rows), rows)
+        return at_least(self._compare(index, other, rows), self._spreads(rows))
 
-    def _compared(self, index: int, other: int, rows: int) -> Interval:
+    def _compared(self, index: int, other: int, rows: int) -> Difference:
         return difference(self.scores[index][:rows], self.scores[other][:rows])
 
     def _usual_spread(self, rows: int) -> float:

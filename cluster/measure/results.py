@@ -73,7 +73,7 @@ def _outcome(search: Search, index: int) -> Outcome:
     saving, saving_error = trial.saving_over(full)
     difference = race.difference(index, 0)
     distances: dict[str, Any] = {**trial.means()}
-    half = (difference.high - difference.low) / 2
+    half = difference.half_width
     return Outcome(
         name=candidate.name,
         group=candidate.setting.group,

@@ -8,26 +8,17 @@ straight line, because rounding up to the next whole step would flatter whatever
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from overtone.cluster.measure.pace import half_width_of
-from overtone.progressive.scoring import paired_difference
+from overtone.progressive.scoring import Difference, paired_difference
 
 _RESAMPLES = 1000
 _RESAMPLES_OF_GAIN = 500
-
-
-class Interval(NamedTuple):
-    """Of a difference of means: it holds the true value in 19 of 20 cases."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def spread(differences: Sequence[np.ndarray]) -> float:
@@ -36,19 +27,18 @@ def spread(differences: Sequence[np.ndarray]) -> float:
     return float(np.median(found)) if found else 0.0
 
 
-def difference(scores: np.ndarray, others: np.ndarray) -> Interval:
+def difference(scores: np.ndarray, others: np.ndarray) -> Difference:
     """Mean of `scores` minus that of `others`, float [N] of the same rows, by a paired bootstrap."""
-    found = paired_difference(scores, others, resamples=_RESAMPLES)
-    return Interval(found.mean, found.low, found.high)
+    return paired_difference(scores, others, resamples=_RESAMPLES)
 
 
-def at_least(found: Interval, usual_spread: float, rows: int) -> Interval:
+def at_least(found: Difference, usual_spread: float) -> Difference:
     """The interval, no narrower than Student's t for rows that differ by `usual_spread`: a bootstrap knows
     only of the rows that there are, and where a few of them happen to be alike it is too sure."""
-    if rows < 2:
-        return Interval(found.mean, -math.inf, math.inf)
-    around = half_width_of(usual_spread, rows)
-    return Interval(found.mean, min(found.low, found.mean - around), max(found.high, found.mean + around))
+    if found.rows < 2:
+        return found
+    around = half_width_of(usual_spread, found.rows)
+    return replace(found, low=min(found.low, found.mean - around), high=max(found.high, found.mean + around))
 
 
 @dataclass(frozen=True)

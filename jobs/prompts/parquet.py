@@ -81,11 +81,12 @@ def read_parquet(
     with _open(place, found, metadata, tail) as table:
         # Arrow reads no nested column with categories of several row groups at once.
         nested = any(pa.types.is_nested(table.schema_arrow.field(name).type) for name in names)
+        batch_rows = 64 if signed else _batch_rows(metadata, groups, names)
         batches = (
             batch
             for some in ([[group] for group in groups] if nested else [groups])
             for batch in table.iter_batches(
-                batch_size=64 if signed else _batch_rows(metadata, groups, names),
+                batch_size=batch_rows,
                 row_groups=some,
                 columns=names,
                 use_threads=False,  # a few narrow columns, mostly of one of many files that are read at once

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from overtone.jobs.spec.fields import Endpoint, Place, Text, one_or_more
+from overtone.progressive.settings import Grown
 
 Column = Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"]
 """What a prompt table can say about a row; every other column passes through to the output."""
@@ -37,12 +30,10 @@ class Section(BaseModel):
     )
 
 
-def _without_unset(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != key or value is not None}
-
-
-class Lora(Section):
+class Lora(Section, Grown):
     """An adapter loaded on top of the model."""
+
+    came_later = ("transformer",)
 
     id: Place
     """A hub name, or a folder or .safetensors file."""
@@ -60,14 +51,11 @@ class Lora(Section):
     """Of a model with two transformers (Wan 2.2: the first for high noise, the second for low), the one that
     the adapter is for. Unset: the only one."""
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `transformer` where it is unset: a spec says what it said before there was the key."""
-        return _without_unset(plainly(self), "transformer")
 
-
-class Model(Section):
+class Model(Section, Grown):
     """What draws the samples."""
+
+    came_later = ("variant",)
 
     id: Place
     """`tiny` (embedded, draws simple shapes), a Hugging Face hub name, or a diffusers folder (starting
@@ -99,11 +87,6 @@ class Model(Section):
 
     loras: tuple[Lora, ...] = ()
     """Adapters, in the order in which they are loaded."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `variant` where it is unset: a spec says what it said before there was the key."""
-        return _without_unset(plainly(self), "variant")
 
 
 def _delimiter(value: Any) -> Any:

@@ -43,9 +43,7 @@ def fit_backdrop(rgb: np.ndarray, asked: Asked, things: Sequence[np.ndarray]) ->
     ground = masks.away_from(things, _AWAY_PX, rgb.shape[:2])
     if not ground.any():  # nothing but things: then all of it stands for the background
         ground = ~ground
-    tone = np.array(world.BACKGROUNDS[asked.background], np.float32)
-    step = (world.SHADE - 1) * tone
-    place = (rgb - tone) @ step / (step @ step)  # [H, W]: 0 at the first tone, 1 at the second
+    tone, step, place = between_tones(rgb, asked.background)
     if asked.texture == "plain":
         mean = np.median(rgb[ground], axis=0)
         flat = np.broadcast_to(mean, rgb.shape)
@@ -57,6 +55,14 @@ def fit_backdrop(rgb: np.ndarray, asked: Asked, things: Sequence[np.ndarray]) ->
     contrast = float((tones[1] - tones[0]) @ step / (step @ step))
     picture = np.where(second[..., None], tones[1], tones[0]).astype(np.float32)
     return Backdrop(picture, (tones[0] + tones[1]) / 2, contrast, tuple(shares))
+
+
+def between_tones(rgb: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(a background's first tone [3], the step from it to the second [3], and of each pixel of a picture
+    [H, W, 3] its place on the line through them, [H, W]: 0 at the first, 1 at the second)."""
+    tone = np.array(world.BACKGROUNDS[background], np.float32)
+    step = (world.SHADE - 1) * tone
+    return tone, step, (rgb - tone) @ step / (step @ step)
 
 
 _WHOLE = (slice(0, world.SIDE_PX), slice(0, world.SIDE_PX))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from overtone.progressive.tiny import masks, world
+from overtone.progressive.tiny.backdrop import between_tones
 from overtone.progressive.tiny.world import Asked, Kind
 
 _BACKGROUND_DISTANCE = 45.0
@@ -114,9 +115,8 @@ def read(picture: Image.Image) -> Reading:
 
 def _ground(rgb: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the line between a background's tones, and place on it (0 first, 1 second): [H, W] each."""
-    tone = np.array(world.BACKGROUNDS[background], np.float32)
-    step = (world.SHADE - 1) * tone
-    place = np.clip((rgb - tone) @ step / (step @ step), 0, 1)
+    tone, step, place = between_tones(rgb, background)
+    place = np.clip(place, 0, 1)
     return np.linalg.norm(rgb - tone - place[..., None] * step, axis=-1), place
 
 
