@@ -143,6 +143,7 @@ def outcome(name: str, cost: float, loss: float, group: str = "one level", **mor
         "sampling": {},
         "split": "",
         "num_steps": 9,
+        "plain": name.startswith(FULLRES),
         "rows": 4,
         "cost": cost,
         "seconds_per_row": 1.0,

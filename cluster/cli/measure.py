@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fragment", default="tune.yaml", show_default=True, type=OutFile(), help="The choice, for the spec."
 )
+@click.option("--plot", "plot_path", type=OutFile(), help="Also draw loss against cost into this PNG.")
 @click.option(
     "--sheet",
     "sheet_path",
@@ -82,6 +83,7 @@ def tune(
     overrides: tuple[str, ...],
     page: Path,
     fragment: Path,
+    plot_path: Path | None,
     sheet_path: Path | None,
     show: tuple[str, ...],
     as_json: bool,
@@ -90,7 +92,7 @@ def tune(
     """Search, on SPEC's own prompts and on this machine, the number of steps, ladder and delta that cost the
     least at an acceptable loss against full resolution with SPEC's own number of steps. That may be full
     resolution with fewer steps."""
-    from overtone.cluster.measure import html, sheet, tune_job
+    from overtone.cluster.measure import html, plot, sheet, tune_job
     from overtone.jobs.spec import load_spec
 
     spec = load_spec(spec_path, overrides)
@@ -100,6 +102,7 @@ def tune(
         [
             (fragment, tuning.fragment()),
             (page, html(tuning).encode()),
+            *([(plot_path, plot(tuning))] if plot_path else []),
             *([(sheet_path, sheet(tuning, show))] if sheet_path else []),
         ]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overtone.cluster.measure.charts import html, sheet
+from overtone.cluster.measure.charts import html, plot, sheet
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
 from overtone.cluster.measure.pace import Progress
@@ -15,6 +15,7 @@ __all__ = [
     "estimate",
     "html",
     "load_and_time",
+    "plot",
     "sample_rows",
     "sheet",
     "tune",

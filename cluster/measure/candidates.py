@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from overtone.cluster.measure.race import Entrant
-from overtone.cluster.measure.settings import FULLRES, Setting
+from overtone.cluster.measure.settings import Setting
 from overtone.cluster.worker import Engine
 from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
@@ -72,8 +72,8 @@ def candidates(
             entrant=Entrant(
                 cost=sum(weights[size] * _cost(plan, setting.sampling) for size, plan in plans.items())
                 / whole,
-                line=setting.group if setting.group == FULLRES else (setting.group, setting.steps),
-                plain=setting.group == FULLRES,
+                line=setting.group if setting.plain else (setting.group, setting.steps),
+                plain=setting.plain,
             ),
             cost_at_full=sum(weights[size] * plan.steps for size, plan in plans.items()) / whole,
         )

@@ -26,7 +26,7 @@ def html(tuning: Tuning) -> str:
         "tune.html",
         tuning=tuning,
         plots=[
-            svg(_plot(tuning, _loss, f"loss ({tuning.loss_metric})", limit=True), "loss against cost"),
+            svg(_plot_of_loss(tuning), "loss against cost"),
             svg(
                 _plot(tuning, lambda o: o.psnr_db, "fidelity: PSNR to fullres, dB", limit=False),
                 "fidelity against cost",
@@ -71,6 +71,13 @@ def sheet(tuning: Tuning, names: Sequence[str] = ()) -> bytes:
     return out.getvalue()
 
 
+def plot(tuning: Tuning) -> bytes:
+    """PNG of loss against cost, as on the page."""
+    out = io.BytesIO()
+    _plot_of_loss(tuning).savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
+
+
 def _shown(tuning: Tuning) -> list[Outcome]:
     """Whose pictures stand side by side: the reference, what is suggested, and what no other beats."""
     some = [tuning.outcomes[0], tuning.suggested, *(one.choice for one in tuning.answers)]
@@ -80,6 +87,10 @@ def _shown(tuning: Tuning) -> list[Outcome]:
 
 def _loss(outcome: Outcome) -> float:
     return outcome.loss
+
+
+def _plot_of_loss(tuning: Tuning) -> Figure:
+    return _plot(tuning, _loss, f"loss ({tuning.loss_metric})", limit=True)
 
 
 def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, limit: bool) -> Figure:
@@ -94,17 +105,18 @@ def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, lim
         for number, group in enumerate(groups):
             mark = _MARKS[number % len(_MARKS)]
             own = sorted((o for o in whole if o.group == group), key=lambda o: o.cost)
+            plain = all(o.plain for o in tuning.outcomes if o.group == group)
             colour = f"C{number}"
             errors = [o.loss_error or 0.0 for o in own] if limit else None
             axes.errorbar(
                 [o.cost for o in own],
                 [height(o) for o in own],
                 yerr=errors,
-                label="full resolution, fewer steps" if group == FULLRES else group,
+                label=group.replace(FULLRES, "full resolution, fewer steps", 1) if plain else group,
                 marker=mark,
                 markersize=6,
                 color=colour,
-                linestyle="-" if group == FULLRES else "none",
+                linestyle="-" if plain else "none",
                 linewidth=1.2,
                 elinewidth=0.7,
             )

@@ -80,6 +80,7 @@ def _outcome(search: Search, index: int) -> Outcome:
         sampling=candidate.setting.sampling.model_dump(mode="json", exclude_defaults=True),
         split=candidate.split,
         num_steps=candidate.setting.steps,
+        plain=candidate.setting.plain,
         rows=trial.rows,
         cost=entrant.cost,
         seconds_per_row=trial.seconds_per_row,

@@ -33,6 +33,9 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 """How a ladder can be run, with the keys of `Sampling` that say it: each with every ladder, delta and number
 of steps. The spec's own, which may be another, is the one that is searched."""
+_INTERVAL = {"guidance above 0.4": (0.4, 1.0)}
+"""The noise levels within which guidance can run, where the spec gives none; with full resolution too, so that
+a ladder is not praised for passes that anybody can leave out."""
 _EXTRAS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((f"taylorseer {n}", {"cache": "taylorseer", "cache_interval": n}) for n in (2, 3)),
     *((f"first_block {x:g}", {"cache": "first_block", "cache_threshold": x}) for x in (0.05, 0.1)),
@@ -50,6 +53,11 @@ class Setting:
     steps: int
     usual: bool = True
     """Whether it is searched where the user names none."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is full resolution without a step cache, which anybody can have."""
+        return self.sampling.mode == "fullres" and self.sampling.cache == "none"
 
 
 def reference(base: Sampling, **changes: Any) -> Sampling:
@@ -73,7 +81,8 @@ def space(
 
     The reference comes first, then full resolution with fewer steps; then, for each number of steps, one
     level and the automatic ladder at each delta, in the mode and noise of `base` (these are searched) and in
-    the others; at the end step caches on full resolution and on the automatic ladder at `base`'s delta.
+    the others; the searched ones once more with guidance in an interval, where `base` has none; at the end
+    step caches on full resolution and on the automatic ladder at `base`'s delta.
     UserError for a number of steps above the spec's own: the reference must be the most that is asked for.
     """
     if above := [n for n in steps if n > num_steps]:
@@ -92,13 +101,21 @@ def space(
         return Setting(", ".join(named), group, Sampling.model_validate(plain), n, usual)
 
     plain: dict[str, Any] = {"mode": "fullres", "levels": None, "scales": None}
+    intervals = [] if base.guidance_interval else list(_INTERVAL.items())
     found = [setting([FULLRES], n, **plain) for n in dict.fromkeys((num_steps, *numbers))]
-    for kind, how in kinds.items():
+    found += [
+        setting([FULLRES, named], n, **plain, guidance_interval=levels)
+        for named, levels in intervals
+        for n in numbers
+    ]
+    ways = [(kind, how, how == own) for kind, how in kinds.items()]
+    ways += [(named, own | {"guidance_interval": levels}, True) for named, levels in intervals]
+    for words, how, usual in ways:
         for ladder, grids in _LADDERS.items():
             for n in numbers:
                 for delta in sorted(deltas or DELTAS):
-                    parts = [ladder, f"delta {delta:g}", *([kind] if kind else [])]
-                    found.append(setting(parts, n, usual=how == own, delta=delta, **how, **grids))
+                    parts = [ladder, f"delta {delta:g}", *([words] if words else [])]
+                    found.append(setting(parts, n, usual=usual, delta=delta, **how, **grids))
     if num_steps in numbers:
         how = own | _LADDERS["auto ladder"]
         for name, keys in _EXTRAS:
@@ -115,13 +132,11 @@ def _kind(mode: str, noise: str) -> str:
 
 
 def named_like(settings: Sequence[Setting], patterns: Sequence[str]) -> list[Setting]:
-    """The settings whose names match one of the patterns, as in a shell, and full resolution, which they are
-    compared to; without any pattern, those that are usually searched. UserError for a pattern that none
-    matches."""
+    """The settings whose names match one of the patterns, as in a shell, and full resolution with guidance as
+    they have it, which they are compared to; without any pattern, those that are usually searched. UserError
+    for a pattern that none matches."""
     names = [setting.name for setting in settings]
-    kept = {setting.name for setting in settings if setting.group == FULLRES}
-    if not patterns:
-        kept |= {setting.name for setting in settings if setting.usual}
+    kept = {setting.name for setting in settings if setting.usual and not patterns}
     for pattern in patterns:
         matching = fnmatch.filter(names, pattern)
         if not matching:
@@ -130,4 +145,10 @@ def named_like(settings: Sequence[Setting], patterns: Sequence[str]) -> list[Set
                 + "; ".join(name for name in names if not name.endswith(" steps"))
             )
         kept.update(matching)
-    return [setting for setting in settings if setting.name in kept]
+    intervals = {setting.sampling.guidance_interval for setting in settings if setting.name in kept}
+    intervals.add(settings[0].sampling.guidance_interval)
+    return [
+        setting
+        for setting in settings
+        if setting.name in kept or (setting.plain and setting.sampling.guidance_interval in intervals)
+    ]

@@ -26,6 +26,8 @@ class Outcome:
     split: str
     """Steps @ latent grid of each stage, at the most frequent size."""
     num_steps: int
+    plain: bool
+    """Whether it is full resolution without a step cache."""
     rows: int
     cost: float
     """Of a row, in full-size steps."""
@@ -241,8 +243,9 @@ class Tuning:
         if self.choice is self.outcomes[0]:
             return [f"chosen: {self.choice.name}, nothing is cheaper at a loss {limit}"]
         what = ""
-        if self.choice.group == self.outcomes[0].group:
-            what = " (full resolution with fewer steps: no ladder that is as good costs less)"
+        if self.choice.plain:
+            fewer = " with fewer steps" if self.choice.num_steps < self.num_steps else ""
+            what = f" (full resolution{fewer}: no ladder that is as good costs less)"
         found = [f"chosen: {self.choice.name}{what}, {worth(self.choice)}, {limit}"]
         for one in self.answers[1:]:
             if one.choice is not self.choice:
