@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from overtone.jobs.spec import JobSpec
+from overtone.progressive.cost import BY_TOKENS, StepCost
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.schedule import SamplingPlan, plan_sampling
 from overtone.progressive.settings import Sampling
@@ -87,8 +88,16 @@ class FakeEngine:
     def plan(
         self, sampling: Sampling, *, height_px: int | None = None, width_px: int | None = None
     ) -> SamplingPlan:
-        sigmas = np.linspace(1, 0, (sampling.num_steps or 4) + 1).tolist()
-        return plan_sampling(sampling, self.family, sigmas, height_px=height_px, width_px=width_px)
+        guided = (sampling.true_cfg_scale or 0) > 1
+        self.family.check_guidance_interval(sampling, "always" if guided else "never")
+        return plan_sampling(
+            sampling,
+            self.family,
+            np.linspace(1, 0, (sampling.num_steps or 4) + 1).tolist(),
+            height_px=height_px,
+            width_px=width_px,
+            step_cost=StepCost(BY_TOKENS.passes * (2 if guided else 1), BY_TOKENS.counts),
+        )
 
     def encode(
         self,

@@ -260,9 +260,8 @@ def test_what_a_user_names_restricts_the_space():
         *("one level, delta 0.1, fresh noise", "one level, delta 0.1, fresh noise, 6 steps"),
         *("auto ladder, delta 0.1, fresh noise", "auto ladder, delta 0.1, fresh noise, 6 steps"),
     ]
-    with pytest.raises(
-        UserError, match=r"named like 'two\*'; there are, .*: fullres; one level, delta 0.05;"
-    ):
+    there = r"named like 'two\*'; there are, .*: fullres; fullres, guidance above 0.4; one level, delta 0.05;"
+    with pytest.raises(UserError, match=there):
         named_like(found, ("one*", "two*"))
     with pytest.raises(UserError, match="--steps: 12 is above the spec's own number, 9"):
         space(Sampling(), 9, steps=(12,))
@@ -270,8 +269,10 @@ def test_what_a_user_names_restricts_the_space():
 
 def test_settings_of_equal_plans_are_one_candidate():
     settings = named_like(space(Sampling(min_scale=0.5), 6, steps=(4, 6)), ())
-    settings = [setting for setting in settings if setting.sampling.cache == "none"]
-    found = candidates(FakeEngine(), settings, {(None, None): 3})
+    # This engine has neither step caches nor a second pass.
+    own = [s for s in settings if s.sampling.cache == "none" and s.sampling.guidance_interval is None]
+    found = candidates(FakeEngine(), own, {(None, None): 3})
+    settings = own
     assert len({one.split for one in found}) == len(found) < len(settings)
     named = [name for one in found for name in (one.name, *one.also)]
     assert sorted(named) == sorted(setting.name for setting in settings)
@@ -279,6 +280,32 @@ def test_settings_of_equal_plans_are_one_candidate():
     assert (full.entrant.cost, fewer.entrant.cost) == (6.0, 4.0)
     for one in found[2:]:
         assert 0 < one.entrant.cost < one.cost_at_full
+
+
+def test_guidance_in_an_interval_is_searched_where_rows_are_guided_with_full_resolution_too():
+    def found(base: Sampling, *patterns: str) -> dict[str, Any]:
+        settings = named_like(space(base, 8, steps=(4, 8), deltas=(0.5,)), patterns)
+        return {one.name: one for one in candidates(FakeEngine(), settings, {(None, None): 1})}
+
+    guided = found(Sampling(min_scale=0.5, true_cfg_scale=3.0))
+    interval = [name for name in guided if "guidance above 0.4" in name]
+    assert {"fullres, guidance above 0.4", "one level, delta 0.5, guidance above 0.4"} <= set(interval)
+    for name in interval:
+        always = guided[name.replace(", guidance above 0.4", "")]
+        assert guided[name].entrant.cost < always.entrant.cost
+        assert guided[name].entrant.plain == always.entrant.plain == name.startswith(FULLRES)
+    # Eight steps from levels 1, 7/8, ..., 1/8, of which three are below 0.4: half of each is left out.
+    assert guided["fullres, guidance above 0.4"].entrant.cost == 8 - 3 / 2
+    assert not any("above" in name for name in found(Sampling(min_scale=0.5)))  # no second pass
+    own = found(Sampling(min_scale=0.5, true_cfg_scale=3.0, guidance_interval=(0.2, 0.9)))
+    assert not any("above" in name for name in own)
+    assert {one.setting.sampling.guidance_interval for one in own.values()} == {(0.2, 0.9)}
+    # What is compared with full resolution is compared with it as it is guided itself.
+    named = found(Sampling(min_scale=0.5, true_cfg_scale=3.0), "one level*above 0.4")
+    assert [name for name in named if named[name].entrant.plain] == [
+        *("fullres", "fullres, 4 steps"),
+        *("fullres, guidance above 0.4", "fullres, guidance above 0.4, 4 steps"),
+    ]
 
 
 def test_a_cost_over_several_sizes_is_that_of_all_rows():

@@ -34,8 +34,8 @@ _KINDS: dict[str, dict[str, Any]] = {
 """How a ladder can be run, with the keys of `Sampling` that say it: each with every ladder, delta and number
 of steps. The spec's own, which may be another, is the one that is searched."""
 _INTERVAL = {"guidance above 0.4": (0.4, 1.0)}
-"""The noise levels within which guidance can run, where the spec gives none. With full resolution too: a ladder
-is not praised for passes that anybody can leave out."""
+"""The noise levels within which guidance can run, where the spec gives none. With full resolution too, so
+that a ladder is not praised for passes that anybody can leave out."""
 _EXTRAS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((f"taylorseer {n}", {"cache": "taylorseer", "cache_interval": n}) for n in (2, 3)),
     *((f"first_block {x:g}", {"cache": "first_block", "cache_threshold": x}) for x in (0.05, 0.1)),
