@@ -500,7 +500,7 @@ def test_killed_at_a_random_moment_and_run_again_every_row_is_there_once(tmp_pat
     assert verify(str(output)).ok
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)])
 def test_a_driver_that_is_interrupted_stops_and_says_how_to_go_on(tmp_path, cluster, number):
     spec = job(tmp_path, plain(40))
     driver = start(spec, cluster, step_s=0.5)
@@ -564,6 +564,7 @@ def test_of_two_drivers_the_older_one_stops(tmp_path):
     assert verify(spec.output.path).ok
 
 
+@pytest.mark.chaos  # of tests/test_chaos.py's kind, whose short form kills drivers and machines besides
 def test_workers_killed_at_random_cost_no_row(tmp_path):
     spec = job(tmp_path, plain(40), faults={"max_attempts": 100, "row_deaths": 50, "worker_failures": 100})
     pids = tmp_path / "pids"

@@ -15,7 +15,8 @@ from overtone.progressive.quality import as_tensor, psnr
 from overtone.progressive.settings import Sampling
 from overtone.progressive.tiny import world
 
-STEPS = 12
+STEPS = 9
+ROWS = 4
 SAMPLING = {"num_steps": STEPS, "true_cfg_scale": 3.0}
 
 
@@ -26,21 +27,21 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [world.caption(world.scene(seed)) for seed in world.held_out(6)]
+    return [world.caption(world.scene(seed)) for seed in world.held_out(ROWS)]
 
 
 @pytest.fixture(scope="module")
 def fullres(pipe, prompts):
-    return progressive.generate(pipe, prompts, seeds=list(range(6)), mode="fullres", **SAMPLING)
+    return progressive.generate(pipe, prompts, seeds=list(range(ROWS)), mode="fullres", **SAMPLING)
 
 
 def test_fullres_is_the_pipeline_itself(pipe, prompts, fullres):
-    noise = batch_noise(range(6), BASE, (pipe.transformer.config.in_channels // 4, 32, 32))
+    noise = batch_noise(range(ROWS), BASE, (pipe.transformer.config.in_channels // 4, 32, 32))
     packed = pipe._pack_latents(noise, *noise.shape)
     with torch.no_grad():
         theirs = pipe(
             prompts,
-            negative_prompt=[""] * 6,
+            negative_prompt=[""] * ROWS,
             height=256,
             width=256,
             num_inference_steps=STEPS,
@@ -59,7 +60,7 @@ def test_coupled_noise_is_closer_to_fullres_than_fresh(pipe, prompts, fullres, c
         made = progressive.generate(
             pipe,
             prompts,
-            seeds=list(range(6)),
+            seeds=list(range(ROWS)),
             mode="dct_rewind",
             levels=1,
             delta=0.05,
@@ -76,16 +77,15 @@ def test_coupled_noise_is_closer_to_fullres_than_fresh(pipe, prompts, fullres, c
 def test_a_row_is_the_same_in_any_batch(pipe, prompts):
     engine, sampling = Engine(pipe), Sampling(scales="auto", min_scale=0.5, **SAMPLING)
     plan = engine.plan(sampling)
-    encoded = engine.encode(prompts[:4], [None] * 4, sampling)
+    encoded = engine.encode(prompts, [None] * ROWS, sampling)
 
     def pictures(size: int) -> np.ndarray:
         made = []
-        for start in range(0, 4, size):
+        for start in range(0, ROWS, size):
             rows = slice(start, start + size)
-            latents, _ = engine.denoise(plan, encoded[rows], list(range(4))[rows], sampling)
+            latents, _ = engine.denoise(plan, encoded[rows], list(range(ROWS))[rows], sampling)
             made += engine.decode(plan, latents)
         return np.stack([np.asarray(picture, np.float32) for picture in made])
 
-    together = pictures(4)
-    for size in (1, 3):
-        assert np.abs(pictures(size) - together).mean() <= 1  # of 255
+    # Of a batch of four, three in one and the last alone.
+    assert np.abs(pictures(3) - pictures(ROWS)).mean() <= 1  # of 255

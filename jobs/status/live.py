@@ -19,6 +19,7 @@ from overtone.jobs.words import counted
 
 _SHOWN_WORKERS = 8
 _CHARACTERS = 200
+_NAP_S = 0.5
 
 
 def watch(
@@ -26,7 +27,7 @@ def watch(
     *,
     console: Console,
     every_s: float = 5.0,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] | None = None,
 ) -> Status:
     """Show the job in `store` until its last shard is committed, and return its last state.
 
@@ -41,11 +42,18 @@ def watch(
             show(status, trouble)
             if status.finished:
                 return status
-            pause(every_s)
+            (pause or _pause)(every_s)
             try:
                 status, trouble = reader.read(), ""
             except StoreError as error:
                 trouble = str(error)
+
+
+def _pause(seconds: float) -> None:
+    """In short naps: Ctrl-C at the moment before a sleep begins is seen only when it ends."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _NAP_S))
 
 
 class _View:
