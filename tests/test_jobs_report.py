@@ -23,6 +23,7 @@ from overtone.jobs.prompts import read_shard
 from overtone.jobs.report import report
 from overtone.jobs.report.charts import Palette
 from overtone.jobs.report.pages import COARSE_TO_FULL
+from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
 
@@ -126,7 +127,9 @@ def test_a_finished_job(job):
     assert page.charts() == {
         f"chart of {name}" for name in ("throughput", "stages", "timeline", "sizes", "grids", "saving")
     }
-    assert "1.60\N{MULTIPLICATION SIGN}" in page.text  # 10 steps of 4 tokens, against 5 of 1 and 5 of 4
+    step = sampling_plan(job[0], checkpoint_of(job[0])).step_cost.step
+    ideal = 2 * step(4) / (step(1) + step(4))  # as many steps on either grid
+    assert f"by FLOPs it would be {ideal:.2f}\N{MULTIPLICATION SIGN}" in page.text
     prompts = [prompt for prompt, _ in page.pictures()]
     assert prompts == [HOSTILE if i == 1 else f"a picture of {i}" for i in range(20) if i not in (6, 9)]
     assert all(picture.size == (SIDE_PX, SIDE_PX) for _, picture in page.pictures())

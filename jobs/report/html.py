@@ -35,6 +35,7 @@ from overtone.jobs.status import status
 from overtone.jobs.store import NoSuchObject, Store, open_store
 from overtone.jobs.tables import read_all, stride_of, table_of
 from overtone.jobs.words import counted, duration
+from overtone.progressive.cost import BY_TOKENS
 from overtone.progressive.schedule import SamplingPlan
 
 _PICTURE_PX = 256
@@ -65,7 +66,9 @@ def report(
     store = open_store(url, endpoint_url=endpoint_url, region=region)
     spec, job_plan = JobFolder(store).load()
     table, weight, found = _tables(store, "timings/", TIMINGS, COLUMNS, tables)
-    timings = Timings(table, weight)
+    planned = _planned(spec)
+    step_cost = planned.step_cost if planned else BY_TOKENS
+    timings = Timings(table, weight, step_cost)
     notes, shown, versions = _pictures(store, job_plan, pictures)
     if state.rows_truncated:
         notes.append(
@@ -89,7 +92,8 @@ def report(
         speed=_speed(spec, timings) if len(timings) else None,
         sampled=weight > 1,
         rejects=_rejects(store, tables),
-        planned=_planned(spec),
+        planned=planned,
+        counts=step_cost.counts,
         spec=yaml.safe_dump(
             spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=80
         ),

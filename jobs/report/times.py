@@ -36,8 +36,8 @@ class Batches:
     """Of one row on that grid."""
     row_steps: np.ndarray
     """Steps on all grids, summed over rows."""
-    row_token_steps: np.ndarray
-    """Tokens times steps, summed over rows."""
+    row_cost: np.ndarray
+    """Cost of all steps, summed over rows."""
     seconds: np.ndarray
     """Of the denoiser."""
     full_step_s: np.ndarray
@@ -114,7 +114,7 @@ class Saving:
     """Denoising, with its expansions, compared with the same steps all on the full grid."""
 
     ideal: float
-    """Ratio of token-steps: the saving if all that a step costs were its image tokens."""
+    """Ratio of costs: the saving if time followed what is counted, FLOPs or image tokens."""
     measured: float
     """Ratio of seconds of the median batch, if all its steps took as long as its own on the full grid."""
     row_s: dict[What, float]

@@ -34,6 +34,7 @@ from overtone.jobs.report.times import (
     merged,
     until,
 )
+from overtone.progressive.cost import BY_TOKENS, StepCost
 
 COLUMNS = (
     *("shard", "attempt", "batch", "stage", "rows", "height", "width", "tokens", "steps", "seconds"),
@@ -52,12 +53,13 @@ class Timings:
     Args:
         table: it has `COLUMNS`. Lines without a `start` cannot be placed in time and are left out.
         weight: how many lines each line stands for, where only some of the tables were read.
+        step_cost: what a step costs by its image tokens.
     """
 
-    def __init__(self, table: pa.Table, weight: float = 1.0) -> None:
+    def __init__(self, table: pa.Table, weight: float = 1.0, step_cost: StepCost = BY_TOKENS) -> None:
         table = table.combine_chunks()
         table = table.filter(pc.is_valid(table["start"]))
-        self.weight = weight
+        self.weight, self._step_cost = weight, step_cost
         self._stage = table["stage"].to_numpy(zero_copy_only=False).astype(str)
         self._batch, self._rows, self._height, self._width, self._tokens, self._steps = (
             pc.fill_null(table[name], -1).to_numpy()
@@ -150,11 +152,17 @@ class Timings:
             width=width,
             tokens=tokens,
             row_steps=total(row_steps, denoise),
-            row_token_steps=total(row_steps * self._tokens, denoise),
+            row_cost=total(row_steps * self._costs(self._tokens), denoise),
             seconds=total(self._seconds, np.isin(self._stage[lines], DENOISER)),
             full_step_s=total(self._seconds, full) / total(row_steps, full),
             first=first,
         )
+
+    def _costs(self, tokens: np.ndarray) -> np.ndarray:
+        """Of a step on so many image tokens each, all its passes; steps that leave one out are not told apart
+        from those that do not, here and on the full grid."""
+        known, places = np.unique(tokens, return_inverse=True)
+        return np.array([self._step_cost.step(int(one)) for one in known], float)[places]
 
     def batch_sizes(self) -> dict[int, int]:
         """How many chunks on the largest grid of their batch had how many rows."""
@@ -220,11 +228,11 @@ class Timings:
         if not seconds:
             return None
         full_s = batches.row_steps * batches.full_step_s
-        full_token_steps = batches.row_steps * batches.tokens
+        full_cost = batches.row_steps * self._costs(batches.tokens)
         lines, batch = self._generated
         own = lines[counted[batch] & np.isin(self._stage[lines], DENOISER)]
         return Saving(
-            ideal=float(full_token_steps[counted].sum() / batches.row_token_steps[counted].sum()),
+            ideal=float(full_cost[counted].sum() / batches.row_cost[counted].sum()),
             measured=float(np.median((full_s / batches.seconds)[counted])),
             row_s={
                 what: took / self.weight / float(rows.sum())
