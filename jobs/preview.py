@@ -234,7 +234,7 @@ def _by_spectrum_alone(spec: JobSpec, checkpoint: Checkpoint) -> SamplingPlan | 
 def _cost_lines(plan: SamplingPlan) -> list[str]:
     """What a row costs, and the plain setting that costs as much: who saves could also take fewer steps."""
     unit: str = plan.step_cost.counts
-    if counted == "FLOPs":
+    if plan.step_cost.counts == "FLOPs":
         unit += f", {plan.step_cost.text_tokens:,} tokens of text included"
     else:
         unit += " alone, since this transformer's FLOPs are not known here"

@@ -73,6 +73,7 @@ def test_text_says_the_same_as_the_data(prompts):
     text, data = made.text(), made.as_dict()
     assert "10 rows in 3 shards from 1 file" in text
     assert f"predicted speed-up {data['sampling']['saving']:.2f}x" in text
+    assert "(by FLOPs, 512 tokens of text included)" in text
     for stage in data["sampling"]["stages"]:
         assert f"{stage['height']}x{stage['width']}" in text
         assert f"{stage['sigma_start']:.4f}" in text

@@ -3,11 +3,11 @@
 Importing the files of commands adds these to `main`.
 """
 
-from overtone.cluster.cli import calibrate, look, measure, remote, run  # noqa: F401
+from overtone.cluster.cli import calibrate, init, look, measure, remote, run  # noqa: F401
 from overtone.cluster.cli.command import main
 
 main.order = (
-    *("plan", "estimate", "tune", "calibrate", "run", "status", "watch", "verify", "retry"),
+    *("init", "plan", "estimate", "tune", "calibrate", "run", "status", "watch", "verify", "retry"),
     *("report", "sheet", "card", "manifest", "submit", "logs", "stop", "schema"),
 )
 

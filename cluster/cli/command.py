@@ -39,7 +39,11 @@ class _Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample:\n  overtone init tiny --example-prompts && overtone run job.yaml",
+)
 @click.version_option(package_name="overtone")
 def main() -> None:
     """Make image and video data sets with diffusion transformers, progressively and exactly once.
