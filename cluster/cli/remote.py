@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from overtone.cluster.cli.command import command, server_option, set_option, spec_argument
-from overtone.jobs.errors import JobError
+from overtone.jobs.errors import JobError, UserError
 
 
 @command(
@@ -77,11 +77,20 @@ def _follow(job: str, address: str) -> None:
 
 
 @command(
-    "Print the Kubernetes objects that run a job.",
+    "Print what runs a job on Kubernetes or Slurm.",
     "overtone manifest job.yaml --image registry/overtone:0.1.0 | kubectl apply -f -",
+    "overtone manifest job.yaml --for slurm --gpus-per-node 8 --time 12:00:00 | sbatch",
 )
 @spec_argument
 @set_option()
+@click.option(
+    "--for",
+    "scheduler",
+    default="kubernetes",
+    show_default=True,
+    type=click.Choice(["kubernetes", "slurm"]),
+    help="Objects for kubectl, or a script for sbatch.",
+)
 @click.option("--cluster", is_flag=True, help="A long-lived RayCluster for `submit` instead of a RayJob.")
 @click.option("--image", help="The image of head and workers. Default: overtone:VERSION.")
 @click.option("--name", help="Of the object. Default: overtone- and the spec's name.")
@@ -112,12 +121,48 @@ def _follow(job: str, address: str) -> None:
     type=click.IntRange(1, 2**31 - 1),
     help="End a try of the job after this long; new tries have it anew. Default: a week.",
 )
-def manifest(spec_path: Path, overrides: tuple[str, ...], cluster: bool, **options: Any) -> None:
-    """Print the Kubernetes objects that run SPEC: `overtone manifest SPEC | kubectl apply -f -`."""
+@click.option("--gpus-per-node", type=click.IntRange(1), help="Slurm: GPUs of a node. Default: 1.")
+@click.option("--partition", help="Slurm's.")
+@click.option("--account", help="Slurm's.")
+@click.option("--time", help="Slurm's, of one turn; before it is up the job asks for another.")
+def manifest(
+    spec_path: Path,
+    overrides: tuple[str, ...],
+    scheduler: str,
+    cluster: bool,
+    gpus_per_node: int | None,
+    partition: str | None,
+    account: str | None,
+    time: str | None,
+    **options: Any,
+) -> None:
+    """Print the Kubernetes objects that run SPEC, `overtone manifest SPEC | kubectl apply -f -`, or the Slurm
+    script that does, `overtone manifest SPEC --for slurm | sbatch`."""
+    from overtone.cluster.kubernetes import Options, options_from_text, shape_of
     from overtone.cluster.kubernetes import manifest as write
-    from overtone.cluster.kubernetes import options_from_text
+    from overtone.cluster.slurm import slurm_script
     from overtone.jobs.spec import load_spec
 
+    spec = load_spec(spec_path, overrides)
     asked = options_from_text(options)
-    text = write(load_spec(spec_path, overrides), kind="cluster" if cluster else "job", **asked)
+    of_slurm = {"gpus_per_node": gpus_per_node, "partition": partition, "account": account, "time": time}
+    if scheduler == "kubernetes":
+        _refuse(of_slurm, "slurm")
+        text = write(spec, kind="cluster" if cluster else "job", **asked)
+    else:
+        most = asked.pop("max_workers", None)
+        _refuse(asked | {"cluster": cluster}, "kubernetes")
+        shape = shape_of(spec, Options(gpus_per_pod=gpus_per_node or 1, max_workers=most))
+        text = slurm_script(
+            spec, spec_path, overrides, shape=shape, partition=partition, account=account, time=time
+        )
     click.echo(text, nl=False)
+
+
+def _refuse(given: dict[str, Any], scheduler: str) -> None:
+    """UserError for an option that only the other scheduler has."""
+    for key, value in given.items():
+        if value not in (None, False):
+            raise UserError(
+                f"--{key.replace('_', '-')} is for {scheduler} alone; leave it out, or give --for {scheduler}"
+            )
