@@ -7,7 +7,19 @@ from overtone.cluster.cli import calibrate, init, look, measure, remote, run  # 
 from overtone.cluster.cli.command import main
 
 main.order = (
-    *("init", "plan", "estimate", "tune", "calibrate", "run", "status", "watch", "verify", "retry"),
+    *(
+        "init",
+        "plan",
+        "preview",
+        "estimate",
+        "tune",
+        "calibrate",
+        "run",
+        "status",
+        "watch",
+        "verify",
+        "retry",
+    ),
     *("report", "sheet", "card", "manifest", "submit", "logs", "stop", "schema"),
 )
 

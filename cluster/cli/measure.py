@@ -1,5 +1,5 @@
-"""Commands that measure on this machine before a job runs: tune, estimate. They load models, but no Ray is
-started."""
+"""Commands that measure on this machine before a job runs: preview, tune, estimate. They load models, but no
+Ray is started."""
 
 from __future__ import annotations
 
@@ -115,6 +115,39 @@ def tune(
 
 def _tell(progress: Progress) -> None:
     click.echo(progress.text(), err=True)
+
+
+@command("Make a few rows and look at them.", "overtone preview job.yaml --rows 8 --price 2.50")
+@spec_argument
+@set_option()
+@click.option(
+    "--rows",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Rows to make, spread over the job's.",
+)
+@click.option(
+    "--price", type=click.FloatRange(0), help="Of a GPU-hour (without GPUs: a CPU-hour), in any currency."
+)
+@click.option(
+    "--to", "path", default="preview.html", show_default=True, type=OutFile(), help="The HTML page to write."
+)
+def preview(spec_path: Path, overrides: tuple[str, ...], rows: int, price: float | None, path: Path) -> None:
+    """Make a few of SPEC's rows on this machine before the job is run: one page with their pictures, where
+    their time went, and what the whole job would take. The terminal shows the pictures too, where
+    textual-image is installed (the extra `preview`). No output folder is made."""
+    from rich.console import Console
+
+    from overtone.cluster.cli.terminal import show_pictures
+    from overtone.cluster.measure import preview_rows
+    from overtone.jobs.spec import load_spec
+
+    found = preview_rows(load_spec(spec_path, overrides), rows, price=price, on_progress=_tell)
+    show_pictures(Console(), [(one.still, one.row.prompt) for one in found.shown])
+    click.echo(found.text())
+    save([(path, found.html())])
+    click.echo(f"pictures in {path}", err=True)
 
 
 @command("Foretell the time and cost of a job.", "overtone estimate job.yaml --workers 8 --price 2.50")

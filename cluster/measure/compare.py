@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from overtone.cluster.measure.candidates import candidates
-from overtone.cluster.measure.drawing import Batch, Budget, Drawing, in_batches
+from overtone.cluster.measure.drawing import Batch, Budget, Drawing, device_name, in_batches
 from overtone.cluster.measure.kept import Kept
 from overtone.cluster.measure.pace import OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import sample_rows, spread_out
@@ -197,16 +195,11 @@ def tune(
     return tuning_of(
         search,
         spec=spec,
-        device=_device(engine),
+        device=device_name(engine),
         prompts=[row.prompt for batch in batches for row in batch.rows],
         complete=complete,
         kept=None if kept.path is None or complete else str(kept.path),
     )
-
-
-def _device(engine: Engine) -> str:
-    cuda = str(engine.device).startswith("cuda")
-    return torch.cuda.get_device_name(engine.device) if cuda else "CPU"
 
 
 def _about(spec: JobSpec, engine: Engine, batches: Sequence[Batch], scorer: str | None) -> Any:
@@ -216,4 +209,4 @@ def _about(spec: JobSpec, engine: Engine, batches: Sequence[Batch], scorer: str 
     ]
     sizes = [list(batch.size) for batch in batches]
     workers = spec.workers.model_dump(mode="json", include={"compile", "threads"})
-    return [spec.model.model_dump(mode="json"), workers, _device(engine), rows, sizes, scorer]
+    return [spec.model.model_dump(mode="json"), workers, device_name(engine), rows, sizes, scorer]

@@ -50,6 +50,12 @@ def in_batches(rows: Sequence[Row], batch_size: int) -> list[Batch]:
     return sorted(batches, key=lambda batch: place[batch.rows[0].row_id])
 
 
+def device_name(engine: Engine) -> str:
+    """The GPU's name, or `CPU`."""
+    cuda = str(engine.device).startswith("cuda")
+    return torch.cuda.get_device_name(engine.device) if cuda else "CPU"
+
+
 class Budget:
     """The time that may be spent. `spent` is asked before each batch."""
 
