@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from overtone.jobs.prompts.places import Found
-from overtone.jobs.prompts.scan import CsvStyle, Format
+from overtone.jobs.prompts.scan import Format, TextStyle
 from overtone.jobs.spec import JobSpec
 
 _LEFT_OUT = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson")
@@ -131,10 +131,12 @@ def server_of(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def style_of(spec: JobSpec) -> CsvStyle:
-    """How the csv files of a job are written."""
-    delimiter = spec.prompts.delimiter
-    return CsvStyle(None if delimiter == "auto" else delimiter, spec.prompts.column("prompt") or "prompt")
+def style_of(spec: JobSpec) -> TextStyle:
+    """How the csv and jsonl files of a job are written."""
+    encoding, delimiter = (
+        None if value == "auto" else value for value in (spec.prompts.encoding, spec.prompts.delimiter)
+    )
+    return TextStyle(encoding, delimiter, spec.prompts.column("prompt") or "prompt")
 
 
 def stem_of(relpath: str) -> str:
