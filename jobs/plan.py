@@ -135,6 +135,11 @@ class JobPlan:
         """Rows of the input that the job uses."""
         return int(self.files.num_rows.sum())
 
+    @cached_property
+    def unit(self) -> str:
+        """What people call a row of the input: `input row` where one may ask for several rows."""
+        return "input row" if self.files.gives("num_images") else "row"
+
     @property
     def passthrough(self) -> pa.Schema:
         """The columns that pass through to the output, the same for every shard, under their output names."""

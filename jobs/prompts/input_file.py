@@ -100,6 +100,11 @@ class FileList(Sequence[InputFile]):
         row |= {"blocks": tuple(row["blocks"]), "columns": tuple(map(tuple, row["columns"]))}
         return InputFile(**row, passthrough=self.passthrough)
 
+    def gives(self, *meanings: str) -> bool:
+        """Whether any file has a column of one of these meanings."""
+        keys = (chunk.keys.unique() for chunk in self.table["columns"].chunks)
+        return any(not set(meanings).isdisjoint(some.to_pylist()) for some in keys)
+
     def identities(self) -> dict[str, tuple]:
         """The values that would show that a file changed, by relpath and in order."""
         names = ("size_bytes", "etag", "footer_digest", "num_rows")
