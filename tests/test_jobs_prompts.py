@@ -686,7 +686,17 @@ def test_any_run_of_rows_of_a_long_text_file(tmp_path, kind):
     [
         (b"", "a.csv is empty; a csv file begins with a line of column names"),
         (b"prompt\n", "a.csv has no rows"),
-        (b"prompt,\nx,y\n", "a.csv: column 2 has no name in the first line"),
+        (
+            b"id; prompt\n1; x\n",
+            "a.csv has no column 'prompt', it has 'id', ' prompt'; say which one holds the "
+            'prompts, as in `columns: {prompt: " prompt"}` under `prompts`',
+        ),
+        (
+            b"Caption;n\nx;1\n",
+            "a.csv has no column 'prompt', it has 'Caption', 'n'; say which one holds the "
+            "prompts, as in `columns: {prompt: Caption}`",
+        ),
+        (b"sep=;\n", "a.csv has no rows"),
         (b"prompt,prompt\nx,y\n", "a.csv has two columns named 'prompt'"),
         (b"text,n\nx,1\n", "a.csv has no column 'prompt', it has 'text', 'n'; say which one holds the"),
         (b'prompt\nx\n"y\nz\n', "a.csv:4: not csv: unexpected end of data"),
@@ -712,6 +722,15 @@ def test_csv_with_any_delimiter(tmp_path, name, delimiter):
         (shard,) = read_all(spec)
         assert [row.prompt for row in shard.rows] == [prompt for prompt, _ in rows]
         assert shard.passthrough.to_pydict() == {"n": ["1", "2"]}
+
+
+def test_csv_that_says_its_delimiter_as_excel_knows_it(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\nprompt;n\r\nx,y;1\r\nz;2\r\n")
+    shards = read_all(job(tmp_path / "a.csv", rows=1))
+    assert [(row.row_id, row.prompt) for shard in shards for row in shard.rows] == [
+        ("a:0", "x,y"),
+        ("a:1", "z"),
+    ]
 
 
 def test_a_delimiter_that_worked_before_stays(tmp_path):
@@ -788,6 +807,9 @@ def test_the_index_of_a_data_frame_is_a_column(tmp_path):
     (shard,) = read_all(job(tmp_path / "a.csv"))
     assert [(row.prompt, row.seed) for row in shard.rows] == [("x", 3), ("y", 4)]
     assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["0", "1"]}
+    (tmp_path / "b.csv").write_text("prompt,n,\nx,1,\ny,2,z\n")
+    (shard,) = read_all(job(tmp_path / "b.csv"))
+    assert shard.passthrough.to_pydict() == {"n": ["1", "2"], "Unnamed: 2": [None, "z"]}
     frame.set_index([["a", "b"], [1, 2]]).to_csv(tmp_path / "a.csv")
     (shard,) = read_all(job(tmp_path / "a.csv"))
     assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["a", "b"], "Unnamed: 1": ["1", "2"]}
