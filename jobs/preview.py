@@ -250,9 +250,10 @@ def _cost_lines(plan: SamplingPlan) -> list[str]:
 
 def _settings(stages: SamplingPlan) -> str:
     frames = f", {stages.num_frames} frames" if stages.num_frames else ""
+    order = "" if stages.height_px == stages.width_px else " (height x width)"
     return (
-        f"{stages.width_px}x{stages.height_px} px{frames}, {stages.mode}, delta {stages.delta:g}, "
-        f"{stages.num_steps} steps"
+        f"{stages.height_px}x{stages.width_px} px{order}{frames}, {stages.mode}, delta {stages.delta:g}, "
+        f"{counted(stages.num_steps, 'step')}"
     )
 
 

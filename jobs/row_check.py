@@ -196,7 +196,7 @@ class RowCheck:
         for share in self.sizes[:_SHOWN]:
             stages = share.sampling
             lines.append(
-                f"  {share.count:>9,}  {stages.width_px}x{stages.height_px} px  {stages.split}  "
+                f"  {share.count:>9,}  {stages.height_px}x{stages.width_px} px  {stages.split}  "
                 f"speed-up {stages.saving:.2f}x"
             )
         if len(self.sizes) > _SHOWN:

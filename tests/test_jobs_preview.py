@@ -78,6 +78,12 @@ def test_text_says_the_same_as_the_data(prompts):
         assert f"{stage['sigma_start']:.4f}" in text
 
 
+def test_sizes_are_height_by_width_as_grids_are(prompts):
+    text = preview(job(prompts, height=512, width=1024)).text()
+    assert "512x1024 px (height x width)" in text
+    assert " 64x128 " in text
+
+
 def test_guidance_within_an_interval(prompts):
     """Said where guidance is, with its steps, and counted in the cost."""
     guided = {"mode": "fullres", "num_steps": 10, "true_cfg_scale": 3.0}
@@ -410,7 +416,7 @@ def test_check_reads_the_rows(tmp_path):
     per_size = [preview(table(tmp_path, prompt=["p"])).sampling.token_steps, data["token_steps"]]
     assert 5 * per_size[0] < per_size[1] == shown.as_dict()["job_token_steps"]
     text = shown.text()
-    for part in ("6 rows to make, 4 rejects", "256x512 px", "prompt is null (b, for one)", "250x256"):
+    for part in ("6 rows to make, 4 rejects", "512x256 px", "prompt is null (b, for one)", "250x256"):
         assert part in text
     assert not (tmp_path / "out").exists()  # what the store was tried with is gone again
 
