@@ -160,6 +160,10 @@ def test_small_aliases_work(load):
             MINIMAL + "sampling:\n  mode: dct\n  deltaa: 0.1\n",
             "job.yaml:6: sampling.deltaa: unknown key; did you mean delta?",
         ),
+        (
+            MINIMAL.replace(": out", ": a/" + "é" * 128),
+            "job.yaml:3: output: is longer than disks take: 255 bytes a",
+        ),
         (MINIMAL + "delta: 0.1\n", "job.yaml:4: delta: unknown key; did you mean sampling.delta?"),
         (MINIMAL + "promts: x\n", "job.yaml:4: promts: unknown key; did you mean prompts?"),
         (  # `format` is a key of two other sections: neither is what was meant
