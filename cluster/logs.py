@@ -22,6 +22,13 @@ FORMAT = (
 
 OURS = ("overtone",)
 """Loggers whose lines count from INFO on."""
+AS_THEY_LOAD = (
+    "torchao",
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao",
+    "transformers.utils.import_utils",
+)
+"""Loggers that warn, as the library is imported, of parts of it that nobody asked for."""
 _about: ContextVar[tuple[int | str, int | str]] = ContextVar("about", default=("-", "-"))
 
 
@@ -59,3 +66,9 @@ def write_to(stream: TextIO, *, job: str, worker: int) -> logging.Handler:
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     return handler
+
+
+def quiet_imports() -> None:
+    """Let the libraries that a terminal's command loads say nothing of what they lack, below errors."""
+    for name in AS_THEY_LOAD:
+        logging.getLogger(name).setLevel(logging.ERROR)

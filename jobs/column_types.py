@@ -25,10 +25,21 @@ def plain(type: pa.DataType) -> pa.DataType:
         value = plain(type.value_type)
         return type if value == type.value_type else pa.dictionary(type.index_type, value, type.ordered)
     if isinstance(type, pa.BaseExtensionType):
-        return _plain_extension(type)
+        return _on_storage(type, plain(type.storage_type))
     if not pa.types.is_nested(type) or pa.types.is_union(type):
         return type
     return with_inner_fields(type, [field.with_type(plain(field.type)) for field in inner_fields(type)])
+
+
+def with_inner_values(type: pa.DataType) -> pa.DataType:
+    """The type with values for the categories within it; a column of categories itself stays. Arrow reads a
+    nested column with categories one row group at a time, and never the whole of a part."""
+    if not pa.types.is_nested(type) or not contains(type, pa.types.is_dictionary):
+        return type
+    inner = inner_fields(type)
+    types = (one.type.value_type if pa.types.is_dictionary(one.type) else one.type for one in inner)
+    fields = [one.with_type(with_inner_values(new)) for one, new in zip(inner, types, strict=True)]
+    return with_inner_fields(type, fields)
 
 
 def plain_table(table: pa.Table) -> pa.Table:
@@ -218,8 +229,8 @@ def _viewed(values: pa.Array, starts: np.ndarray, sizes: np.ndarray) -> pa.Array
     return pa.concat_arrays(pieces) if pieces else values.slice(0, 0)
 
 
-def _plain_extension(type: pa.DataType) -> pa.DataType:
-    storage = plain(type.storage_type)
+def _on_storage(type: pa.BaseExtensionType, storage: pa.DataType) -> pa.DataType:
+    """The same extension type on another storage; the storage itself where there is none."""
     if storage == type.storage_type:
         return type
     if type.extension_name == "arrow.json":

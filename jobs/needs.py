@@ -184,7 +184,7 @@ def _check_folder(path: Path) -> None:
 
 def _existing(path: Path) -> Path:
     """The path itself, or the nearest above it that is there."""
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(one for one in (path, *path.parents) if os.path.exists(one))
 
 
 def _remove_empty(folder: Path, above: Path) -> None:

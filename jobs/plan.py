@@ -37,6 +37,7 @@ from overtone.progressive.families import EDITION, FAMILIES, Family
 MAX_SHARDS = 100_000_000
 _VERSION = 1
 _ENTRY = "entry."
+_OF_PROMPTS = ("columns", "delimiter", "encoding", "keep")
 _OF_PARTS = ("keep", "output.")  # settings that change what stands beside a sample, or how it is kept
 
 
@@ -133,6 +134,11 @@ class JobPlan:
     def num_rows(self) -> int:
         """Rows of the input that the job uses."""
         return int(self.files.num_rows.sum())
+
+    @cached_property
+    def unit(self) -> str:
+        """What people call a row of the input: `input row` where one may ask for several rows."""
+        return "input row" if self.files.gives("num_images") else "row"
 
     @property
     def passthrough(self) -> pa.Schema:
@@ -300,7 +306,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def _key(key: str) -> str:
     """The spec's name of one of `JobSpec.samples`."""
-    return f"prompts.{key}" if key.partition(".")[0] in ("columns", "keep") else key
+    return f"prompts.{key}" if key.partition(".")[0] in _OF_PROMPTS else key
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from overtone.jobs.guidance import Guidance, guidance_of
 from overtone.jobs.needs import NEW, Needs, needs_of, try_output
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import check_row_ids
-from overtone.jobs.row_check import RowCheck, check_rows, gives, names_told_soon
+from overtone.jobs.row_check import RowCheck, check_rows, names_told_soon
 from overtone.jobs.sampling import StagesUnknown, better_settings, checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.words import counted
@@ -42,7 +42,7 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     job_plan = make_plan(spec)
     needs = needs_of(spec, job_plan, family, checkpoint)
     rows = check_rows(spec, job_plan, checkpoint) if check else None
-    named = needs.state != NEW or not gives(job_plan, "row_id")  # a job that was begun has passed
+    named = needs.state != NEW or not job_plan.files.gives("row_id")  # a job that was begun has passed
     if rows is not None:
         try_output(spec)
         if stages is not None and needs.size_bytes is not None:
@@ -81,7 +81,7 @@ def notes_on_negatives(spec: JobSpec, job_plan: JobPlan) -> list[str]:
 
 
 def _on_negatives(guidance: Guidance | None, job_plan: JobPlan) -> list[str]:
-    said = guidance.without_effect() if guidance and gives(job_plan, "negative_prompt") else None
+    said = guidance.without_effect() if guidance and job_plan.files.gives("negative_prompt") else None
     return [] if said is None else [said]
 
 
@@ -176,7 +176,7 @@ class Preview:
             "known once the model is loaded" if self.guidance is None else self.guidance.line(self.sampling)
         )
         lines = [
-            f"{self.spec.name}: {counted(self.job.num_rows, 'row')} in "
+            f"{self.spec.name}: {counted(self.job.num_rows, self.job.unit)} in "
             f"{counted(self.job.num_shards, 'shard')} from {counted(len(self.job.files), 'file')}",
             *stages,
             "",
@@ -194,10 +194,10 @@ class Preview:
         if self.rows is not None:
             return ["", *self.rows.lines()]
         unknown = ["which are rejected"]
-        if gives(self.job, "height", "width"):
+        if self.job.files.gives("height", "width"):
             unknown.append("the sizes that they ask for themselves")
-        if gives(self.job, "num_images"):
-            unknown.append("how many samples they ask for")
+        if self.job.files.gives("num_images"):
+            unknown.append("how many rows they become")
         if not self.named:
             unknown.append("whether two have one row_id")
         return [f"rows        not read; `overtone plan SPEC --check` tells {', '.join(unknown)}"]
@@ -250,9 +250,10 @@ def _cost_lines(plan: SamplingPlan) -> list[str]:
 
 def _settings(stages: SamplingPlan) -> str:
     frames = f", {stages.num_frames} frames" if stages.num_frames else ""
+    order = "" if stages.height_px == stages.width_px else " (height x width)"
     return (
-        f"{stages.width_px}x{stages.height_px} px{frames}, {stages.mode}, delta {stages.delta:g}, "
-        f"{stages.num_steps} steps"
+        f"{stages.height_px}x{stages.width_px} px{order}{frames}, {stages.mode}, delta {stages.delta:g}, "
+        f"{counted(stages.num_steps, 'step')}"
     )
 
 

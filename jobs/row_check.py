@@ -80,11 +80,6 @@ def names_told_soon(job_plan: JobPlan) -> bool:
     return small and job_plan.num_rows <= _NAMES_TOLD_SOON
 
 
-def gives(job_plan: JobPlan, *meanings: str) -> bool:
-    """Whether a file of the job has a column of one of these meanings."""
-    return any(meaning in meanings for file in job_plan.files for meaning, _ in file.columns)
-
-
 def _shards(spec: JobSpec, job_plan: JobPlan) -> Iterator[ShardRows]:
     def read(shard: Shard) -> ShardRows:
         file = replace(job_plan.files[shard.file], passthrough=pa.schema([]))
@@ -196,13 +191,13 @@ class RowCheck:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        found = f"{counted(self.samples, 'sample')} to make, {counted(self.rejects, 'reject')}, no name twice"
-        lines = [f"every row was read: {found}"]
+        found = f"{counted(self.samples, 'row')} to make, {counted(self.rejects, 'reject')}, no name twice"
+        lines = [f"every input row was read: {found}"]
         for share in self.sizes[:_SHOWN]:
             stages = share.sampling
             lines.append(
-                f"  {share.count:>9,}  {stages.width_px}x{stages.height_px} px  {stages.split}  "
-                f"saving {stages.saving:.2f}x"
+                f"  {share.count:>9,}  {stages.height_px}x{stages.width_px} px  {stages.split}  "
+                f"speed-up {stages.saving:.2f}x"
             )
         if len(self.sizes) > _SHOWN:
             rest = sum(share.count for share in self.sizes[_SHOWN:])

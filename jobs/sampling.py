@@ -21,7 +21,7 @@ from overtone.progressive.checkpoints import (
 )
 from overtone.progressive.cost import step_cost
 from overtone.progressive.families import FAMILIES, Family, edition_of
-from overtone.progressive.presets import preset
+from overtone.progressive.presets import FEW_STEPS, preset
 from overtone.progressive.schedule import (
     SamplingPlan,
     grid_for,
@@ -161,13 +161,14 @@ def better_settings(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -
     if len(plan.stages) == 1 or as_preset:
         return []
     last, notes = plan.stages[-1], []
-    if plan.num_steps < FEW_STEPS:
+    if plan.num_steps < FEW_STEPS:  # then no delta helps
+        alone = ", and the full grid gets one of them" if last.steps == 1 else ""
         notes.append(
-            f"num_steps is {plan.num_steps}: with fewer than about ten steps each is long, and what a coarse "
-            "grid gets wrong stays; set sampling.mode: fullres, or sampling.num_steps: 10 or more where the "
-            "model was not distilled to few steps"
+            f"num_steps is {plan.num_steps}{alone}: with fewer than {FEW_STEPS} steps each is long, and what "
+            "a coarse grid gets wrong stays; set sampling.mode: fullres, or sampling.num_steps: "
+            f"{FEW_STEPS} or more where the model was not distilled to few steps"
         )
-    if last.steps == 1:
+    elif last.steps == 1:
         finer = _smaller_delta(spec, checkpoint, plan)
         notes.append(
             f"the full grid gets one step of {plan.num_steps}, from noise level {last.sigma_start:.2f}: all "
@@ -176,10 +177,6 @@ def better_settings(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -
             + "sampling.mode: fullres"
         )
     return notes
-
-
-FEW_STEPS = 9
-"""Schedules shorter than this leave a coarse grid's mistakes too few steps to be mended in."""
 
 
 def _smaller_delta(spec: JobSpec, checkpoint: Checkpoint, plan: SamplingPlan) -> float | None:

@@ -46,7 +46,8 @@ class Preset:
 
 
 FEW_STEPS = 10
-"""Checkpoints that their authors made for fewer steps have no presets, which are for longer schedules."""
+"""Shorter schedules leave a coarse grid's mistakes too few steps to be mended in. Checkpoints that their
+authors made for fewer have no presets."""
 
 _LADDER = frozenset({"levels", "scales", "transition_sigmas"})
 

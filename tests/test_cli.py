@@ -177,6 +177,21 @@ def test_light_commands_load_neither_torch_nor_ray(command, spec_path, output):
     assert shown.stdout.splitlines()[-1] == "[]"
 
 
+def test_what_libraries_lack_is_not_said_on_the_terminal():
+    """On importing torchao, which nobody asked for, five lines; a worker's log has them."""
+    code = (
+        "import logging, sys\n"
+        "from overtone.cluster.cli import main\n"
+        "try: main(['schema'])\n"
+        "except SystemExit: pass\n"
+        "for name in ('torchao', 'torch.utils._pytree', 'diffusers.quantizers.torchao.torchao_quantizer'):\n"
+        "    logging.getLogger(name).warning('noise')\n"
+        "logging.getLogger('torch').warning('news')\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stderr == "news\n"
+
+
 # Files to write
 
 

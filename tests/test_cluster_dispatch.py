@@ -41,6 +41,7 @@ from overtone.cluster.dispatch import (
 )
 from overtone.cluster.dispatch.board import Board
 from overtone.cluster.dispatch.derived import derived
+from overtone.cluster.dispatch.tally import Tally
 from overtone.cluster.faults import Failure, Verdict
 from overtone.jobs.rows import Quarantined
 
@@ -754,6 +755,19 @@ def test_what_another_driver_did_before_ours_took_the_job_up_is_not_done_again()
     other = Dispatcher(num_shards=4, num_rows=16)
     other.begin(0.0)
     assert other.take_up(range(4), {}, 1.0) == [Done()]
+
+
+def test_rejects_are_a_fraction_of_rows_and_not_of_the_input_rows_that_ask_for_them():
+    """Input rows ask for twenty rows each, and every second one has no prompt."""
+    tally = Tally(None, lambda shard: 2)
+    half = Rules(max_reject_fraction=0.5)
+    tally.add_committed(ShardCommitted(0, 0, 1, rows=40, rejects=20), None)
+    assert tally.limit(half, left=4, condemned=0) is None
+    for shard in range(1, 5):
+        tally.add_committed(ShardCommitted(0, shard, 1, rows=40, rejects=20), None)
+        assert tally.limit(half, left=4 - shard, condemned=0) is None
+    tally.add_committed(ShardCommitted(0, 5, 1, rows=40, rejects=40), None)
+    assert "140 of the first 240 rows cannot be made" in str(tally.limit(half, left=1, condemned=0))
 
 
 # Any order of events.

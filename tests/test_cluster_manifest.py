@@ -249,6 +249,8 @@ def test_memory_of_a_pod_without_gpus_is_for_the_workers_that_ray_puts_there(num
         ({"volumes": (Volume("a", "/x/../y"),)}, "a plain absolute path"),
         ({"volumes": (Volume("a", "/etc"),)}, "hides /etc/overtone"),
         ({"volumes": (Volume("a", "/models"),)}, "hides /models"),
+        ({"volumes": (Volume("a", "/dev/shm"),)}, "hides /dev/shm"),
+        ({"volumes": (Volume("a", "/tmp"),)}, "hides /tmp/ray"),
         ({"volumes": (Volume("a", "/x", "10GB"),)}, "the size of a volume is '10GB'"),
         ({"volumes": (Volume("a", "/x", "1Gi"), Volume("a", "/y", "1Gi"))}, "given a size twice"),
         ({"namespace": "My_Team"}, "namespace is 'My_Team'"),
@@ -260,6 +262,7 @@ def test_memory_of_a_pod_without_gpus_is_for_the_workers_that_ray_puts_there(num
         ({"service_account": "a/b"}, "service_account is 'a/b'"),
         ({"cache": "My Claim"}, "cache is 'My Claim'"),
         ({"image": "over tone"}, "image is 'over tone'"),
+        ({"image": "here:5000/over/tone:0.1:x"}, "image is 'here:5000/over/tone:0.1:x'"),
         ({"node_selector": {"gpu type": "x"}}, "node_selector is 'gpu type'"),
         ({"node_selector": {"a.b/gpu": "x y"}}, "node_selector is 'x y'"),
         ({"deadline_s": 2**31}, "deadline_s is 2147483648"),
@@ -406,6 +409,8 @@ def test_options_are_read_from_a_command_line():
     assert options_from_text({"volumes": ("disk:/data",)}) == {"volumes": (Volume("disk", "/data"),)}
     with pytest.raises(UserError, match="a node selector is KEY=VALUE, not 'a'"):
         options_from_text({"node_selector": ("a",)})
+    with pytest.raises(UserError, match="the node selector a is given twice"):
+        options_from_text({"node_selector": ("a=b", "a=c")})
 
 
 ASKED = [

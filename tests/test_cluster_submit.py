@@ -163,6 +163,12 @@ SECRET_FILES = [
     "infra/prod.auto.tfvars",
     "keys/putty.ppk",
     ".bash_history",
+    ".netrc.bak",
+    ".env~",
+    "hf/token.txt",
+    ".dbt/profiles.yml",
+    ".databrickscfg",
+    "group_vars/vault.yml",
 ]
 PLAIN_FILES = ["jobs/cli.py", "environment.yml", "keys.py", "notes/tokens.md"]
 

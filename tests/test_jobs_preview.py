@@ -79,6 +79,12 @@ def test_text_says_the_same_as_the_data(prompts):
         assert f"{stage['sigma_start']:.4f}" in text
 
 
+def test_sizes_are_height_by_width_as_grids_are(prompts):
+    text = preview(job(prompts, height=512, width=1024)).text()
+    assert "512x1024 px (height x width)" in text
+    assert " 64x128 " in text
+
+
 def test_guidance_within_an_interval(prompts):
     """Said where guidance is, with its steps, and counted in the cost."""
     guided = {"mode": "fullres", "num_steps": 10, "true_cfg_scale": 3.0}
@@ -210,18 +216,18 @@ def test_whether_guidance_runs_and_what_it_costs(prompts, model, sampling, runs,
 
 def test_few_steps_are_warned_of_with_a_better_setting(prompts):
     klein = "black-forest-labs/FLUX.2-klein-4B"
-    few, one = preview(job(prompts, klein, num_steps=4)).notes
-    assert "num_steps is 4" in few
-    assert "sampling.mode: fullres" in few
-    assert "one step of 4, from noise level 0.87" in one
-    assert "sampling.delta: 0.02" in one
-    assert f"note        {one}" in preview(job(prompts, klein, num_steps=4)).text()
-    better = preview(job(prompts, klein, num_steps=4, delta=0.02))
-    assert better.sampling.stages[-1].steps > 1
-    assert len(better.notes) == 1
-    for fine in ({"num_steps": 30}, {"num_steps": 4, "mode": "fullres"}):
-        assert not preview(job(prompts, klein, **fine)).notes
-    assert notes_on(job(prompts, klein, num_steps=4)) == [few, one]  # what `run` says
+    [few] = preview(job(prompts, klein, num_steps=4)).notes
+    assert "num_steps is 4, and the full grid gets one of them: with fewer than 10 steps" in few
+    assert "set sampling.mode: fullres, or sampling.num_steps: 10 or more" in few
+    assert f"note        {few}" in preview(job(prompts, klein, num_steps=4)).text()
+    [also] = preview(job(prompts, klein, num_steps=9, delta=0.02)).notes
+    assert "num_steps is 9: with fewer than 10 steps" in also
+    [one] = preview(job(prompts, klein, num_steps=10, delta=0.5)).notes
+    assert "the full grid gets one step of 10, from noise level" in one
+    better = float(one.partition("set sampling.delta: ")[2].partition(",")[0])
+    for fine in ({"num_steps": 10, "delta": better}, {"num_steps": 30}, {"num_steps": 4, "mode": "fullres"}):
+        assert not preview(job(prompts, klein, **fine)).notes  # what one note says, no other takes back
+    assert notes_on(job(prompts, klein, num_steps=4)) == [few]  # what `run` says
     assert notes_on(job(prompts, "nobody/nothing")) == []
 
 
@@ -401,7 +407,7 @@ def test_check_reads_the_rows(tmp_path):
     )
     unread = preview(spec)
     assert unread.rows is None
-    for unknown in ("rejected", "sizes", "samples"):
+    for unknown in ("rejected", "sizes", "how many rows"):
         assert unknown in unread.text().splitlines()[-1]
     shown = preview(spec, check=True)
     data = json.loads(json.dumps(shown.as_dict()))["rows_checked"]
@@ -411,7 +417,7 @@ def test_check_reads_the_rows(tmp_path):
     per_size = [preview(table(tmp_path, prompt=["p"])).sampling.token_steps, data["token_steps"]]
     assert 5 * per_size[0] < per_size[1] == shown.as_dict()["job_token_steps"]
     text = shown.text()
-    for part in ("6 samples to make, 4 rejects", "256x512 px", "prompt is null (b, for one)", "250x256"):
+    for part in ("6 rows to make, 4 rejects", "512x256 px", "prompt is null (b, for one)", "250x256"):
         assert part in text
     assert not (tmp_path / "out").exists()  # what the store was tried with is gone again
 

@@ -271,6 +271,67 @@ def test_only_columns_that_may_have_null_arrays_are_read_by_the_plan(tmp_path):
     }
 
 
+WORDS = pa.array(["a", None, "c"])
+CATEGORIES = WORDS.dictionary_encode()
+INNER_CATEGORIES = {
+    "struct": (pa.StructArray.from_arrays([CATEGORIES], ["x"]), pa.struct([("x", pa.string())])),
+    "list": (pa.ListArray.from_arrays([0, 1, 1, 3], CATEGORIES), pa.list_(pa.string())),
+    "deep": (
+        pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([CATEGORIES], ["x"])),
+        pa.list_(pa.struct([("x", pa.string())])),
+    ),
+    "map": (
+        pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["k"] * 3), CATEGORIES),
+        pa.map_(pa.string(), pa.string()),
+    ),
+    "fixed": (pa.FixedSizeListArray.from_arrays(CATEGORIES, 1), pa.list_(pa.string(), 1)),
+}
+
+
+@pytest.mark.parametrize("name", INNER_CATEGORIES)
+def test_parts_with_categories_within_a_column_are_read_whole(tmp_path, name):
+    """Of several row groups at once, Arrow reads such a column only as values."""
+    array, type = INNER_CATEGORIES[name]
+    thrice = pa.array([row % 3 for row in range(101)])
+    array = array.take(thrice)
+    spec, plan = small_job(
+        tmp_path, prompt_table(101, it=array, kind=CATEGORIES.take(thrice)), shard_rows=101
+    )
+    finish(open_store(spec.output.path), spec, plan)
+    (path,) = (tmp_path / "out" / "data").iterdir()
+    part = pq.ParquetFile(path)
+    assert part.num_row_groups == 2
+    found = pa.Table.from_batches(part.iter_batches())
+    assert found.equals(part.read())
+    assert found["it"].to_pylist() == array.to_pylist()
+    assert found["it"].type.equals(type) or found["it"].cast(type).equals(found["it"])
+    assert found["kind"].type == CATEGORIES.type
+    pq.write_table(pa.table({"it": array.cast(type)}), tmp_path / "values.parquet")
+    rows, expected = (
+        duckdb.sql(f"SELECT CAST(it AS VARCHAR) FROM '{one}'").fetchall()
+        for one in (path, tmp_path / "values.parquet")
+    )
+    assert rows == expected
+
+
+def test_a_job_begun_with_inner_categories_keeps_them(tmp_path):
+    """All parts of a job have the same columns."""
+    array, _ = INNER_CATEGORIES["struct"]
+    schema = pa.schema([("it", array.type)])
+    assert part_schema(job(Path("/x.parquet")), schema).field("it").type == array.type
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_extension_types_on_categories_are_refused_by_the_plan(tmp_path, inner):
+    """Arrow would end the worker's process."""
+    words = pa.StructArray.from_arrays([CATEGORIES], ["x"]) if inner else CATEGORIES
+    array = pa.ExtensionArray.from_storage(pa.opaque(words.type, "type", "vendor"), words)
+    pq.write_table(pa.table({"prompt": ["x"] * 3, "it": array}), tmp_path / "a.parquet")
+    with pytest.raises(PromptsError, match=r"a\.parquet: column 'it' has an extension type on categories"):
+        make_plan(job(tmp_path / "a.parquet"))
+    assert make_plan(job(tmp_path / "a.parquet", keep=[])).passthrough.names == []
+
+
 # Times
 
 

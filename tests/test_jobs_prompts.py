@@ -30,7 +30,7 @@ from s3_server import KEYS, S3Server
 from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.columns import OUTPUT_COLUMNS as PARTS_COLUMNS
 from overtone.jobs.errors import PromptsError, StoreError
-from overtone.jobs.plan import JobPlan, make_plan
+from overtone.jobs.plan import JobPlan, difference, make_plan
 from overtone.jobs.prompts import ShardRows, check_row_ids, expected_row_ids, lines, read_shard
 from overtone.jobs.prompts.globs import glob_matcher, relative_names
 from overtone.jobs.prompts.values import MAX_IMAGES, MAX_PROMPT, MAX_ROW_ID
@@ -686,7 +686,17 @@ def test_any_run_of_rows_of_a_long_text_file(tmp_path, kind):
     [
         (b"", "a.csv is empty; a csv file begins with a line of column names"),
         (b"prompt\n", "a.csv has no rows"),
-        (b"prompt,\nx,y\n", "a.csv: column 2 has no name in the first line"),
+        (
+            b"id; prompt\n1; x\n",
+            "a.csv has no column 'prompt', it has 'id', ' prompt'; say which one holds the "
+            'prompts, as in `columns: {prompt: " prompt"}` under `prompts`',
+        ),
+        (
+            b"Caption;n\nx;1\n",
+            "a.csv has no column 'prompt', it has 'Caption', 'n'; say which one holds the "
+            "prompts, as in `columns: {prompt: Caption}`",
+        ),
+        (b"sep=;\n", "a.csv has no rows"),
         (b"prompt,prompt\nx,y\n", "a.csv has two columns named 'prompt'"),
         (b"text,n\nx,1\n", "a.csv has no column 'prompt', it has 'text', 'n'; say which one holds the"),
         (b'prompt\nx\n"y\nz\n', "a.csv:4: not csv: unexpected end of data"),
@@ -714,6 +724,15 @@ def test_csv_with_any_delimiter(tmp_path, name, delimiter):
         assert shard.passthrough.to_pydict() == {"n": ["1", "2"]}
 
 
+def test_csv_that_says_its_delimiter_as_excel_knows_it(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\nprompt;n\r\nx,y;1\r\nz;2\r\n")
+    shards = read_all(job(tmp_path / "a.csv", rows=1))
+    assert [(row.row_id, row.prompt) for shard in shards for row in shard.rows] == [
+        ("a:0", "x,y"),
+        ("a:1", "z"),
+    ]
+
+
 def test_a_delimiter_that_worked_before_stays(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,a;b\nx;y,1\n")
     (shard,) = read_all(job(tmp_path / "a.csv"))
@@ -730,12 +749,67 @@ def test_delimiters_that_are_none(delimiter):
         job("a.csv", delimiter=delimiter)
 
 
+FRENCH = [f"un café nº {n}" for n in range(2000)]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_refused_until_it_is_named(tmp_path, kind, encoding, compress):
+    """Once for the file, and not by a reject for each row."""
+    texts = FRENCH if kind == "csv" else [json.dumps({"prompt": text}, ensure_ascii=False) for text in FRENCH]
+    path = tmp_path / f"a.{kind}"
+    text = "".join(f"{line}\n" for line in (["prompt"] if kind == "csv" else []) + texts)
+    path.write_bytes(compress(text.encode(encoding)))
+    if "utf" in encoding:
+        message = rf"a\.{kind} is not UTF-8 but {encoding}, by its first bytes; say so under `prompts`, as in"
+    else:
+        message = (
+            rf"a\.{kind}:{1 + (kind == 'csv')}: the file is not UTF-8 \(([0-9,]+) of \1 lines beyond ASCII\)"
+            r"; say under `prompts` what it is, as in `encoding: cp1252` if this line has '.*un café nº 0"
+        )
+    with pytest.raises(PromptsError, match=message):
+        make_plan(job(path))
+    spec = job(path, encoding=encoding, rows=1500)
+    shards = read_all(spec)
+    assert [row.prompt for shard in shards for row in shard.rows] == FRENCH
+    with pytest.raises(PromptsError, match="can't decode byte"):
+        make_plan(job(path, encoding="ascii"))
+
+
+def test_a_file_that_is_utf8_in_most_lines_has_rows_that_are_not(tmp_path):
+    (tmp_path / "a.csv").write_bytes("prompt\nfür\nnaïve\n".encode() + b"caf\xe9\n")
+    (shard,) = read_all(job(tmp_path / "a.csv"))
+    assert [row.prompt for row in shard.rows] == ["für", "naïve"]
+    assert [reject.message for reject in shard.rejects] == ["prompt is not valid UTF-8: b'caf\\xe9'"]
+
+
+def test_an_encoding_is_part_of_the_job_where_it_is_not_the_usual(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt\ncaf\xe9\n")
+    usual, western, latin, same = (
+        make_plan(job(tmp_path / "a.csv", encoding=name))
+        for name in ("utf-8", "cp1252", "latin1", "ISO8859-1")
+    )
+    assert "encoding" not in usual.samples
+    assert western.fingerprint != latin.fingerprint == same.fingerprint
+    assert difference(western, latin)[0] == 'prompts.encoding was "cp1252", now "iso8859-1"'
+
+
+@pytest.mark.parametrize("encoding", ["", "nope", "rot13", "undefined", "base64"])
+def test_encodings_that_are_none(encoding):
+    with pytest.raises(ValueError, match="is the name of an encoding as Python knows it"):
+        job("a.csv", encoding=encoding)
+
+
 def test_the_index_of_a_data_frame_is_a_column(tmp_path):
     frame = pd.DataFrame({"prompt": ["x", "y"], "seed": [3, 4]})
     frame.to_csv(tmp_path / "a.csv")
     (shard,) = read_all(job(tmp_path / "a.csv"))
     assert [(row.prompt, row.seed) for row in shard.rows] == [("x", 3), ("y", 4)]
     assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["0", "1"]}
+    (tmp_path / "b.csv").write_text("prompt,n,\nx,1,\ny,2,z\n")
+    (shard,) = read_all(job(tmp_path / "b.csv"))
+    assert shard.passthrough.to_pydict() == {"n": ["1", "2"], "Unnamed: 2": [None, "z"]}
     frame.set_index([["a", "b"], [1, 2]]).to_csv(tmp_path / "a.csv")
     (shard,) = read_all(job(tmp_path / "a.csv"))
     assert shard.passthrough.to_pydict() == {"Unnamed: 0": ["a", "b"], "Unnamed: 1": ["1", "2"]}
@@ -813,7 +887,7 @@ def test_a_file_beside_its_compressed_copy_is_not_read_twice(tmp_path):
 
 def test_csv_rows_that_cannot_be_made(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"prompt,n\nx,1\ny\nz,1,2\n\n\xff,3\nok,\xfe\nnul\0,5\n")
-    (shard,) = read_all(job(tmp_path / "a.csv"))
+    (shard,) = read_all(job(tmp_path / "a.csv", encoding="utf-8"))
     assert [(row.row_id, row.prompt) for row in shard.rows] == [("a:0", "x"), ("a:5", "nul\0")]
     assert [(reject.row_id, reject.message) for reject in shard.rejects] == [
         ("a:1", "the row has 1 cells where the first line has 2"),

@@ -20,9 +20,10 @@ from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media
 from overtone.jobs.parts import AttemptFacts, Made, build_part, timings_name
 from overtone.jobs.prompts import read_shard
-from overtone.jobs.report import report
+from overtone.jobs.report import charts, report
 from overtone.jobs.report.charts import Palette
 from overtone.jobs.report.pages import COARSE_TO_FULL
+from overtone.jobs.report.times import WorkerTime
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
@@ -277,6 +278,18 @@ def test_the_largest_grid_has_the_strongest_shade(count):
     assert shades[-1] == len(COARSE_TO_FULL) - 1
     assert len(set(shades)) == min(count, len(COARSE_TO_FULL))
     assert len(palette.legend(["denoise", "expand"])) == len(set(shades)) + 1
+
+
+def test_workers_of_one_name_are_told_by_their_nodes():
+    """As those of a job and of its retry, each with a Ray of its own."""
+    spent = {("denoise", (2, 2)): 0.5}
+    workers = [
+        WorkerTime(name, "cpu", node, 1.0, 1.0, spent, spent)
+        for name, node in (("w0", "a" * 56), ("w1", "b" * 56), ("w0", "c" * 56))
+    ]
+    figure = charts.stages(workers, Palette([(2, 2)]))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["all workers", "w0 on aaaaaa", "w1", "w0 on cccccc"]
 
 
 def test_no_pictures_if_none_are_wanted(job):

@@ -160,6 +160,10 @@ def test_small_aliases_work(load):
             MINIMAL + "sampling:\n  mode: dct\n  deltaa: 0.1\n",
             "job.yaml:6: sampling.deltaa: unknown key; did you mean delta?",
         ),
+        (
+            MINIMAL.replace(": out", ": a/" + "é" * 128),
+            "job.yaml:3: output: is longer than disks take: 255 bytes a",
+        ),
         (MINIMAL + "delta: 0.1\n", "job.yaml:4: delta: unknown key; did you mean sampling.delta?"),
         (MINIMAL + "promts: x\n", "job.yaml:4: promts: unknown key; did you mean prompts?"),
         (  # `format` is a key of two other sections: neither is what was meant
@@ -168,7 +172,7 @@ def test_small_aliases_work(load):
         ),
         (
             MINIMAL + "workers: {count: 0, min: 1}\n",  # one mistake, one line
-            "job.yaml:4: workers.count: should be greater than or equal to 1; got 0",
+            "job.yaml:4: workers.count: should be 1 or more; got 0",
         ),
         (
             MINIMAL + "shards: {zzz: 1}\n",
@@ -185,11 +189,23 @@ def test_small_aliases_work(load):
         ),
         ("model: tiny\noutput: out\n", "job.yaml: prompts: is missing"),
         (MINIMAL.replace("tiny", "{revision: main}"), "job.yaml:1: model.id: is missing"),
-        (MINIMAL + "seed: -1\n", "job.yaml:4: seed: should be greater than or equal to 0; got -1"),
+        (MINIMAL + "seed: -1\n", "job.yaml:4: seed: should be 0 or more; got -1"),
         (
             MINIMAL + "\n# a comment\n\nsampling:\n  delta: lots\n",
-            "job.yaml:8: sampling.delta: should be a valid number, unable to parse string as a number; "
-            'got "lots"',
+            'job.yaml:8: sampling.delta: should be a number; got "lots"',
+        ),
+        (
+            MINIMAL + "sampling: {scales: autoo}\n",
+            "job.yaml:4: sampling.scales: should be 'auto' or a list, as in [a, b]; got \"autoo\"",
+        ),
+        (
+            MINIMAL + "name: ../x\n",
+            "job.yaml:4: name: should be letters, digits, `.`, `_` and `-` alone, begun by "
+            'a letter or digit, at most 63 characters; got "../x"',
+        ),
+        (
+            MINIMAL + "faults: {max_reject_fraction: 2}\n",
+            "job.yaml:4: faults.max_reject_fraction: should be 1 or less; got 2",
         ),
         (
             MINIMAL + "sampling:\n  levels: 1\n  scales: auto\n",
@@ -372,7 +388,7 @@ def test_the_star_of_a_glob_is_no_yaml_alias(load, tmp_path, monkeypatch):
         ("seed.x=1", "--set seed.x: seed is not a section"),
         ("prompts.path.x.y=1", "--set prompts.path.x.y: prompts.path is not a section"),
         ("sampling.scales=[0.5", "--set sampling.scales: not YAML"),
-        ("seed=1\nshards: 3", "--set seed: seed: should be a valid integer"),
+        ("seed=1\nshards: 3", "--set seed: seed: should be a whole number"),
     ],
 )
 def test_a_wrong_override_is_named(refusal, override, message):

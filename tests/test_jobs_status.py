@@ -5,22 +5,29 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 
 import pytest
 from PIL import Image
 from small_jobs import commit_part, finish, prompt_table, small_job, small_part
 
+from overtone.cluster.dispatch import Dispatcher, RowsDone, ShardCommitted
+from overtone.cluster.driver.tally import Tally
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
-from overtone.jobs.report import contact_sheet, first_pictures
+from overtone.jobs.preview import preview
+from overtone.jobs.report import contact_sheet, first_pictures, report
 from overtone.jobs.rows import Quarantined
+from overtone.jobs.shard_set import ShardSet
 from overtone.jobs.status import Progress, Snapshot, status
 from overtone.jobs.status.sums import Pace
 from overtone.jobs.store import open_store
+from overtone.jobs.verify import verify
 from overtone.jobs.words import duration
 
 NOW = 1_800_000_000.0
+NOBODY = Dispatcher(num_shards=1, num_rows=1)
 
 
 @pytest.fixture
@@ -173,11 +180,45 @@ def test_a_contact_sheet_shows_the_first_pictures(job):
         contact_sheet([])
 
 
+# Input rows that ask for several
+
+
+def test_rows_and_input_rows_are_two_counts_and_the_same_everywhere(tmp_path):
+    """Of seven rows to make one is a bad one, and three rows are asked for without a prompt."""
+    counts, prompts = [1, 3, 1, 3, 1, 2], ["a", "b", "c", None, "d", "e"]
+    ids = [str(i) for i in range(6)]
+    spec, plan = small_job(tmp_path, prompt_table(6, row_id=ids, prompt=prompts, num_images=counts))
+    assert plan.unit == "input row"
+    store = open_store(spec.output.path)
+    JobFolder(store).open(spec, plan)
+    tally = Tally(plan, ShardSet(plan.num_shards), unit=plan.unit)
+    log = io.StringIO()
+    with Progress(stream=log) as progress:
+        tally.record(RowsDone(0, 0, 1, ("0", "1#0", "1#1", "1#2", "2")))
+        assert tally.snapshot(NOBODY).rows_done == 4  # the whole shard at most
+        for shard in range(plan.num_shards):
+            footer = small_part(spec, plan, shard, bad=["1#1"]).footer
+            tally.record(ShardCommitted(0, shard, 1, footer.rows + len(footer.rejects), len(footer.rejects)))
+        progress(tally.snapshot(NOBODY))
+    finish(store, spec, plan, bad=["1#1"])
+    assert log.getvalue() == "6 of 6 input rows (100%), 0 workers, 4 rejected\n"
+    assert (tally.rows, tally.rejects) == (7, 4)
+
+    found = status(store.url)
+    assert found.text().startswith("small: 7 rows made, 4 rejected, 0 of 6 input rows left (100%)\n")
+    assert found.line() == "6 of 6 input rows (100%), 4 rejected; finished"
+    assert (found.as_dict()["rows_made"], found.as_dict()["unit"]) == (7, "input row")
+    assert "7 rows and 4 rejects in 2 of 2 parts, for 11 rows asked for" in verify(store.url).text()
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", report(store.url)))
+    assert "rows made 7 of 6 input rows rejected 4 left 0 " in page
+    assert preview(spec).text().startswith("small: 6 input rows in 2 shards from 1 file\n")
+
+
 # Progress
 
 
 def snapshot(done: int, *, note: str | None = None, rejected: int = 0, retries: int = 0) -> Snapshot:
-    return Snapshot(100, done, rejected, 10, done // 10, 2, 1, retries, note)
+    return Snapshot(100, done + rejected, rejected, 10, done // 10, 2, 1, retries, note)
 
 
 class Clock:

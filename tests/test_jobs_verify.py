@@ -181,7 +181,7 @@ def test_pictures_that_do_not_decode(tmp_path):
     report = verify(store.url)
     assert kinds(report) == {"broken_media": 3}
     assert "'../row/1': not a whole picture" in report.text()
-    assert "'../row/3': 16x16 pixels instead of 16x17" in report.text()
+    assert "'../row/3': 16x16 pixels instead of 17x16" in report.text()
     assert verify(store.url, decode=False).ok
 
 

@@ -130,8 +130,8 @@ def test_a_terminal_gets_a_view(job):
     assert shown.finished
     first, last = out.getvalue().split("20/20 rows (100%)", 1)
     assert "8/20 rows (40%)" in first
-    assert "7 done, 1 rejected, 12 left; 2 of 5 shards" in first
-    assert "19 done, 1 rejected, 0 left; 5 of 5 shards" in last
+    assert "7 of 20 rows done, 1 rejected, 12 left; 2 of 5 shards" in first
+    assert "19 of 20 rows done, 1 rejected, 0 left; 5 of 5 shards" in last
     assert "finished" in last
     for text in ("denoise", "text_encode", "part_write", "w0", "w1", "../row/7", "RowError: was bad"):
         assert text in last

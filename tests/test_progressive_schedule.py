@@ -341,8 +341,16 @@ def test_auto_with_haar_only_doubles():
 @pytest.mark.parametrize(
     ("size", "sampling", "message"),
     [
-        ((1024, 1024), {"levels": 7}, r"levels is 7; a latent grid of 128x128 allows 0 to 6 halvings"),
-        ((32, 1024), {"levels": 2}, r"levels is 2; a latent grid of 4x128 allows 0 to 1 halvings"),
+        (
+            (1024, 1024),
+            {"levels": 7},
+            r"levels is 7; a latent grid of 128x128 can be halved 6 times: set levels to 6",
+        ),
+        (
+            (32, 1024),
+            {"levels": 2},
+            r"levels is 2; a latent grid of 4x128 can be halved once: set levels to 1",
+        ),
         ((1024, 1024), {"scales": (0.01, 1.0)}, r"scales starts at 0.01; .* 128x128 allows 0.01562 to 1"),
         ((1024, 1024), {"scales": (0.25, 0.5)}, r"scales is \[0.25, 0.5\]; it must end at full size, 1.0"),
         ((1024, 1024), {"scales": (0.5, 512, 1024)}, "heights in pixels must be whole numbers"),

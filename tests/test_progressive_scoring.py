@@ -138,7 +138,7 @@ def test_the_judge_refuses_other_models_before_anything_is_drawn(name):
     judge.check(CAPTIONS, [(256, 256)])
     with pytest.raises(ScorerError, match="is for the embedded model: caption is 'a cat'"):
         judge.check(["a cat"], [(256, 256)])
-    with pytest.raises(ScorerError, match="reads 256x256 px, not 512x256"):
+    with pytest.raises(ScorerError, match="reads 256x256 px, not 256x512"):
         judge.check(CAPTIONS, [(256, 512)])
     with pytest.raises(ScorerError, match="row 7: ValueError: caption is 'a cat'"):
         score_rows(judge, [flat(1).resize((256, 256))], ["a cat"], row_ids=["7"])

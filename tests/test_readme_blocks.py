@@ -97,7 +97,7 @@ def test_the_blocks_of_jobs_and_of_the_first_page(tmp_path):
         elif not block.elsewhere:
             shown = desk.type(block.code)
     for part in (
-        "every row was read: 40 samples",
+        "every input row was read: 40 rows",
         "rows an hour",
         "CPU-hours",
         "40 of 40 rows",

@@ -253,7 +253,7 @@ def whole(path: Path) -> pa.Table:
 def same_to_pyarrow(
     tables: list[pa.Table], made: list[tuple[int, int]], output: Path, plan: JobPlan, *, alike: bool
 ) -> None:
-    out = pa.concat_tables([whole(path) for path in parts(output)])
+    out = pa.concat_tables([pq.ParquetFile(path).read() for path in parts(output)])
     assert out["prompt"].to_pylist() == [tables[k]["prompt"][row].as_py() for k, row in made]
     for field in plan.passthrough:
         if alike:
@@ -373,23 +373,27 @@ def neutral(value: pa.Scalar) -> Any:
 
 
 def plain(type: pa.DataType) -> Any:
-    """A type as it must come back: of any depth, without names that Parquet gives to elements, and without
-    views."""
+    """A type as it must come back: of any depth, without names that Parquet gives to elements, without views,
+    and with values for categories within others."""
     if isinstance(type, pa.BaseExtensionType):
         return (re.sub(r"storage_type=\w+", "", str(type)), plain(type.storage_type))
     if pa.types.is_dictionary(type):
         return ("dictionary", type.index_type, plain(type.value_type), type.ordered)
     if pa.types.is_struct(type):
-        return ("struct", *((field.name, plain(field.type)) for field in type))
+        return ("struct", *((field.name, inner(field.type)) for field in type))
     if pa.types.is_map(type):
-        return ("map", plain(type.key_type), plain(type.item_type))
+        return ("map", inner(type.key_type), inner(type.item_type))
     if pa.types.is_fixed_size_list(type):
-        return ("list", type.list_size, plain(type.value_type))
+        return ("list", type.list_size, inner(type.value_type))
     if pa.types.is_large_list(type) or pa.types.is_large_list_view(type):
-        return ("large_list", plain(type.value_type))
+        return ("large_list", inner(type.value_type))
     if pa.types.is_list(type) or pa.types.is_list_view(type):
-        return ("list", plain(type.value_type))
+        return ("list", inner(type.value_type))
     return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type, type)
+
+
+def inner(type: pa.DataType) -> Any:
+    return plain(type.value_type if pa.types.is_dictionary(type) else type)
 
 
 def say(text: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from overtone.cluster.logs import quiet_imports
 from overtone.jobs.errors import OvertoneError
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     \b
       eval "$(_OVERTONE_COMPLETE=bash_source overtone)"
     """
+    quiet_imports()
 
 
 def command(summary: str, *examples: str) -> Callable[[Any], Any]:

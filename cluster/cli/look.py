@@ -106,7 +106,7 @@ def _remake(report: VerifyReport, count: int, store: Store) -> None:
     from overtone.jobs.folder import JobFolder
 
     spec, job_plan = JobFolder(store).load()
-    negatives = any("negative_prompt" in dict(file.columns) for file in job_plan.files)
+    negatives = job_plan.files.gives("negative_prompt")
     found = remake(store, count, load_engine, job=spec, negatives=negatives)
     report.remarks += found.remarks()
     for key, row_id, how in found.wrong:

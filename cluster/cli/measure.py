@@ -166,7 +166,11 @@ def preview(spec_path: Path, overrides: tuple[str, ...], rows: int, price: float
 @click.option(
     "--price", type=click.FloatRange(0), help="Of a GPU-hour (without GPUs: a CPU-hour), in any currency."
 )
-@click.option("--profile", type=click.Path(path_type=Path), help="Use a saved profile: nothing is timed.")
+@click.option(
+    "--profile",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Use a saved profile: nothing is timed.",
+)
 @click.option("--save", "kept", type=OutFile(), help="Save the profile that was timed.")
 @json_option
 def estimate(

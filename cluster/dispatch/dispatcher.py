@@ -55,7 +55,7 @@ class Dispatcher:
 
     Args:
         num_shards: shards of the plan.
-        num_rows: rows of the plan, for `max_reject_fraction`.
+        num_rows: rows of the plan, for `max_reject_fraction`; None: not known.
         done: shards that are committed already.
         rules: the job's numbers.
         quarantine: rows known to kill, by shard.
@@ -66,7 +66,7 @@ class Dispatcher:
         self,
         *,
         num_shards: int,
-        num_rows: int,
+        num_rows: int | None,
         done: Iterable[int] = (),
         rules: Rules | None = None,
         quarantine: Mapping[int, Sequence[Quarantined]] | None = None,

@@ -15,11 +15,11 @@ class Tally:
     """The statistics of one run of a job.
 
     Args:
-        num_rows: rows of the plan.
+        num_rows: rows of the plan; None: not known, since input rows ask for several.
         rows_of: rows of a shard, because every row of a failed shard counts as a reject.
     """
 
-    num_rows: int
+    num_rows: int | None
     rows_of: Callable[[int], int]
     rows_seen: int = 0
     """Rows of the shards that this run committed or gave up."""
@@ -63,7 +63,8 @@ class Tally:
             )
         rejects = self.rejects + condemned
         # A fraction of a few rows says little: at least 100, or all there are.
-        seen = max(self.rows_seen + condemned, min(100, self.num_rows))
-        if rejects > rules.max_reject_fraction * min(seen, self.num_rows):
+        few = 100 if self.num_rows is None else min(100, self.num_rows)
+        seen = max(self.rows_seen + condemned, few)
+        if rejects > rules.max_reject_fraction * seen:
             return Abort("rejects", f"{rejects} of the first {counted(seen, 'row')} cannot be made")
         return None

@@ -84,7 +84,7 @@ class DriverLoop:
         folder: JobFolder,
         on_event: Callable[[Snapshot], None],
     ) -> None:
-        self.tally = Tally(work, folder.finished(work))
+        self.tally = Tally(work, folder.finished(work), unit=job_plan.unit)
         self.ending = Ending()
         self.epoch: int | None = None
         """This driver's number, once it has taken the job up."""
@@ -99,7 +99,7 @@ class DriverLoop:
         workers, faults = spec.workers, spec.faults
         self._dispatcher = Dispatcher(
             num_shards=job_plan.num_shards,
-            num_rows=work.num_rows,
+            num_rows=work.num_rows if job_plan.unit == "row" else None,
             done=chain(self.tally.finished, work.left_out(job_plan.num_shards)),
             rules=Rules(
                 min_workers=workers.min,

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 class Tally:
     """What one run has counted so far. Of a retry, shards and rows are the retry's own."""
 
-    def __init__(self, work: Work, finished: ShardSet) -> None:
-        """`finished`: shards of the work that earlier runs committed; it grows with those of this run."""
-        self.work, self.finished = work, finished
+    def __init__(self, work: Work, finished: ShardSet, *, unit: str = "row") -> None:
+        """`finished`: shards of the work that earlier runs committed; it grows with those of this run.
+        `unit`: what a row of the input is called."""
+        self.work, self.finished, self._unit = work, finished, unit
         self.rows = self.rejects = 0  # of parts that this run committed
         self.reasons: Counter[str] = Counter()  # the rejects by error class
         self._rows_of = array("I", bytes(4 * finished.num_shards))  # rows of such a part, by shard
@@ -44,7 +45,7 @@ class Tally:
         self.retries = 0  # shards that were given out again
         self.lost = 0  # workers that died or were killed
         self._rows_finished = sum(map(work.rows_of, finished))
-        self._in_hand: Counter[int] = Counter()  # rows made of shards that are not committed
+        self._in_hand: dict[int, int] = {}  # input rows made of shards that are not committed, at most
         self._ready: set[int] = set()  # workers that had their engine at some time
 
     def found(self, finished: ShardSet) -> list[int]:
@@ -69,7 +70,8 @@ class Tally:
             case Assign():
                 self._in_hand.pop(news.assignment.shard, None)
             case RowsDone():
-                self._in_hand[news.shard] += len(news.rows)
+                made = self._in_hand.get(news.shard, 0) + len(news.rows)
+                self._in_hand[news.shard] = min(made, self.work.rows_of(news.shard))
             case ShardCommitted():
                 self._in_hand.pop(news.shard, None)
                 if news.shard not in self.finished:
@@ -90,18 +92,18 @@ class Tally:
 
     def snapshot(self, dispatcher: Dispatcher, note: str | None = None) -> Snapshot:
         """How far the run is, for people; `note` is something worth a line of its own."""
-        done = min(self._rows_finished + self._in_hand.total(), self.work.num_rows)
-        rejected = min(self.rejects, done)
+        done = self._rows_finished + sum(self._in_hand.values())
         return Snapshot(
             rows_total=self.work.num_rows,
-            rows_done=done - rejected,
-            rows_rejected=rejected,
+            rows_done=min(done, self.work.num_rows),
+            rows_rejected=self.rejects,
             shards_total=self.work.num_shards,
             shards_done=len(self.finished),
             workers_ready=dispatcher.ready,
             workers_starting=dispatcher.starting,
             retries=self.retries,
             note=note,
+            unit=self._unit,
         )
 
     def show(self, metrics: JobMetrics, dispatcher: Dispatcher) -> None:

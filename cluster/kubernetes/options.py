@@ -25,9 +25,13 @@ _LABEL_1035 = (r"[a-z]([-a-z0-9]*[a-z0-9])?", "lowercase letters, digits and `-`
 _SUBDOMAIN = (rf"{_LABEL[0]}(\.{_LABEL[0]})*", "lowercase letters, digits, `-` and `.`")
 _LABEL_VALUE = (r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", "letters, digits, `-`, `_` and `.`")
 _QUANTITY = (r"0*[1-9][0-9]*(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?", "a number with a unit such as 100Gi")
-_IMAGE = (r"[a-z0-9][\w.\-/:@]*", "an image's name as the cluster pulls it")
-_TAKEN = ("/etc/overtone", "/opt/venv", "/models")
-"""Folders that the pods have already: the spec, the program, and the cache of weights (`cache`)."""
+_IMAGE = (
+    r"[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9._-]+)*(:\w[\w.-]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,})?",
+    "an image's name as the cluster pulls it",
+)
+_TAKEN = ("/etc/overtone", "/opt/venv", "/models", "/dev/shm", "/tmp/ray", "/proc", "/sys")
+"""Folders that the pods have already: the spec, the program, the cache of weights (`cache`), Ray's, the
+system's."""
 
 
 def _check(what: str, text: str | None, rule: tuple[str, str], longest: int) -> None:
@@ -148,6 +152,9 @@ def options_from_text(given: Mapping[str, Any]) -> dict[str, Any]:
         pairs = [text.partition("=") for text in options["node_selector"]]
         if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
             raise UserError(f"a node selector is KEY=VALUE, not {wrong[0]!r}")
+        keys = [key for key, _, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"the node selector {twice[0]} is given twice; a node has one value of a label")
         options["node_selector"] = {key: value for key, _, value in pairs}
     if options.get("s3_secret") == "none":
         options["s3_secret"] = None

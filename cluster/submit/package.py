@@ -24,19 +24,21 @@ WORKING_DIR_LIMIT_BYTES = 512 * 2**20
 
 SECRETS = tuple(
     """
-    .env .env.* *.env .envrc .secrets* *credential* *secret* *password* auth_token
+    .env* *.env .secrets* *credential* *secret* *password* auth_token token.txt *_token.txt
     *.pem *.key *.p12 *.pfx *.jks *.keystore *.ppk *.kdbx *.ovpn id_rsa* id_dsa* id_ecdsa* id_ed25519*
-    .aws .azure .gcloud .kube kubeconfig* .docker .dockercfg .oci .s3cfg .boto .passwd-s3fs rclone.conf .mc
-    *service-account*.json *service_account*.json gha-creds-* .terraform *.tfstate* *.tfvars* .vault*
-    .netrc _netrc .npmrc .pypirc .git-credentials hf_token* .huggingface kaggle.json .kaggle .comet.config
+    .aws .azure .gcloud .kube kubeconfig* .docker .dockercfg .oci .s3cfg .boto *passwd-s3fs *rclone.conf .mc
+    *service-account*.json *service_account*.json gha-creds-* .terraform* *.tfstate* *.tfvars* .vault*
+    .netrc* _netrc* .npmrc .pypirc .git-credentials hf_token* .huggingface kaggle.json .kaggle .comet.config
     .pgpass pgpass.conf .my.cnf .mylogin.cnf .htpasswd .ssh .gnupg .password-store *_history
+    .databrickscfg .dbt .snowflake .modal.toml .runpod .ngc ngc.cfg msal_token_cache* vault.y*ml
+    cookies.txt cookies.sqlite
     """.split()
 )
 """Names that never leave this machine, wherever in the tree, in any case: files, or whole folders."""
 SECRET_TEXTS = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"
     rb"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
-    rb"|\bhf_[A-Za-z]{30,}\b"  # Hugging Face
+    rb"|\bhf_[A-Za-z0-9]{30,}\b"  # Hugging Face
     rb"|\bgh[pousr]_[A-Za-z0-9]{30,}\b|\bgithub_pat_[A-Za-z0-9_]{30,}\b"
     rb"|\bglpat-[A-Za-z0-9_-]{20,}\b|\bpypi-[A-Za-z0-9_-]{40,}\b|\bnpm_[A-Za-z0-9]{30,}\b"
     rb"|\bsk-[A-Za-z0-9_-]{20,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Container, Sequence, Set
 from difflib import get_close_matches
 
@@ -28,7 +30,7 @@ _TYPES: dict[str, tuple[str, ...]] = {
 }
 """What each column may hold. Fractions are allowed because many tools turn whole numbers into them where
 values are missing."""
-_USUAL_PROMPTS = ("caption", "text", "description", "Prompt", "Text", "TEXT")
+_USUAL_PROMPTS = ("caption", "text", "description", "prompt")
 
 
 def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> dict[str, str]:
@@ -44,10 +46,11 @@ def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> di
         wanted = spec.prompts.column("prompt") or "prompt"
         like = get_close_matches(wanted.lower(), [name.lower() for name in names], 1, 0.6)
         guess = next((name for name in names if name.lower() in like), None)
-        guess = guess or next((name for name in _USUAL_PROMPTS if name in names), "caption")
+        guess = guess or next((name for name in names if name.lower() in _USUAL_PROMPTS), "caption")
         raise PromptsError(
             f"{path} has no column {wanted!r}, it has {_listed(names)}; "
-            f"say which one holds the prompts, as in `columns: {{prompt: {guess}}}` under `prompts`"
+            f"say which one holds the prompts, as in `columns: {{prompt: {_yaml(guess)}}}` under "
+            "`prompts`"
         )
     for meaning, name in columns.items():
         if format == "parquet" and name in scanned.unusable:
@@ -55,6 +58,11 @@ def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> di
         if format == "parquet" and scanned.num_rows:
             _check_type(meaning, name, scanned.schema.field(name).type, path)
     return columns
+
+
+def _yaml(name: str) -> str:
+    """A name as YAML takes it between braces."""
+    return name if re.fullmatch(r"[^\W\d](?:[\w .-]*\w)?", name) else json.dumps(name, ensure_ascii=False)
 
 
 def check_mapping(spec: JobSpec, names: Set[str], path: str, num_files: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from overtone.jobs.prompts.places import Found
-from overtone.jobs.prompts.scan import CsvStyle, Format
+from overtone.jobs.prompts.scan import Format, TextStyle
 from overtone.jobs.spec import JobSpec
 
 _LEFT_OUT = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson")
@@ -100,6 +100,11 @@ class FileList(Sequence[InputFile]):
         row |= {"blocks": tuple(row["blocks"]), "columns": tuple(map(tuple, row["columns"]))}
         return InputFile(**row, passthrough=self.passthrough)
 
+    def gives(self, *meanings: str) -> bool:
+        """Whether any file has a column of one of these meanings."""
+        keys = (chunk.keys.unique() for chunk in self.table["columns"].chunks)
+        return any(not set(meanings).isdisjoint(some.to_pylist()) for some in keys)
+
     def identities(self) -> dict[str, tuple]:
         """The values that would show that a file changed, by relpath and in order."""
         names = ("size_bytes", "etag", "footer_digest", "num_rows")
@@ -131,10 +136,12 @@ def server_of(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def style_of(spec: JobSpec) -> CsvStyle:
-    """How the csv files of a job are written."""
-    delimiter = spec.prompts.delimiter
-    return CsvStyle(None if delimiter == "auto" else delimiter, spec.prompts.column("prompt") or "prompt")
+def style_of(spec: JobSpec) -> TextStyle:
+    """How the csv and jsonl files of a job are written."""
+    encoding, delimiter = (
+        None if value == "auto" else value for value in (spec.prompts.encoding, spec.prompts.delimiter)
+    )
+    return TextStyle(encoding, delimiter, spec.prompts.column("prompt") or "prompt")
 
 
 def stem_of(relpath: str) -> str:

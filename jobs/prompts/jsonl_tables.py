@@ -11,23 +11,27 @@ import pyarrow as pa
 
 from overtone.jobs.column_types import fitted_values, merged
 from overtone.jobs.errors import PromptsError
+from overtone.jobs.prompts.encodings import Utf8Check
 from overtone.jobs.prompts.lines import Lines, chunks, encodable, opened
 from overtone.jobs.prompts.places import Found, Place
-from overtone.jobs.prompts.scan import BLOCK_ROWS, Batch, Scan, Wanted, batch_of, line_of
+from overtone.jobs.prompts.scan import BLOCK_ROWS, Batch, Scan, TextStyle, Wanted, batch_of, line_of
 
 
-def scan_jsonl(place: Place, found: Found) -> Scan:
+def scan_jsonl(place: Place, found: Found, style: TextStyle) -> Scan:
     """Read a jsonl file once, to count its rows, to find where every 1024th begins, and to learn its
     columns."""
     path = found.path
     types: dict[str, pa.DataType] = {}
     mixed: dict[str, str] = {}
-    with opened(place, found) as file:
-        lines = Lines(file, path)
+    with opened(place, found, style.encoding) as file:
+        check = Utf8Check(path) if style.encoding is None else None
+        lines = Lines(file, path, check=check)
         blocks, count = [], 0
         rows = _rows(lines)
         while chunk := list(islice(rows, BLOCK_ROWS)):
             if not count and chunk[0].problem:
+                if check is not None:
+                    check.end()
                 raise PromptsError(f"{path}:{chunk[0].number}: not JSON lines: {chunk[0].problem}")
             blocks.append(chunk[0].start)
             count += len(chunk)
@@ -39,16 +43,24 @@ def scan_jsonl(place: Place, found: Found) -> Scan:
                 except PromptsError as error:
                     mixed.setdefault(name, str(error))
                     types.setdefault(name, pa.null())
+        if check is not None:
+            check.end()
     schema = pa.schema([(name, pa.null() if name in mixed else type) for name, type in types.items()])
     return Scan(count, 0, tuple(blocks), lines.sha.hexdigest(), schema, mixed)
 
 
 def read_jsonl(
-    place: Place, found: Found, wanted: Wanted, first_row: int, num_rows: int, blocks: Sequence[int]
+    place: Place,
+    found: Found,
+    wanted: Wanted,
+    first_row: int,
+    num_rows: int,
+    blocks: Sequence[int],
+    style: TextStyle,
 ) -> Iterator[Batch]:
     """The rows [first_row, first_row + num_rows); `table.read` states the rules."""
     start = blocks[first_row // BLOCK_ROWS]
-    with opened(place, found, start) as file:
+    with opened(place, found, style.encoding, start) as file:
         for chunk in chunks(_rows(Lines(file, found.path, start)), first_row, num_rows):
             yield _batch(chunk, wanted)
 

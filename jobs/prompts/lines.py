@@ -1,11 +1,11 @@
 """The lines of a text file, compressed or not, from any remembered place on. Knows no formats of tables.
 
-    with opened(place, found, start) as file: ...        # at byte `start` of the text
+    with opened(place, found, None, start) as file: ...        # at byte `start` of the text in UTF-8
 
 Whether a file is compressed is seen from its first bytes: gzip, bzip2, zstd, lz4 and xz. None of them can be
-entered in the middle. A place in the first 64 MiB of the text is reached by unpacking what is before it; for
-one behind that the text is unpacked once, into the folder for temporary files, and kept there while the
-process has no use for two others.
+entered in the middle, and no text of another encoding than UTF-8. A place in the first 64 MiB of the text is
+reached by unpacking what is before it; for one behind that the text is unpacked once, into the folder for
+temporary files, and kept there while the process has no use for two others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar, cast
@@ -25,10 +25,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 import pyarrow as pa
 
 from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.prompts.encodings import Utf8Check
 from overtone.jobs.prompts.places import Found, Place
 from overtone.jobs.prompts.scan import BATCH_ROWS, BLOCK_ROWS
 
 _T = TypeVar("_T")
+_Packing = tuple[str | None, str | None]  # how a text is compressed, and its encoding where it is not UTF-8
 MAX_LINE_BYTES = 256 * 1024**2
 SKIPPED_BYTES = 64 * 1024**2
 """Of a compressed text: so much is unpacked again for each shard rather than kept on disk."""
@@ -44,19 +46,20 @@ _CODECS = {
 
 
 @contextmanager
-def opened(place: Place, found: Found, start: int = 0) -> Iterator[BinaryIO]:
-    """The text of a file from byte `start` on. OSError without a number where it is damaged."""
+def opened(place: Place, found: Found, encoding: str | None, start: int = 0) -> Iterator[BinaryIO]:
+    """The text of a file, in UTF-8, from its byte `start` on. `encoding`: the file's; None: it is UTF-8.
+    OSError without a number where it is damaged, UnicodeDecodeError where it is not in that encoding."""
     with place.open(found.path) as raw:
-        codec = _codec(raw)
-        if codec is None:
+        packing = (_codec(raw), None if encoding == "utf-8" else encoding)
+        if packing == (None, None):
             raw.seek(start)
             yield raw
         elif start < SKIPPED_BYTES:
-            with _unpacked(raw, codec) as text:
+            with _unpacked(raw, packing) as text:
                 _skip(text, start)
                 yield text
         else:
-            with _kept_text(found, raw, codec) as text:
+            with _kept_text(found, raw, packing) as text:
                 text.seek(start)
                 yield text
 
@@ -65,8 +68,9 @@ class Lines:
     """The lines of a file, decoded, and the place where the next one begins. Bad UTF-8 is kept as
     surrogates."""
 
-    def __init__(self, file: BinaryIO, path: str, start: int = 0) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: BinaryIO, path: str, start: int = 0, *, check: Utf8Check | None = None) -> None:
+        """`check` is shown every line."""
+        self._file, self._path, self._check = file, path, check
         self.position = start
         self.number = 0
         self.sha = sha256()
@@ -87,6 +91,10 @@ class Lines:
         self.position += len(line)
         self.number += 1
         self.sha.update(line)
+        if self._check is not None:
+            if first:
+                self._check.first(line)
+            self._check.add(self.number, line)
         return line.removeprefix(b"\xef\xbb\xbf") if first else line
 
 
@@ -115,14 +123,21 @@ def _codec(raw: BinaryIO) -> str | None:
 
 
 @contextmanager
-def _unpacked(raw: BinaryIO, codec: str) -> Iterator[BinaryIO]:
+def _unpacked(raw: BinaryIO, packing: _Packing) -> Iterator[BinaryIO]:
+    codec, encoding = packing
     try:
-        if codec == "xz":
-            with lzma.LZMAFile(raw) as file:
-                yield cast(BinaryIO, file)
-        else:
-            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec) as stream:
-                yield cast(BinaryIO, io.BufferedReader(cast(Any, stream), _CHUNK_BYTES))
+        with ExitStack() as stack:
+            stream: Any = raw
+            if codec == "xz":
+                stream = stack.enter_context(lzma.LZMAFile(raw))
+            elif codec is not None:
+                stream = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec))
+            if encoding is not None:
+                whole = stream if isinstance(stream, pa.NativeFile) else pa.PythonFile(stream, "r")
+                stream = stack.enter_context(pa.transcoding_input_stream(whole, encoding, "utf-8"))
+            if isinstance(stream, pa.NativeFile):
+                stream = io.BufferedReader(cast(Any, stream), _CHUNK_BYTES)
+            yield cast(BinaryIO, stream)
     except (lzma.LZMAError, EOFError) as error:
         raise OSError(f"the {codec} file is damaged: {error}") from error
 
@@ -132,17 +147,17 @@ def _skip(text: BinaryIO, num_bytes: int) -> None:
         num_bytes -= skipped
 
 
-_texts: OrderedDict[tuple[str, int, str], BinaryIO] = OrderedDict()
+_texts: OrderedDict[tuple[str, int, str, _Packing], BinaryIO] = OrderedDict()
 _unpacking = threading.Lock()
 
 
 @contextmanager
-def _kept_text(found: Found, raw: BinaryIO, codec: str) -> Iterator[BinaryIO]:
+def _kept_text(found: Found, raw: BinaryIO, packing: _Packing) -> Iterator[BinaryIO]:
     """The whole text as a file without a name, which goes when nobody has it open any more."""
-    key = (found.path, found.size_bytes, found.etag)
+    key = (found.path, found.size_bytes, found.etag, packing)
     with _unpacking:
         if key not in _texts:
-            with _unpacked(raw, codec) as text:
+            with _unpacked(raw, packing) as text:
                 _texts[key] = _on_disk(found.path, text)
         _texts.move_to_end(key)
         while len(_texts) > _KEPT_TEXTS:

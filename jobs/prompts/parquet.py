@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overtone.jobs.column_types import fitted, leaves, plain
+from overtone.jobs.column_types import contains, fitted, leaves, plain, with_inner_values
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.intervals import INTERVAL, with_intervals_marked
 from overtone.jobs.prompts.places import Found, Place
@@ -52,6 +52,7 @@ def scan_parquet(place: Place, found: Found) -> Scan:
         unusable = _encrypted_columns(metadata, footer, schema, found.path)
     else:
         unusable = _null_arrays(place, found, metadata, schema, tail)
+    unusable |= _extensions_of_categories(schema, found.path)
     return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable)
 
 
@@ -163,7 +164,7 @@ def _field(column: pa.Field) -> pa.Field:
         for key, value in (column.metadata or {}).items()
         if key.startswith(b"ARROW:extension:") or key in INTERVAL
     }
-    return pa.field(column.name, plain(column.type), metadata=about or None)
+    return pa.field(column.name, with_inner_values(plain(column.type)), metadata=about or None)
 
 
 def _encrypted_columns(
@@ -204,6 +205,24 @@ def _null_arrays(
                 "to pass through, without it, in `prompts.keep`"
             )
     return unusable
+
+
+def _extensions_of_categories(schema: pa.Schema, path: str) -> dict[str, str]:
+    """A sentence about each column of an extension type on categories: on reading one in batches Arrow ends
+    the process."""
+    return {
+        field.name: (
+            f"{path}: column {field.name!r} has an extension type on categories, which "
+            "cannot be read; cast its values, or name the columns to pass through, without it, in "
+            "`prompts.keep`"
+        )
+        for field in schema
+        if contains(field.type, _is_extension_of_categories)
+    }
+
+
+def _is_extension_of_categories(type: pa.DataType) -> bool:
+    return isinstance(type, pa.BaseExtensionType) and contains(type.storage_type, pa.types.is_dictionary)
 
 
 def may_have_null_arrays(metadata: pq.FileMetaData, schema: pa.Schema) -> dict[str, list[int]]:

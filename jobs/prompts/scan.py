@@ -30,11 +30,13 @@ BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class CsvStyle:
-    """How a csv file is written."""
+class TextStyle:
+    """How csv and jsonl files are written."""
 
+    encoding: str | None
+    """As Python calls it. None: UTF-8, or the file is refused."""
     delimiter: str | None
-    """One character. None: the one by which the first line has the column `prompt`."""
+    """Of csv, one character. None: the one by which the first line has the column `prompt`."""
     prompt: str
     """The name of the column that holds the prompts."""
 

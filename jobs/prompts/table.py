@@ -17,17 +17,17 @@ from overtone.jobs.prompts.csv_tables import read_csv, scan_csv
 from overtone.jobs.prompts.jsonl_tables import read_jsonl, scan_jsonl
 from overtone.jobs.prompts.parquet import read_parquet, scan_parquet
 from overtone.jobs.prompts.places import Found, Place, gone
-from overtone.jobs.prompts.scan import Batch, CsvStyle, Format, Scan, Wanted, changed, line_of
+from overtone.jobs.prompts.scan import Batch, Format, Scan, TextStyle, Wanted, changed, line_of
 from overtone.jobs.words import counted
 
 
-def scan(place: Place, found: Found, format: Format, style: CsvStyle) -> Scan:
+def scan(place: Place, found: Found, format: Format, style: TextStyle) -> Scan:
     """Count a file's rows. PromptsError where it is not a whole file of its format, StoreError where it
     cannot be reached."""
     with _reading(found.path):
         if format == "parquet":
             return scan_parquet(place, found)
-        return scan_jsonl(place, found) if format == "jsonl" else scan_csv(place, found, style)
+        return scan_jsonl(place, found, style) if format == "jsonl" else scan_csv(place, found, style)
 
 
 def read(
@@ -36,7 +36,7 @@ def read(
     format: Format,
     wanted: Wanted,
     *,
-    style: CsvStyle,
+    style: TextStyle,
     first_row: int,
     num_rows: int,
     blocks: Sequence[int] = (),
@@ -59,7 +59,7 @@ def read(
         elif format == "csv":
             batches = read_csv(place, found, wanted, first_row, num_rows, blocks, style)
         else:
-            batches = read_jsonl(place, found, wanted, first_row, num_rows, blocks)
+            batches = read_jsonl(place, found, wanted, first_row, num_rows, blocks, style)
         for batch in batches:
             left -= batch.num_rows
             yield batch

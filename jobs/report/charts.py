@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -106,7 +107,11 @@ def stages(workers: Sequence[WorkerTime], palette: Palette) -> Figure:
     """Shares of the workers' wall time, of all of them together and of those that worked longest. Prompts and
     pictures count where they are not made beside the denoiser."""
     longest = sorted(workers, key=lambda worker: -worker.wall_s)[:_MOST_WORKERS]
-    bars = [("all workers", workers), *((worker.worker, [worker]) for worker in longest if len(workers) > 1)]
+    alike = Counter(worker.worker for worker in longest)  # those of two drivers may have one name
+    bars: list[tuple[str, Sequence[WorkerTime]]] = [("all workers", workers)]
+    for worker in longest if len(workers) > 1 else ():
+        name = worker.worker if alike[worker.worker] == 1 else f"{worker.worker} on {worker.node[:6]}"
+        bars.append((name, [worker]))
     figure = Figure(figsize=(_HALF_IN[0], max(1.5, 0.6 + 0.28 * len(bars))), layout="constrained")
     axes = figure.subplots()
     for row, (_, own) in enumerate(bars):

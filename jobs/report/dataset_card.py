@@ -130,7 +130,7 @@ def _template() -> jinja2.Template:
 def _settings(spec: JobSpec, contents: Contents) -> str:
     """A table of the model, the sizes, and what the job ran on."""
     model, sampling = spec.model, spec.sampling
-    size = f"{sampling.width or 'its usual'} x {sampling.height or 'its usual'} pixels (width x height)"
+    size = f"{sampling.height or 'its usual'} x {sampling.width or 'its usual'} pixels (height x width)"
     lines = {
         "model": code(model.id),
         "revision": code(model.revision) if model.revision else "none given: the newest at the time",

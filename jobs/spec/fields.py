@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field
 
+_NAME_BYTES, _PATH_BYTES = 255, 4095
 _SECRET = re.compile(r"(?i)signature|^sig$|token|secret|password|credential|access.?key")
 
 
@@ -31,6 +32,10 @@ def _plain(path: str) -> str:
         raise ValueError("is empty")
     if "\0" in path:
         raise ValueError("holds a NUL character")
+    if not is_url(path):
+        sizes = [len(name.encode(errors="surrogatepass")) for name in path.split("/")]
+        if max(sizes) > _NAME_BYTES or sum(sizes) + len(sizes) > _PATH_BYTES:
+            raise ValueError(f"is longer than disks take: {_NAME_BYTES} bytes a name, {_PATH_BYTES:,} in all")
     return without_credentials(path)
 
 

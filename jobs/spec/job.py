@@ -68,7 +68,8 @@ class JobSpec(Section):
         everything = self.model_dump(mode="json")
         model, output, prompts = everything["model"], everything["output"], everything["prompts"]
         # Settings that came later are left out where they are what was always done: jobs begun before go on.
-        later = {"delimiter": prompts["delimiter"]} if prompts["delimiter"] != "auto" else {}
+        before = {"delimiter": ("auto",), "encoding": ("auto", "utf-8")}
+        later = {key: prompts[key] for key, usual in before.items() if prompts[key] not in usual}
         return later | {
             "model": {
                 key: model[key]

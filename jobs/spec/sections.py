@@ -6,6 +6,7 @@ The docstring under a field is what the README's reference and the JSON Schema s
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -97,6 +98,17 @@ def _delimiter(value: Any) -> Any:
     return value
 
 
+def _encoding(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        try:
+            if "prompt".encode(value).decode(value) == "prompt":
+                return codecs.lookup(value).name
+        except (LookupError, UnicodeError, ValueError):
+            pass
+        raise ValueError("is the name of an encoding as Python knows it, such as `cp1252`, or `auto`")
+    return value
+
+
 class Prompts(Section):
     """The table of what to make: one input row a sample, or `num_images` samples."""
 
@@ -121,6 +133,10 @@ class Prompts(Section):
     delimiter: Annotated[str, BeforeValidator(_delimiter, json_schema_input_type=str)] = "auto"
     """What stands between the cells of a csv file, one character or `tab`. `auto`: comma, semicolon, tab or
     `|`, by which the first line has the column of the prompts."""
+
+    encoding: Annotated[str, BeforeValidator(_encoding, json_schema_input_type=str)] = "auto"
+    """Of csv and jsonl files, such as `cp1252`, `latin-1`, `utf-16` or `gb18030`. `auto`: UTF-8, and a file
+    that is not is refused. `utf-8`: of such a file, the rows that are not become rejects."""
 
     keep: tuple[Text, ...] | None = None
     """The other columns of the table that pass through to the output; unset: all of them."""

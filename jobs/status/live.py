@@ -88,7 +88,7 @@ class _Lines:
         pass
 
     def __call__(self, status: Status, trouble: str) -> None:
-        seen = (status.rows_left, status.rows_rejected, status.eta_s is None, trouble)
+        seen = (status.rows_left, status.rejected, status.eta_s is None, trouble)
         if seen == self._seen:
             return
         self._seen = seen
@@ -108,12 +108,9 @@ def view(status: Status, trouble: str = "") -> RenderableType:
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=max(1, status.rows_total), completed=done, width=40),
-        f"{done:,}/{counted(status.rows_total, 'row')} ({status.percent}%)",
+        f"{done:,}/{counted(status.rows_total, status.unit)} ({status.percent}%)",
     )
-    counts = (
-        f"{status.rows_done:,} done, {status.rows_rejected:,} rejected, {status.rows_left:,} left; "
-        f"{status.shards_done:,} of {counted(status.shards_total, 'shard')}"
-    )
+    counts = f"{status.counts()}; {status.shards_done:,} of {counted(status.shards_total, 'shard')}"
     parts: list[RenderableType] = [
         Text(
             f"{status.name}  {status.model}, {status.mode}  {status.url}", style="bold", overflow="ellipsis"

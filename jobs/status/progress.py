@@ -25,9 +25,11 @@ class Snapshot:
     """A job at one moment."""
 
     rows_total: int
+    """Input rows."""
     rows_done: int
-    """Rows that were made and committed, in this run or an earlier one."""
+    """Input rows that became rows or rejects, in this run or an earlier one."""
     rows_rejected: int
+    """Rows that this run rejected."""
     shards_total: int
     shards_done: int
     workers_ready: int
@@ -36,6 +38,8 @@ class Snapshot:
     """How often a shard was handed out again in this run."""
     note: str | None = None
     """A message that is shown once, on a line of its own."""
+    unit: str = "row"
+    """What is counted: `input row` where one may ask for several rows."""
 
 
 class Progress:
@@ -66,7 +70,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._enabled and self._stream.isatty():
             self._bar = RichProgress(
-                TextColumn("rows"),
+                TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[about]}"),
@@ -78,7 +82,7 @@ class Progress:
 
     def __call__(self, snapshot: Snapshot) -> None:
         now = self._clock()
-        self._rate.add(now, snapshot.rows_done + snapshot.rows_rejected)
+        self._rate.add(now, snapshot.rows_done)
         self._last = snapshot
         if not self._enabled:
             return
@@ -101,18 +105,24 @@ class Progress:
     def _draw(self, snapshot: Snapshot) -> None:
         assert self._bar is not None, "drawn on a terminal only"
         about = _about(snapshot, self._rate.per_second())
-        done = snapshot.rows_done + snapshot.rows_rejected
+        done = snapshot.rows_done
         if self._task is None:
-            self._task = self._bar.add_task("rows", total=snapshot.rows_total, completed=done, about=about)
+            self._task = self._bar.add_task(
+                f"{snapshot.unit}s", total=snapshot.rows_total, completed=done, about=about
+            )
         self._bar.update(self._task, total=snapshot.rows_total, completed=done, about=about)
         if snapshot.note:
             self._bar.console.print(snapshot.note, markup=False, highlight=False)
 
     def _line(self, snapshot: Snapshot, now: float) -> None:
-        done, total = snapshot.rows_done + snapshot.rows_rejected, snapshot.rows_total
+        done, total = snapshot.rows_done, snapshot.rows_total
         percent = 100 * done // total if total else 100
         about = _about(snapshot, self._rate.per_second())
-        print(f"{done:,} of {counted(total, 'row')} ({percent}%), {about}", file=self._stream, flush=True)
+        print(
+            f"{done:,} of {counted(total, snapshot.unit)} ({percent}%), {about}",
+            file=self._stream,
+            flush=True,
+        )
         self._shown, self._shown_at = snapshot, now
 
 
@@ -139,7 +149,7 @@ class _Rate:
 
 
 def _about(snapshot: Snapshot, rows_per_second: float | None) -> str:
-    left = snapshot.rows_total - snapshot.rows_done - snapshot.rows_rejected
+    left = snapshot.rows_total - snapshot.rows_done
     parts = []
     if rows_per_second is not None and left:
         parts += [f"{rows_per_second:.3g} rows/s", f"ETA {duration(left / rows_per_second)}"]

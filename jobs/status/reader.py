@@ -114,6 +114,7 @@ class StatusReader:
             rejects_by_class=classes,
             newest_rejects=newest_rejects(self._rejects),
             rows_truncated=sum_truncated(timings),
+            unit=job_plan.unit,
             sampled=any(tables.weight > 1 for tables in (self._rejects, *timings)),
         )
 

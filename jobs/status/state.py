@@ -32,7 +32,7 @@ class RejectSeen:
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state. Rows are input rows."""
+    """A job's state. What begins with `rows_` counts input rows, unless it says otherwise."""
 
     url: str
     name: str
@@ -75,6 +75,24 @@ class Status:
     """Rows whose prompt every text encoder cut; None: not known."""
     sampled: bool
     """Whether seconds and rejects are estimates from some of the parts."""
+    unit: str = "row"
+    """What is counted until the job is done: `input row` where one may ask for several rows."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an input row may ask for several images, each of which is a row of its own."""
+        return self.unit != "row"
+
+    @property
+    def rows_made(self) -> int:
+        """Rows in all parts, by the timings."""
+        return sum(worker.rows for worker in self.workers)
+
+    @property
+    def rejected(self) -> int:
+        """Rows that are rejected now. Where they are the input rows, those that a retry is yet to try are
+        left, and not rejected."""
+        return sum(self.rejects_by_class.values()) if self.several else self.rows_rejected
 
     @property
     def finished(self) -> bool:
@@ -88,19 +106,28 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as `text`, as data."""
-        return {**asdict(self), "finished": self.finished}
+        return {**asdict(self), "rows_made": self.rows_made, "finished": self.finished}
 
     def line(self) -> str:
         """One line: rows and pace."""
-        rejected = f", {self.rows_rejected:,} rejected" if self.rows_rejected else ""
+        rejected = f", {self.rejected:,} rejected" if self.rejected else ""
         done = self.rows_total - self.rows_left
-        return f"{done:,} of {counted(self.rows_total, 'row')} ({self.percent}%){rejected}; {self.pace()}"
+        return f"{done:,} of {counted(self.rows_total, self.unit)} ({self.percent}%){rejected}; {self.pace()}"
+
+    def counts(self) -> str:
+        """How many rows are made, rejected, and left."""
+        total = counted(self.rows_total, self.unit)
+        if self.several:
+            return (
+                f"{counted(self.rows_made, 'row')} made, {self.rejected:,} rejected, "
+                f"{self.rows_left:,} of {total} left"
+            )
+        return f"{self.rows_done:,} of {total} done, {self.rows_rejected:,} rejected, {self.rows_left:,} left"
 
     def text(self) -> str:
         """A screenful for a terminal."""
         lines = [
-            f"{self.name}: {self.rows_done:,} of {counted(self.rows_total, 'row')} done, "
-            f"{self.rows_rejected:,} rejected, {self.rows_left:,} left ({self.percent}%)",
+            f"{self.name}: {self.counts()} ({self.percent}%)",
             f"{self.shards_done:,} of {counted(self.shards_total, 'shard')}, {_size(self.size_bytes)}; model "
             f"{self.model}, {self.mode}",
             self.pace(),

@@ -217,7 +217,7 @@ def _look(row: PartRow) -> str | bool:
         return str(error)
     if (seen.height_px, seen.width_px) != (row.height_px, row.width_px):
         return (
-            f"{seen.width_px}x{seen.height_px} pixels instead of {row.width_px}x{row.height_px} "
+            f"{seen.height_px}x{seen.width_px} pixels instead of {row.height_px}x{row.width_px} "
             "(width x height)"
         )
     return seen.blank

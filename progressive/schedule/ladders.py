@@ -130,8 +130,15 @@ def ladder_scales(sampling: Sampling, full: Grid, multiple: int, height_px: int)
         if levels > most:
             if sampling.levels is None:
                 return (1.0,)
+            halved = (
+                f"can be halved {most} times"
+                if most > 1
+                else "can be halved once"
+                if most
+                else "is too small"
+            )
             raise ValueError(
-                f"levels is {levels}; a latent grid of {full[0]}x{full[1]} allows 0 to {most} halvings"
+                f"levels is {levels}; a latent grid of {full[0]}x{full[1]} {halved}: set levels to {most}"
             )
         return tuple(2.0**-level for level in range(levels, -1, -1))
     given = sampling.scales

@@ -104,7 +104,7 @@ def _described(rgb: np.ndarray) -> np.ndarray:
     height, width = rgb.shape[:2]
     if min(height, width) < _LEAST_SIDE_PX:
         raise ValueError(
-            f"a picture of {width}x{height} px is too small; it needs {_LEAST_SIDE_PX} px a side"
+            f"a picture of {height}x{width} px is too small; it needs {_LEAST_SIDE_PX} px a side"
         )
     colours = rgb @ _OPPONENT.T  # [H, W, 3]
     down, across = (dct_basis(side, dtype=torch.float64).numpy() for side in (height, width))

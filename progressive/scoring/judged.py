@@ -33,7 +33,7 @@ class _Judged:
             if (height_px, width_px) != (side, side):
                 raise ScorerError(
                     f"scorer {self.name!r} is for the embedded model: it reads {side}x{side} px, not "
-                    f"{width_px}x{height_px}"
+                    f"{height_px}x{width_px}"
                 )
 
 
