@@ -261,3 +261,15 @@ def test_an_interrupted_estimate_tells_what_it_knows_and_goes_on_from_there(tmp_
     assert engine.rows_made < whole.rows_made
     assert [timed.rows for timed in rest.timed] == [timed.rows for timed in expected.timed]
     assert not [*tmp_path.glob("*.partial*")]
+
+
+def test_a_profile_of_an_older_version_counts_image_tokens_alone(tmp_path):
+    spec = job(tmp_path)
+    profile = time_rows(spec, ClockedEngine(), 8, clock=lambda: 1.0)
+    path = tmp_path / "older.json"
+    data = json.loads(profile.to_json())
+    for timed in data["timed"]:
+        timed["token_steps"] = round(timed.pop("cost") * 1024)
+    path.write_text(json.dumps(data))
+    costs = [timed.cost for timed in Profile.load(path).timed]
+    assert costs[0] / costs[1] == pytest.approx(profile.timed[0].cost / profile.timed[1].cost, rel=1e-3)

@@ -1,4 +1,4 @@
-"""What a job costs besides generation: `python -m overtone.cluster.bench` and `.bench.jobs`."""
+"""What a job costs besides generation: `python -m overtone.cluster.bench`, and `.jobs` and `.rate` of it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def estimate(
         _line(spec, job_plan, profile, sizes, setting, workers, price) for setting in (FULLRES, CHOSEN)
     )
     common = sizes.shares.most_common(1)[0][0]
-    ideal = _timed(profile, FULLRES, common).token_steps / _timed(profile, CHOSEN, common).token_steps
+    ideal = _timed(profile, FULLRES, common).cost / _timed(profile, CHOSEN, common).cost
     return Estimate(
         name=spec.name,
         model=spec.model.id,
@@ -182,7 +182,7 @@ class Estimate:
     price: float | None
     """Of a GPU-hour, or without GPUs of a CPU-hour."""
     predicted_saving: float
-    """By token-steps alone."""
+    """By what both cost in full-size steps, alone."""
     fullres: Line
     chosen: Line
 
@@ -222,7 +222,7 @@ class Estimate:
                 for r in table
             ),
             "",
-            f"{self.saving:.2f}x as fast as fullres ({self.predicted_saving:.2f}x by token-steps)",
+            f"{self.saving:.2f}x as fast as fullres ({self.predicted_saving:.2f}x by full-size steps)",
         ]
         return "\n".join(lines)
 

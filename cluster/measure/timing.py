@@ -86,9 +86,7 @@ def time_rows(
         keep, [spec.samples(), spec.workers.model_dump(mode="json"), _device(engine), rows, batch_size]
     )
     seconds: dict[_Step, float] = {}
-    countdown = Countdown(
-        {step: plans[step[1:3]].token_steps * len(groups[step[2]][step[3]]) for step in steps}
-    )
+    countdown = Countdown({step: _work(plans[step[1:3]]) * len(groups[step[2]][step[3]]) for step in steps})
     warm: set[tuple[str, int]] = set()
     try:
         for step in steps:
@@ -124,7 +122,7 @@ def time_rows(
                     height_px=plan.height_px,
                     width_px=plan.width_px,
                     split=plan.split,
-                    token_steps=plan.token_steps,
+                    cost=plan.cost,
                     rows=tuple(len(groups[number][index]) for *_, index in own),
                     seconds=tuple(seconds[step] for step in own),
                 )
@@ -139,6 +137,11 @@ def time_rows(
         timed=tuple(timed),
         interrupted=len(seconds) < len(steps),
     )
+
+
+def _work(plan: SamplingPlan) -> float:
+    """Of one row, in FLOPs, to compare one size with another."""
+    return plan.cost * plan.step_cost.step(plan.stages[-1].tokens)
 
 
 _Step = tuple[int, str, int, int]
@@ -223,8 +226,8 @@ class Timed:
     width_px: int
     split: str
     """Steps @ latent grid of each stage."""
-    token_steps: int
-    """Of one row."""
+    cost: float
+    """Of one row, in full-size steps."""
     rows: tuple[int, ...]
     """Of each batch."""
     seconds: tuple[float, ...]
@@ -263,6 +266,9 @@ class Profile:
         """What `save` wrote; UserError for anything else."""
         try:
             values = json.loads(Path(path).read_text())
+            for one in values["timed"]:
+                if "token_steps" in one:  # of an older version, which counted image tokens alone
+                    one["cost"] = float(one.pop("token_steps"))
             timed = tuple(
                 Timed(**one | {"rows": tuple(one["rows"]), "seconds": tuple(one["seconds"])})
                 for one in values.pop("timed")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
-from overtone.cluster.worker.model import load_engine, loaded_commit
+from overtone.cluster.worker.model import engine_of, load_engine, loaded_commit
+from overtone.cluster.worker.pictures import ENCODERS
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
 
 __all__ = [
     "CPU_BATCH",
+    "ENCODERS",
     "Engine",
     "EngineFactory",
     "Load",
@@ -18,6 +20,7 @@ __all__ = [
     "Runner",
     "Worker",
     "compile_for",
+    "engine_of",
     "in_lists",
     "load_engine",
     "loaded_commit",

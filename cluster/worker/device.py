@@ -17,13 +17,16 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 
 from overtone.cluster.dispatch import Event
 from overtone.cluster.faults import Failure, Verdict, first_line, verdict_for
 from overtone.cluster.worker.attempt import Attempt, Batch, Failed, ids_of
 from overtone.cluster.worker.batch_sizes import BatchSizes
+from overtone.cluster.worker.known_sizes import KnownSizes
+from overtone.cluster.worker.memory import memory_of
 from overtone.cluster.worker.pictures import Pictures
-from overtone.cluster.worker.protocol import Compiles, Engine
+from overtone.cluster.worker.protocol import Compiles, Engine, Warmed, device_name
 from overtone.cluster.worker.texts import Texts
 from overtone.jobs.errors import SizeError
 from overtone.jobs.parts import StageTime, Timing
@@ -44,7 +47,16 @@ class Device:
         self._spec, self._engine = spec, engine
         self._cuda = str(engine.device).startswith("cuda")
         alone = engine.row_by_row(spec.sampling)
-        self._sizes = BatchSizes(spec.workers.batch_size, gpu=self._cuda, alone=alone)
+        searches = self._cuda and spec.workers.batch_size == "auto"
+        share = min(1.0, spec.workers.num_gpus or 1.0)
+        self._memory = memory_of(engine, share) if searches else None
+        self._sizes = BatchSizes(
+            spec.workers.batch_size,
+            gpu=self._cuda,
+            alone=alone,
+            known=KnownSizes.of_job(spec, device_name(engine)) if searches else None,
+            memory=self._memory,
+        )
         self._texts = Texts(engine, spec.sampling)
         self._pictures = Pictures(spec.output, engine, self._judge)
 
@@ -138,10 +150,15 @@ class Device:
         if isinstance(self._engine, Compiles):
             full = sampling_plan.stages[-1]
             sizes = [self._sizes.possible(stage, full) for stage in sampling_plan.stages]
-            sampling, search = self._spec.sampling, self._sizes.grows
+            sampling, search = self._spec.sampling, self._sizes.searches(sampling_plan)
+            rates: dict[Stage, dict[int, float]] = {}
             for shape in self._engine.warm_each(sampling_plan, sizes, sampling, search=search):
                 _log.info("%s", shape)
+                if isinstance(shape, Warmed):
+                    rates.setdefault(shape.stage, {})[shape.rows] = shape.rows_per_s
                 yield
+            for stage, of_sizes in rates.items():
+                self._sizes.tried(stage, of_sizes)
 
     def _begin(
         self, attempt: Attempt, rows: list[Row], sampling_plan: SamplingPlan, following: list[Row]
@@ -194,7 +211,10 @@ class Device:
 
     def _denoise(self, attempt: Attempt, batch: Batch, index: int, chunk: list[int]) -> None:
         begin, timings, waiting = time.time(), list[Timing](), list(chunk)
-        for report in batch.trajectories.run(index, chunk):
+        tokens = len(chunk) * batch.sampling_plan.stages[index].tokens
+        with nullcontext() if self._memory is None else self._memory.watching(tokens):
+            reports = batch.trajectories.run(index, chunk)
+        for report in reports:
             together = waiting[: report.rows]  # an engine may take fewer at once, in the same order
             grid = {"height": report.height, "width": report.width, "tokens": report.tokens}
             ids, seconds, steps = batch.ids(together), report.seconds, report.steps

@@ -9,6 +9,7 @@ worker/commits.py.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -25,8 +26,9 @@ from overtone.jobs.media import encode_media
 from overtone.jobs.spec import Output
 from overtone.progressive.errors import NonFinitePixels
 
-ENCODERS = 4
-"""Threads that encode pictures, at most."""
+ENCODERS = min(16, max(4, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 4))
+"""Threads that encode pictures, at most: half the cores, for each keeps one busy
+(`python -m overtone.cluster.bench.rate`), and the device's own thread needs one in time."""
 
 Judge = Callable[[Attempt, list[int], Exception], tuple[list[int], list[list[int]]]]
 """Decides what a chunk's exception asks for: the rows to reject, and the chunks to try again."""

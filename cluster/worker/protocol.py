@@ -83,6 +83,44 @@ class Compiles(Protocol):
 
 
 @runtime_checkable
+class Warmed(Protocol):
+    """What such an engine says of one size of one stage, as `progressive.compile.WarmUp`."""
+
+    @property
+    def stage(self) -> Any: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def rows_per_s(self) -> float: ...
+
+
+class Meter(Protocol):
+    """A device's memory in bytes."""
+
+    def available(self) -> int:
+        """What this process may have, with what it has."""
+
+    def held(self) -> int:
+        """What it has in tensors now."""
+
+    def begin(self) -> None:
+        """From now on the peak counts."""
+
+    def peak(self) -> int:
+        """Most that it had in tensors since."""
+
+
+@runtime_checkable
+class OwnDevice(Protocol):
+    """An engine that tells itself what torch would be asked about its device."""
+
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def meter(self) -> Meter: ...
+
+
+@runtime_checkable
 class Guided(Protocol):
     """An engine that tells how its pipeline is guided, as `progressive.engine.Engine`."""
 
@@ -99,6 +137,8 @@ def compile_for(engine: Engine, sampling_plan: SamplingPlan, rows: int, sampling
 def device_name(engine: Engine) -> str:
     """The kind of processor that an engine computes on, on which the last bits of a sample depend; empty
     where there is no torch, as in tests."""
+    if isinstance(engine, OwnDevice):
+        return engine.device_name
     torch = sys.modules.get("torch")
     if torch is None:
         return ""

@@ -189,6 +189,11 @@ class Workers(Section):
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = "auto"
     """Rows denoised together at full size. `auto`: the fastest that fits, tried at the start."""
 
+    batch_cache_dir: Place | None = None
+    """Folder on the workers' machines for the sizes that `batch_size: auto` finds best on a GPU, by model,
+    GPU and grid: the next job begins with them and searches no more. Unset: `overtone/batches` among the
+    user's caches."""
+
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads a worker computes with; unset: `num_cpus`, rounded up."""
 

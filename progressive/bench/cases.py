@@ -25,19 +25,20 @@ class Case:
     """What the pipeline pads prompts to; 128, a long caption, where it does not pad."""
     call: dict[str, Any] = field(default_factory=dict)
     """Sampling settings. Guidance that doubles the forward passes is off: it changes no ratio."""
+    guided: dict[str, Any] = field(default_factory=dict)
+    """What switches it on, in place of what `call` says; empty: the model runs no negative prompt."""
     scheduler: dict[str, Any] = field(default_factory=dict)
     """Where the published rows use another schedule than the checkpoint's."""
 
     def sampling(self, **setting: Any) -> Sampling:
-        """The case's sampling with the fields of one setting."""
-        return Sampling(
-            num_steps=self.num_steps,
-            height=self.height_px,
-            width=self.width_px,
-            num_frames=self.num_frames,
-            **self.call,
-            **setting,
-        )
+        """The case's sampling with the fields of one setting, which come before its own."""
+        own = {
+            "num_steps": self.num_steps,
+            "height": self.height_px,
+            "width": self.width_px,
+            "num_frames": self.num_frames,
+        }
+        return Sampling(**(own | self.call | setting))
 
 
 def _levels(*pairs: tuple[int, float]) -> tuple[dict[str, Any], ...]:
@@ -66,6 +67,7 @@ CASES: dict[str, Case] = {
         _levels((1, 0.01), (1, 0.05), (1, 0.10)),
         text_tokens=128,
         call={"guidance_scale": 0.0},
+        guided={"guidance_scale": 4.0},
     ),
     "qwen-image": Case(
         "Qwen/Qwen-Image",
@@ -76,6 +78,7 @@ CASES: dict[str, Case] = {
         _levels((1, 0.05), (1, 0.10), (1, 0.20)),
         text_tokens=128,
         call={"true_cfg_scale": 1.0},
+        guided={"true_cfg_scale": 4.0},
     ),
     "wan2.1-1.3b": Case(
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -85,6 +88,7 @@ CASES: dict[str, Case] = {
         50,
         _levels((1, 0.01), (1, 0.02), (1, 0.05), (1, 0.10)),
         call={"guidance_scale": 1.0},
+        guided={"guidance_scale": 5.0},
         scheduler={"flow_shift": 5.0},
     ),
     "tiny": Case(
@@ -96,6 +100,7 @@ CASES: dict[str, Case] = {
         _levels((1, 0.01), (1, 0.05)),
         text_tokens=32,
         call={"true_cfg_scale": 1.0},
+        guided={"true_cfg_scale": 3.0},
     ),
 }
 

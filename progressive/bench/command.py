@@ -8,6 +8,9 @@ whole denoising loops, expansions included, through the same engine that the job
 seconds, saving over `fullres` with as many steps in the same process, the ideal (what the saving would be
 if time followed the transformer's FLOPs, text and attention included), the share of that ideal reached, and
 memory. `tiny` runs the embedded model, which also fits a CPU.
+
+`--suite gpu --to FILE.jsonl` measures everything that a GPU has to tell, in as many sittings of `--budget`
+seconds as it takes: `--skip-done` goes on. Its lines are in bench/suite.py.
 """
 
 from __future__ import annotations
@@ -24,10 +27,15 @@ from pathlib import Path
 import torch
 
 from overtone.progressive.bench.cases import CASES, chosen_settings, label
-from overtone.progressive.bench.models import open_case
+from overtone.progressive.bench.lab import GRAPHS
+from overtone.progressive.bench.models import open_pipe
+from overtone.progressive.bench.process import serve
+from overtone.progressive.bench.suite import suite
+from overtone.progressive.bench.suite_command import Suites, add_suite, run_suite
 from overtone.progressive.bench.tables import Measurement, expected_table, report, table
 from overtone.progressive.bench.timing import measure
 from overtone.progressive.compile import COMPILE
+from overtone.progressive.engine import Engine
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,21 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--only",
         action="append",
         metavar="PATTERN",
-        help="beside fullres, only these settings, e.g. '*delta 0.05'; repeatable",
+        help="beside fullres, only these settings, e.g. '*delta 0.05', or of a suite only these lines; "
+        "repeatable",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed loops of each setting (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, help="timed loops of each setting (default: 3, of a suite's lines 2)"
+    )
     parser.add_argument("--steps", type=int, help="instead of the case's own number of steps")
     parser.add_argument("--plan", action="store_true", help="measure nothing: what the ideal would be")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
+    add_suite(parser)
     given = parser.parse_args(arguments)
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if given.suite is not None:
+        repeats = given.repeats or 2
+        cases = given.case if given.case and "all" not in given.case else CASES
+        suites = Suites(
+            lines=lambda name: [line for line in suite(name, graphs=GRAPHS) if line.case in cases],
+            serve=serve,
+            arguments=(str(device), given.dtype, repeats),
+            repeats=repeats,
+            others=("steps", "batch_size", "compile", "json", "markdown"),
+        )
+        run_suite(parser, given, suites, str(device), only=given.only, plan=given.plan)
+        return
     names = given.case or ["tiny"]
     if "all" in names:
         names = [name for name in CASES if name != "tiny"]
     if given.plan:
         print(expected_table(names))
         return
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         real = [name for name in names if name != "tiny"]
         if real:
@@ -72,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: list[Measurement] = []
     for name in names:
         case = CASES[name] if given.steps is None else replace(CASES[name], num_steps=given.steps)
-        engine = open_case(case, device, getattr(torch, given.dtype))
+        engine = Engine(open_pipe(case, device, getattr(torch, given.dtype)))
         measured += measure(
             engine,
             name,
@@ -80,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings=chosen_settings(case, given.only),
             batch_sizes=given.batch_size or (1,),
             compile=given.compile or ("off",),
-            repeats=given.repeats,
+            repeats=given.repeats or 3,
             on_progress=lambda text: print(text, file=sys.stderr),
         )
         if given.json:  # after each case: the next one may not fit

@@ -68,8 +68,9 @@ def empty_transformer(checkpoint: Checkpoint) -> torch.nn.Module:
         return getattr(diffusers, checkpoint.transformer_class)(**checkpoint.transformer)
 
 
-def random_text(engine: Engine, tokens: int, rows: int, seed: int = 0) -> Encoded:
-    """Embeddings of `rows` prompts that nobody wrote, in the shapes that the family's transformer takes."""
+def random_text(engine: Engine, tokens: int, rows: int, seed: int = 0, *, guided: bool = False) -> Encoded:
+    """Embeddings of `rows` prompts that nobody wrote, in the shapes that the family's transformer takes;
+    `guided`: as many negative ones of the same length."""
     config = engine.pipe.transformer.config
     width = next(
         config[key]
@@ -81,19 +82,18 @@ def random_text(engine: Engine, tokens: int, rows: int, seed: int = 0) -> Encode
         shapes["pooled_prompt_embeds"] = (config["pooled_projection_dim"],)
     generator = torch.Generator(engine.device).manual_seed(seed)
     dtype = engine.pipe.transformer.dtype
-    texts = tuple(
+    texts = [
         {
             name: torch.randn(shape, generator=generator, device=engine.device, dtype=dtype)
             for name, shape in shapes.items()
         }
-        for _ in range(rows)
-    )
-    return Encoded(texts, (None,) * rows)
+        for _ in range(2 * rows if guided else rows)
+    ]
+    return Encoded(tuple(texts[:rows]), tuple(texts[rows:]) if guided else (None,) * rows)
 
 
-def open_case(case: Case, device: torch.device, dtype: torch.dtype) -> Engine:
-    """An engine for the case: the embedded model itself, or the published one with random weights."""
+def open_pipe(case: Case, device: torch.device, dtype: torch.dtype) -> Any:
+    """The case's pipeline: the embedded model itself, or the published one with random weights."""
     if case.model == "tiny":
-        return Engine(load("tiny", device=device))
-    checkpoint = describe(case.model).with_scheduler(**case.scheduler)
-    return Engine(build(checkpoint, device, dtype))
+        return load("tiny", device=device)
+    return build(describe(case.model).with_scheduler(**case.scheduler), device, dtype)

@@ -64,10 +64,11 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 
 def table(measured: Sequence[Measurement]) -> str:
     """Markdown, its columns padded so that a terminal shows it well too."""
-    return _markdown([list(_COLUMNS), *([cell(one) for cell in _COLUMNS.values()] for one in measured)])
+    return markdown([list(_COLUMNS), *([cell(one) for cell in _COLUMNS.values()] for one in measured)])
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head, the columns padded so that a terminal shows it well too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -95,11 +96,16 @@ def expected_table(names: Sequence[str]) -> str:
     for name in names:
         for case, setting, split, cost, ideal in expected(name, CASES[name]):
             rows.append([case, setting, split, f"{cost:.1f}", f"{ideal:.2f}x"])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def report(measured: Sequence[Measurement], device: torch.device, dtype: str) -> dict[str, Any]:
     """All figures as data, with what they were measured on."""
+    return measured_on(device, dtype) | {"measurements": [asdict(one) for one in measured]}
+
+
+def measured_on(device: torch.device, dtype: str) -> dict[str, Any]:
+    """The device's name, and the rest that figures depend on."""
     cuda = device.type == "cuda"
     return {
         "date": date.today().isoformat(),
@@ -107,5 +113,4 @@ def report(measured: Sequence[Measurement], device: torch.device, dtype: str) ->
         "dtype": dtype,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "diffusers")},
-        "measurements": [asdict(one) for one in measured],
     }

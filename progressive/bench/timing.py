@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from overtone.progressive.bench.cases import FULLRES, Case, chosen_settings, lab
 from overtone.progressive.bench.models import random_text
 from overtone.progressive.bench.tables import Measurement
 from overtone.progressive.compile import COMPILE, Compile, compile_blocks
-from overtone.progressive.engine import Encoded, Engine
+from overtone.progressive.engine import Encoded, Engine, text_arguments
 from overtone.progressive.schedule import SamplingPlan
 from overtone.progressive.settings import Sampling
 
@@ -55,7 +56,9 @@ def measure(
             for repeat in range(repeats):
                 for i, (plan, sampling) in enumerate(zip(plans, samplings, strict=True)):
                     on_progress(f"{name}: {label(chosen[i])}, batch {rows}, compile {mode}: {repeat + 1}")
-                    took, held = _timed(engine, plan, text, rows, sampling)
+                    took, held = timed(
+                        engine.device, partial(engine.denoise, plan, text, list(range(rows)), sampling)
+                    )
                     seconds[i].append(took)
                     memory[i] = max(memory[i], held)
             full = statistics.median(seconds[0])
@@ -82,22 +85,33 @@ def measure(
     return measured
 
 
-def _timed(
-    engine: Engine, plan: SamplingPlan, text: Encoded, rows: int, sampling: Sampling
-) -> tuple[float, float]:
+def own_call(engine: Engine, plan: SamplingPlan, text: Encoded, sampling: Sampling) -> Callable[[], Any]:
+    """The pipeline called as its own documentation does, with its own noise and its own scheduler."""
+    call = engine.call
+    arguments = call.size(plan.stages[-1].grid, plan.num_frames, plan.num_steps)
+    arguments |= call.arguments(sampling) | text_arguments(call, text, sampling)
+    seeds = range(len(text))
+
+    def loop() -> None:
+        generators = [torch.Generator(engine.device).manual_seed(seed) for seed in seeds]
+        engine.pipe(**arguments, generator=generators)
+
+    return loop
+
+
+def timed(device: torch.device, loop: Callable[[], Any]) -> tuple[float, float]:
     """(seconds, memory in GiB) of one loop; on a GPU by the device's own clock."""
-    seeds = list(range(rows))
-    if engine.device.type != "cuda":
+    if device.type != "cuda":
         start = time.perf_counter()
-        engine.denoise(plan, text, seeds, sampling)
+        loop()
         return time.perf_counter() - start, _peak_gib()
-    torch.cuda.reset_peak_memory_stats(engine.device)
+    torch.cuda.reset_peak_memory_stats(device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    engine.denoise(plan, text, seeds, sampling)
+    loop()
     end.record()
-    torch.cuda.synchronize(engine.device)
-    return begin.elapsed_time(end) / 1000, torch.cuda.max_memory_allocated(engine.device) / 2**30
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1000, torch.cuda.max_memory_allocated(device) / 2**30
 
 
 def _peak_gib() -> float:

@@ -6,7 +6,7 @@ from overtone.progressive.engine.call import OnStep, PipelineCall, Text
 from overtone.progressive.engine.engine import Engine
 from overtone.progressive.engine.one_call import Result, generate
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageInput, StageRunner
-from overtone.progressive.engine.text import Encoded
+from overtone.progressive.engine.text import Encoded, text_arguments
 from overtone.progressive.engine.trajectories import StageReport, Trajectories
 from overtone.progressive.pipelines import load
 
@@ -24,4 +24,5 @@ __all__ = [
     "Trajectories",
     "generate",
     "load",
+    "text_arguments",
 ]
