@@ -7,7 +7,6 @@ tests/test_progressive_library.py keeps them out of all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -186,11 +185,6 @@ DispatchMode: Any = _python_dispatch.TorchDispatchMode
 def dispatch_mode() -> Any:
     """`torch.utils._python_dispatch`: the innermost such context; None where there is none."""
     return _python_dispatch._get_current_dispatch_mode()
-
-
-def unwatched() -> AbstractContextManager[Any]:
-    """`torch.utils._python_dispatch`: within it no such context is asked."""
-    return _python_dispatch._disable_current_modes()
 
 
 def runs_hooks(model: torch.nn.Module) -> str | None:

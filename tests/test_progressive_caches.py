@@ -227,7 +227,7 @@ def test_seacache_leaves_out_steps_row_by_row_and_its_last_step_is_whole():
 def test_keys_and_values_of_the_text_are_computed_once_a_stage_where_the_library_can():
     """Of one model, whose pipeline needs a text encoder too large for a test: its calls by hand."""
     torch.manual_seed(0)
-    shape = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 3, "num_key_value_heads": 1}
     transformer = NucleusMoEImageTransformer2DModel(
         in_channels=16, joint_attention_dim=8, axes_dims_rope=(4, 6, 6), moe_enabled=False, **shape
     )

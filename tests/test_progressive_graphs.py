@@ -59,7 +59,7 @@ def test_a_replay_is_the_call_bit_for_bit(family, graphs, calls):
     assert engine.graphs.counts == Counts(plain=graphs, captures=graphs, replays=calls - 2 * graphs)
     assert torch.equal(made(engine, sampling, 0, 1, first_seed=7), other)  # by the same graphs
     assert engine.graphs.counts == Counts(graphs, graphs, 2 * calls - 2 * graphs)
-    assert len(engine.graphs) == graphs
+    assert engine.graphs.kept == graphs
     assert not engine.graphs.refusals
 
 
@@ -184,7 +184,7 @@ def test_calls_take_the_graph_of_their_own_shape_dtype_strides_and_values():
             (found,) = calls(graphs, transformer, x, **kwargs)
             assert torch.equal(found["x"], x * kwargs.get("scale", 1.0))
             assert found["flag"] is kwargs.get("flag")
-    assert len(graphs) == len(kinds)
+    assert graphs.kept == len(kinds)
     assert graphs.counts == Counts(len(kinds), len(kinds), len(kinds))
 
 
@@ -204,10 +204,10 @@ def test_the_least_recently_used_graphs_make_room():
     one = graphs.held_bytes  # more rows take as many times as much
     transformer, graphs = graphed(limit_bytes=4 * one)
     calls(graphs, transformer, rows(1), rows(1), rows(2), rows(2))
-    assert (len(graphs), graphs.counts.dropped) == (2, 0)
+    assert (graphs.kept, graphs.counts.dropped) == (2, 0)
     calls(graphs, transformer, rows(1))  # so that two rows are what was not used for longest
     calls(graphs, transformer, rows(3), rows(3))
-    assert (len(graphs), graphs.counts.dropped) == (2, 1)
+    assert (graphs.kept, graphs.counts.dropped) == (2, 1)
     assert graphs.held_bytes == 4 * one
     before = graphs.counts.captures
     calls(graphs, transformer, rows(1), rows(3))
@@ -218,7 +218,7 @@ def test_the_least_recently_used_graphs_make_room():
     assert not graphs.refusals
     found = calls(graphs, transformer, rows(5), rows(5), rows(5))
     assert torch.equal(found[1], rows(5) * 2)
-    assert len(graphs) == 0  # nothing else was left to make room
+    assert graphs.kept == 0  # nothing else was left to make room
     found = calls(graphs, transformer, rows(5), rows(5))
     assert [reason for reason in graphs.refusals if reason.startswith("its graph takes")]
 
@@ -306,7 +306,7 @@ def test_a_value_that_is_another_one_at_each_call_gets_no_graphs():
         with torch.no_grad(), graphs.taken():
             for step in range(12):
                 assert torch.equal(transformer(rows(1), timestep=step / 12), rows(1) * 2)
-    assert len(graphs) == 0
+    assert graphs.kept == 0
     assert graphs.counts == Counts(plain=36)
     assert graphs.refusals == {"[1]['timestep'] is no tensor, and another one at each call": 28}
 
@@ -340,10 +340,10 @@ def test_where_there_is_no_memory_for_a_graph_the_others_go_and_may_come_again()
     calls(graphs, transformer, rows(1), rows(1))
     capturer.error = error
     calls(graphs, transformer, rows(2), rows(2), rows(2))
-    assert (len(graphs), graphs.counts.dropped) == (0, 1)
+    assert (graphs.kept, graphs.counts.dropped) == (0, 1)
     assert graphs.refusals == {"there is no memory for its graph": 2}
     calls(graphs, transformer, rows(1), rows(1))
-    assert len(graphs) == 1
+    assert graphs.kept == 1
 
 
 def test_a_model_that_was_changed_gets_new_graphs():
@@ -351,7 +351,7 @@ def test_a_model_that_was_changed_gets_new_graphs():
     engine, graphs = (found := GraphedEngine(pipe, capturer=Recorder())), found.graphs
     attention = pipe.transformer.transformer_blocks[0].attn
     before = made(engine, sampling, 0)
-    assert (len(graphs), graphs.counts.dropped) == (2, 0)
+    assert (graphs.kept, graphs.counts.dropped) == (2, 0)
 
     def now() -> Tensor:
         """Without graphs, and by them; the graphs of before are gone."""
@@ -404,4 +404,4 @@ def test_stages_in_which_python_decides_run_without_graphs():
     handle.remove()
     assert engine.graphs.counts == Counts()
     assert reasons(sampling) == set()  # a cache that was taken away leaves nothing
-    assert len(engine.graphs) == 2
+    assert engine.graphs.kept == 2

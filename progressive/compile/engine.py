@@ -98,9 +98,9 @@ class CompiledEngine(WarmedEngine):
             return self._run(plans, Encoded((*same.positive[:-1], *last.positive), same.negative), sampling)
 
         begin, before = time.perf_counter(), library.graphs_compiled()
-        captured = graphs.counts.captures if graphs else 0
+        captured = 0 if graphs is None else graphs.counts.captures
         varies = self.family.ragged is not None or self.family.text is None
-        with self.runner.open(), graphs.left() if graphs else nullcontext():
+        with self.runner.open(), nullcontext() if graphs is None else graphs.left():
             if varies:
                 self._learn(plan, sampling, texts)
             for odd in (_WORDS[0], _WORDS[-1]) if varies else _WORDS[:1]:
@@ -110,7 +110,7 @@ class CompiledEngine(WarmedEngine):
         others = [(_WORDS[2], odd) for odd in (_WORDS[2], _WORDS[1])] if varies else [(_WORDS[0], _WORDS[0])]
         withdraw = self.runner.add(stage, sampling, rows)
         try:
-            for lengths in 2 * others if graphs else ():  # a call is captured when it comes again
+            for lengths in () if graphs is None else 2 * others:  # a call is captured when it comes again
                 run(*lengths)
             seconds, again = time.perf_counter() - begin, self.call.now()
             steps = sum(run(*lengths) for lengths in others)
@@ -118,7 +118,7 @@ class CompiledEngine(WarmedEngine):
             withdraw()
             raise
         pace = rows * steps / max(self.call.now() - again, 1e-9)
-        captures = graphs.counts.captures - captured if graphs else 0
+        captures = 0 if graphs is None else graphs.counts.captures - captured
         return WarmUp(stage, rows, compiled, seconds, pace, captures)
 
     def _learn(self, plan: SamplingPlan, sampling: Sampling, texts: TextsOf) -> None:

@@ -77,7 +77,9 @@ class Graphs:
         for number, transformer in enumerate(self._transformers):
             transformer.forward = self._forward(number, transformer, transformer.forward)
 
-    def __len__(self) -> int:
+    @property
+    def kept(self) -> int:
+        """Graphs that there are now."""
         return len(self._graphs)
 
     @property

@@ -143,8 +143,11 @@ def whole(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     watching = library.dispatch_mode()
     if not isinstance(watching, Watch):
         return call(*args, **kwargs)
-    with library.unwatched():
+    watching.__exit__(None, None, None)  # left, not only set aside: torch looks whether one was entered
+    try:
         return watching.made(call, args, kwargs)
+    finally:
+        watching.__enter__()
 
 
 class Recorder:
