@@ -200,7 +200,7 @@ class Device:
                 again += reversed(smaller)
                 attempt.reject(batch.pick(ended), error)
                 yield from attempt.end_rows(batch.pick(ended))
-                if smaller and isinstance(self._engine, Compiles):
+                if smaller and verdict_for(error) is Verdict.HALVE_BATCH:
                     yield from self._warm_smaller(attempt, batch.sampling_plan)
                 continue
             left += chunk
@@ -209,7 +209,8 @@ class Device:
         return sorted(left)
 
     def _warm_smaller(self, attempt: Attempt, sampling_plan: SamplingPlan) -> Iterator[Event]:
-        """After a chunk that failed: an engine that compiles would fill a smaller one up to the same size."""
+        """After a chunk that memory did not hold: an engine that compiles would fill a smaller one up to the
+        same size again."""
         attempt.phase = "compile"
         try:
             for _ in self.warm_up(sampling_plan, wholly=True):
