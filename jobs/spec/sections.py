@@ -158,8 +158,10 @@ class Shards(Section):
     """Input rows a shard: the unit of dispatch, retry and commit, and the size of an output file."""
 
 
-class Workers(Section):
+class Workers(Section, Grown):
     """How the samples are computed. Nothing here changes them."""
+
+    came_later = ("graphs",)
 
     count: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Exactly this many workers; the same as `min` and `max` set to it. `workers: 4` for short."""
@@ -190,10 +192,11 @@ class Workers(Section):
     """Folder on the workers' machines for compiled code; workers of one machine share it, and it is found
     again by the next job. Unset: torch's own, which goes with the machine's temporary files."""
 
-    graphs: Literal["off", "auto"] = "off"
+    graphs: Literal["off", "auto"] | None = None
     """`auto`: on a CUDA device capture the calls of the transformer, once for each grid and batch size before
     the first row of a size, and replay them at every step, which then waits for no launch. What cannot be
-    captured runs as ever, and the worker's log says why. With `compile` the compiled blocks are captured."""
+    captured runs as ever, and the worker's log says why. With `compile` the compiled blocks are captured.
+    Unset: `off`."""
 
     @model_validator(mode="before")
     @classmethod
