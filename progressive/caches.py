@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+    TextKVCacheConfig,
+)
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 from diffusers.models.cache_utils import CacheMixin
 
 from overtone.progressive import library
-from overtone.progressive.settings import Sampling
+from overtone.progressive.schedule import Stage
+from overtone.progressive.settings import NO_CACHE, Sampling
 from overtone.progressive.staged import StageScheduler
 
-THRESHOLD = 0.05
+THRESHOLDS = {"first_block": 0.05, "magcache": 0.06, "seacache": 0.25}
 INTERVAL = 3
 ORDER = 1
+MAX_SKIP = {"magcache": 3, "seacache": 2}
+_FLUX_BLOCKS = 19
+"""Blocks of the first kind in FLUX.1, of which the library has measured the ratios."""
 _ONE_CALL = ("ZImagePipeline",)
 """Pipelines that do not name their calls of the transformer for a cache, but make only one a step."""
+_TEXT_APART = {"NucleusMoEImageTransformerBlock"}
+"""Blocks in which the text never changes, as far as the library's TextKVCache knows them."""
 _LAST = ("proj_out", "all_final_layer")
 """Where a transformer ends, by the names that the library uses."""
 
@@ -49,9 +62,17 @@ def repeated_blocks(transformer: Any) -> dict[str, Any]:
 
 
 def row_by_row(sampling: Sampling) -> bool:
-    """Whether rows must go through the transformer alone: `first_block` decides by the mean over its batch,
+    """Whether rows must go through the transformer alone: some caches decide by the mean over their batch,
     and a row must not depend on the rows that happen to be with it."""
-    return sampling.cache == "first_block"
+    return sampling.cache in ("first_block", "seacache")
+
+
+def at_grid(sampling: Sampling, stage: Stage, full: tuple[int, int]) -> Sampling:
+    """The settings as they are for a stage, of which the `full` grid is known: without a cache where that is
+    for the full-size stage alone."""
+    if sampling.cache_stages == "full" and stage.grid != full:
+        return sampling.model_copy(update=NO_CACHE)
+    return sampling
 
 
 def check_cache(pipe: Any, sampling: Sampling) -> None:
@@ -59,15 +80,21 @@ def check_cache(pipe: Any, sampling: Sampling) -> None:
     if sampling.cache == "none":
         return
     for transformer in transformers(pipe):
-        why = _why_not(pipe, transformer, sampling.cache)
+        why = _why_not(pipe, transformer, sampling)
         if why:
             raise ValueError(
                 f"{type(pipe).__name__} cannot run with cache {sampling.cache}: {why}; use `cache: none`"
             )
 
 
-def _why_not(pipe: Any, transformer: Any, cache: str) -> str | None:
-    name = type(transformer).__name__
+def _why_not(pipe: Any, transformer: Any, sampling: Sampling) -> str | None:
+    name, cache = type(transformer).__name__, sampling.cache
+    if cache == "seacache" and "num_inference_steps" not in _told(pipe):
+        return "it does not tell a cache at which noise level it is (Wan does)"
+    if cache == "magcache" and len(transformers(pipe)) > 1:
+        return "it has two transformers, each of which would count its steps by itself"
+    if cache == "magcache" and _ratios(transformer, sampling) is None:
+        return f"nobody has measured the ratios of its {name}; give `cache_ratios`"
     if type(pipe).__name__ not in _ONE_CALL and "cache_context" not in inspect.getsource(type(pipe).__call__):
         return "it does not tell a cache which of its calls is which"
     if getattr(transformer, "is_cache_enabled", False):
@@ -100,20 +127,40 @@ def _ends(transformer: Any) -> list[str]:
     return paths
 
 
+def _told(pipe: Any) -> str:
+    """What a pipeline tells a cache at each call, as its source has it."""
+    source = inspect.getsource(type(pipe).__call__)
+    return source.partition("cache_context_kwargs = {")[2].partition("}")[0]
+
+
+def _ratios(transformer: Any, sampling: Sampling) -> tuple[float, ...] | None:
+    if sampling.cache_ratios is not None:
+        return sampling.cache_ratios
+    flux = type(transformer).__name__ == "FluxTransformer2DModel"
+    if flux and transformer.config.num_layers == _FLUX_BLOCKS:
+        return tuple(FLUX_MAG_RATIOS.tolist())
+    return None
+
+
 @contextmanager
-def step_cache(pipe: Any, sampling: Sampling, scheduler: StageScheduler) -> Iterator[None]:
-    """Within it, which is one call of the pipeline, its transformers have the cache that `sampling` asks
-    for."""
-    if sampling.cache == "none":
-        yield
-        return
+def step_cache(
+    pipe: Any, sampling: Sampling, scheduler: StageScheduler, part: Stage, num_steps: int
+) -> Iterator[None]:
+    """Within it, which is one call of the pipeline for some of `num_steps` steps, its transformers have the
+    cache that `sampling` asks for."""
     with ExitStack() as stack:
+        if sampling.cache == "none":
+            for transformer in filter(keeps_text, transformers(pipe)):
+                CacheMixin.enable_cache(transformer, TextKVCacheConfig())
+                stack.callback(CacheMixin.disable_cache, transformer)
+            yield
+            return
 
         def enable() -> None:
             for transformer in transformers(pipe):
                 if not isinstance(transformer, CacheMixin):  # Z-Image's can be cached, but does not say so
                     transformer.is_cache_enabled = False
-                CacheMixin.enable_cache(transformer, _config(transformer, sampling))
+                CacheMixin.enable_cache(transformer, _config(transformer, sampling, part, num_steps))
                 stack.callback(CacheMixin.disable_cache, transformer)
                 if type(pipe).__name__ in _ONE_CALL:
                     stack.enter_context(CacheMixin.cache_context(transformer, "step"))
@@ -127,10 +174,35 @@ def step_cache(pipe: Any, sampling: Sampling, scheduler: StageScheduler) -> Iter
         yield
 
 
-def _config(transformer: Any, sampling: Sampling) -> FirstBlockCacheConfig | TaylorSeerCacheConfig:
+def keeps_text(transformer: Any) -> bool:
+    """Whether the text's keys and values are the same at every step, so that the library can compute them
+    once a call: bit for bit what it computes each time. A cache that the caller has enabled stays."""
+    kinds = {type(block).__name__ for block in repeated_blocks(transformer).values()}
+    return bool(kinds & _TEXT_APART) and not getattr(transformer, "is_cache_enabled", False)
+
+
+def _config(transformer: Any, sampling: Sampling, part: Stage, num_steps: int) -> Any:
+    """The library's settings for a cache that lasts for the steps of `part`."""
+    threshold = sampling.cache_threshold
+    if threshold is None:
+        threshold = THRESHOLDS.get(sampling.cache)
+    skip = sampling.cache_max_skip or MAX_SKIP.get(sampling.cache)
     if sampling.cache == "first_block":
-        threshold = THRESHOLD if sampling.cache_threshold is None else sampling.cache_threshold
         return FirstBlockCacheConfig(threshold=threshold)
+    if sampling.cache == "magcache":
+        ratios = _ratios(transformer, sampling)
+        assert ratios is not None, "a plan has refused it"
+        return MagCacheConfig(
+            threshold=threshold,
+            max_skip_steps=skip,
+            # As many as the first steps are: the library rounds this fraction of the steps.
+            retention_ratio=sampling.cache_warmup_steps / part.steps,
+            num_inference_steps=part.steps,
+            mag_ratios=_at_steps(ratios, num_steps)[part.first : part.last],
+        )
+    if sampling.cache == "seacache":
+        first = sampling.cache_warmup_steps
+        return SeaCacheConfig(threshold=threshold, retention_steps=first, max_consecutive_cached=skip)
     # The output of the whole transformer is what is extrapolated: that leaves out all blocks, and keeps one
     # small tensor an order where keeping every block's would take gigabytes.
     return TaylorSeerCacheConfig(
@@ -141,3 +213,9 @@ def _config(transformer: Any, sampling: Sampling) -> FirstBlockCacheConfig | Tay
         skip_predict_identifiers=[re.escape(path) for path in repeated_blocks(transformer)],
         cache_identifiers=[re.escape(path) for path in _ends(transformer)],
     )
+
+
+def _at_steps(ratios: Sequence[float], num_steps: int) -> list[float]:
+    """One ratio for each of `num_steps` steps, the nearest of those that were measured."""
+    last = max(num_steps - 1, 1)
+    return [ratios[round(step * (len(ratios) - 1) / last)] for step in range(num_steps)]

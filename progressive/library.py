@@ -6,15 +6,20 @@ tests/test_progressive_library.py keeps them out of all others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
 RecompileLimit: type[Exception] = torch._dynamo.exc.FailOnRecompileLimitHit
 """torch raises it where whole graphs meet `let_torch_keep`'s limit; it has no public name."""
@@ -155,6 +160,74 @@ def named_tensors(*arguments: Any) -> Iterator[tuple[str, Tensor]]:
     for path, leaf in leaves:
         if isinstance(leaf, Tensor):
             yield _pytree.keystr(path), leaf
+
+
+def leaves(nested: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """`torch.utils._pytree`: all that lies in nested lists, tuples and mappings, by path, and how it lies."""
+    found, structure = _pytree.tree_flatten_with_path(nested)
+    return [(_pytree.keystr(path), leaf) for path, leaf in found], structure
+
+
+def nested(those: Sequence[Any], structure: Any) -> Any:
+    """`torch.utils._pytree`: leaves put together as they lay."""
+    return _pytree.tree_unflatten(those, structure)
+
+
+def mapped(how: Callable[[Any], Any], nested: Any) -> Any:
+    """`torch.utils._pytree`: each leaf changed."""
+    return _pytree.tree_map(how, nested)
+
+
+DispatchMode: Any = _python_dispatch.TorchDispatchMode
+"""`torch.utils._python_dispatch`: a context in which every operation of torch asks it."""
+
+
+def dispatch_mode() -> Any:
+    """`torch.utils._python_dispatch`: the innermost such context; None where there is none."""
+    return _python_dispatch._get_current_dispatch_mode()
+
+
+def runs_hooks(model: torch.nn.Module) -> str | None:
+    """The first part of a model at whose calls something else runs, None where there is none:
+    `_forward_hooks` of torch's own, `_hf_hook` of accelerate's, `_diffusers_hook` of diffusers'."""
+    for path, module in model.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)  # empty once there was a cache
+        own = module._forward_hooks or module._forward_pre_hooks
+        if own or hasattr(module, "_hf_hook") or (registry is not None and registry.hooks):
+            return path or type(module).__name__
+    return None
+
+
+def choosable_attentions(model: torch.nn.Module) -> int:
+    """`_attention_backend`: attentions that `set_attention_backend` reaches."""
+    processors = (getattr(module, "processor", None) for module in model.modules())
+    return sum(hasattr(processor, "_attention_backend") for processor in processors)
+
+
+def choose_attention(model: Any, name: str) -> None:
+    """`_AttentionBackendRegistry`: `set_attention_backend` changes it for all models of the process; undone
+    here, for each attention of this one has been told by name."""
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    try:
+        model.set_attention_backend(name)
+    finally:
+        _AttentionBackendRegistry.set_active_backend(before)
+
+
+def attend(name: str, heads: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention_dispatch`: attention of [B, tokens, heads, D] with itself; what a kernel raises goes
+    through."""
+    return dispatch_attention_fn(heads, heads, heads, attn_mask=mask, backend=AttentionBackendName(name))
+
+
+def attention_of(processor: Any) -> Any:
+    """`_attention_backend`: what `set_attention_backend` leaves at each attention."""
+    return getattr(processor, "_attention_backend", None)
+
+
+def attention_of_all() -> Any:
+    """`_AttentionBackendRegistry`: what attends where that is unset, in `attention_backend(...)` for one."""
+    return _AttentionBackendRegistry.get_active_backend()[0]
 
 
 def let_torch_keep(graphs: int, altogether: int) -> None:

@@ -36,6 +36,7 @@ def load(
     loras: Sequence[Any] = (),
     offload: Literal["none", "model"] = "none",
     quantize: Quantize = "none",
+    attention: str | None = None,
     family: str | None = None,
 ) -> Any:
     """A pipeline ready for `Engine`: "tiny" (embedded), a hub name or a folder in diffusers format.
@@ -43,7 +44,7 @@ def load(
     Only safetensors weights are read. `device` unset: CUDA if there is any, else the CPU. `dtype` unset or
     "auto": bfloat16 on GPUs that have it, else float32 (always float32 for "tiny"). `variant`: of weights in
     files called `*.VARIANT.safetensors`. `loras`: see `load_adapters`. `quantize`: see `quantize_blocks`.
-    `family`: see `Engine`.
+    `attention`: see `set_attention`. `family`: see `Engine`.
     """
     if family not in (None, "auto") and family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
@@ -79,10 +80,12 @@ def load(
     pipe.set_progress_bar_config(disable=True)
     if offload == "model" and device.type != "cpu":
         quantize_blocks(pipe, quantize)
+        set_attention(pipe, attention, device)
         pipe.enable_model_cpu_offload(device=device)
         return pipe
     pipe.to(device)
     quantize_blocks(pipe, quantize)
+    set_attention(pipe, attention, device)
     return pipe
 
 
@@ -183,6 +186,40 @@ def _check_quantize(quantize: Quantize, device: torch.device) -> None:
             f"quantize: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell), which "
             f"{what} is not; use int8, or none"
         )
+
+
+def set_attention(pipe: Any, attention: str | None, device: torch.device) -> None:
+    """Let the transformers compute attention in this way of diffusers', after a try on `device`; None: in the
+    way they do.
+
+    ValueError where there is no such way, where the transformer cannot be told, where a package is missing,
+    and where the try fails: on this device, in this dtype, with a mask where the family's prompts need one.
+    """
+    if attention is None:
+        return
+    for transformer in transformers(pipe):
+        name = type(transformer).__name__
+        if not library.choosable_attentions(transformer):
+            raise ValueError(f"attention: {attention} cannot be set: the {name} does not let it be chosen")
+        try:
+            library.choose_attention(transformer, attention)
+            size = int(transformer.config.get("attention_head_dim") or 64)
+            # [B, tokens, heads, D]
+            heads = torch.ones(1, 64, 1, size, dtype=transformer.dtype, device=device)
+            library.attend(attention, heads, None)
+            if _masks(pipe):
+                library.attend(attention, heads, heads.new_ones(1, 1, 1, 64, dtype=torch.bool))
+        except Exception as error:
+            raise ValueError(
+                f"attention: {attention} cannot be used by the {name} in {transformer.dtype} on {device}: "
+                f"{str(error).strip().partition(chr(10))[0]}; choose another one, or leave it out"
+            ) from error
+
+
+def _masks(pipe: Any) -> bool:
+    """Whether prompts of different lengths are told apart by a mask."""
+    names = inspect.signature(transformers(pipe)[0].forward).parameters
+    return any("mask" in name for name in names)
 
 
 def resolve(pipe: Any, family: Family | str | None) -> Family:

@@ -21,7 +21,7 @@ PresetName = Literal["faithful", "balanced", "fast"]
 Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
-StepCache = Literal["none", "first_block", "taylorseer"]
+StepCache = Literal["none", "first_block", "taylorseer", "magcache", "seacache"]
 
 
 LAST_BITS = 1e-6
@@ -65,7 +65,7 @@ class Grown(BaseModel):
 class Sampling(Grown):
     """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
 
-    came_later = ("consistency", "guidance_interval")
+    came_later = ("consistency", "guidance_interval", "cache_max_skip", "cache_ratios", "cache_stages")
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     preset: PresetName | None = Field(default=None, exclude=True)
@@ -155,14 +155,29 @@ class Sampling(Grown):
     cache: StepCache = "none"
     """Leave out most of the transformer at steps that change little. `first_block`: where its first block
     gives nearly what it gave before, row by row. `taylorseer`: at a fixed interval, with the result
-    extrapolated from the steps before."""
+    extrapolated from the steps before. `magcache`: where the blocks' part of the result is known to change
+    little, by ratios measured once for the model. `seacache`: where the part of the latent that is not noise
+    has changed little, row by row."""
+
+    cache_stages: Literal["all", "full"] | None = None
+    """`full`: a cache in the full-size stage alone, where steps are longest. Unset, or `all`: in every stage,
+    anew in each."""
 
     cache_warmup_steps: Annotated[int, Field(ge=1)] = 2
     """Steps at the start of each stage that run whole: what a cache remembers is of the coarser grid."""
 
     cache_threshold: Annotated[float, Field(ge=0)] | None = None
-    """Of `first_block`: relative change of the first block's output below which the others are left out;
-    unset: 0.05. 0 leaves out nothing."""
+    """Change below which a step is left out: for `first_block` of its output, relative, unset 0.05; for
+    `magcache` of the ratios from 1, added up, unset 0.06; for `seacache` of the latent, relative, added up,
+    unset 0.25. 0 leaves out nothing."""
+
+    cache_max_skip: Annotated[int, Field(ge=1)] | None = None
+    """Of `magcache` and `seacache`: most steps in a row that are left out; unset: 3 and 2."""
+
+    cache_ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] | None = None
+    """Of `magcache`: for each step of a whole schedule the size of what the blocks add over that of the step
+    before, as diffusers' MagCache measures it (`calibrate=True`); for another number of steps the nearest
+    ones. Unset: diffusers' own for FLUX.1; refused for other models, which need their own."""
 
     cache_interval: Annotated[int, Field(ge=2)] | None = None
     """Of `taylorseer`: after the first steps one in this many runs whole; unset: 3."""
@@ -221,15 +236,23 @@ class Sampling(Grown):
             raise ValueError(
                 "consistency decides where stages end, and transition_sigmas does so by hand; leave one out"
             )
-        for key, cache in (
-            ("cache_threshold", "first_block"),
-            ("cache_interval", "taylorseer"),
-            ("cache_order", "taylorseer"),
-        ):
-            if getattr(self, key) is not None and self.cache != cache:
-                raise ValueError(f"{key} is of the cache {cache}; set `cache: {cache}`, or leave it out")
+        for key, caches in _CACHES_WITH.items():
+            if getattr(self, key) is not None and self.cache not in caches:
+                raise ValueError(
+                    f"{key} is of the cache {' or '.join(caches)}; set `cache: {caches[0]}`, or leave it out"
+                )
         return self
 
+
+_CACHES_WITH: dict[str, tuple[StepCache, ...]] = {
+    "cache_threshold": ("first_block", "magcache", "seacache"),
+    "cache_interval": ("taylorseer",),
+    "cache_order": ("taylorseer",),
+    "cache_max_skip": ("magcache", "seacache"),
+    "cache_ratios": ("magcache",),
+    "cache_stages": ("first_block", "taylorseer", "magcache", "seacache"),
+}
+"""The caches that a setting is of."""
 
 _BY_ENGINE = {
     "height",

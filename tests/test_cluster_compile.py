@@ -58,8 +58,9 @@ class Compiling(FakeEngine):
     ) -> Iterator[str]:
         if plan.height_px in self.too_large:
             raise MemoryError("out of memory")
-        if plan.height_px not in [height for height, _ in self.warmed]:
-            self.warmed.append((plan.height_px, [tuple(sizes) for sizes in batch_sizes]))
+        asked = plan.height_px, [tuple(sizes) for sizes in batch_sizes]
+        if asked not in self.warmed:
+            self.warmed.append(asked)
             yield "a shape"
 
 
@@ -72,16 +73,52 @@ def events(folder: Path, engine: FakeEngine, heights: list[int]) -> list[Any]:
         runner.close()
 
 
+FIRST, EVERY = [(24,), (6,)], [(1, 3, 6, 12, 24), (1, 3, 6)]
+"""The coarse stage takes four times the rows for the same tokens; halves, for when memory is short."""
+
+
 def test_each_size_is_compiled_for_before_its_first_row(tmp_path):
     engine = Compiling()
     told = events(tmp_path, engine, [64, 64, 128])
-    # The coarse stage takes four times the rows for the same tokens; halves, for when memory is short.
-    assert engine.warmed == [(height, [(1, 3, 6, 12, 24), (1, 3, 6)]) for height in (64, 128)]
+    assert engine.warmed == [(height, FIRST) for height in (64, 128)]
     kinds = [type(event) for event in told]
     assert kinds.count(ShardAlive) >= 3  # one a size, and one when the rows were read
     assert kinds.index(RowsStarted) > kinds.index(ShardAlive)
     (committed,) = (event for event in told if isinstance(event, ShardCommitted))
     assert (committed.rows, committed.rejects) == (3, 0)
+
+
+def test_the_first_pictures_wait_for_their_own_shapes_alone(tmp_path):
+    engine = Compiling()
+    told = events(tmp_path, engine, [64] * 30)
+    assert engine.warmed == [(64, FIRST), (64, EVERY)]
+    begun = [k for k, event in enumerate(told) if isinstance(event, RowsStarted)]
+    alive = [k for k, event in enumerate(told) if isinstance(event, ShardAlive)]
+    assert any(begun[0] < k < begun[-1] for k in alive)  # the others came between two batches
+    (committed,) = (event for event in told if isinstance(event, ShardCommitted))
+    assert (committed.rows, committed.rejects) == (30, 0)
+
+
+def test_where_the_first_size_does_not_fit_smaller_ones_are_compiled_for(tmp_path):
+    class Small(Compiling):
+        def warm_each(self, plan: Any, batch_sizes: Any, *args: Any, **kwargs: Any) -> Iterator[str]:
+            if min(map(min, batch_sizes)) > 3:
+                raise MemoryError("out of memory")
+            yield from super().warm_each(plan, batch_sizes, *args, **kwargs)
+
+    engine = Small()
+    told = events(tmp_path, engine, [64, 64])
+    assert engine.warmed == [(64, EVERY)]
+    (committed,) = (event for event in told if isinstance(event, ShardCommitted))
+    assert (committed.rows, committed.rejects) == (2, 0)
+
+
+def test_after_a_chunk_that_memory_does_not_hold_smaller_ones_are_compiled_for(tmp_path):
+    engine = Compiling(fits={8: 3})
+    told = events(tmp_path, engine, [64] * 6)
+    assert engine.warmed == [(64, FIRST), (64, EVERY)]
+    (committed,) = (event for event in told if isinstance(event, ShardCommitted))
+    assert (committed.rows, committed.rejects) == (6, 0)
 
 
 def test_a_size_of_which_not_one_row_fits_is_rejected(tmp_path):
@@ -114,12 +151,13 @@ def test_the_sizes_that_may_come():
 @pytest.mark.parametrize("compile", ["off", "blocks", "max"])
 def test_the_spec_chooses_the_engine(tmp_path, monkeypatch, compile):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # the engine sets it: put it back afterwards
-    spec = job(tmp_path, [64], compile=compile, compile_cache_dir=str(tmp_path / "compiled"))
+    spec = job(tmp_path, [64], compile=compile, graphs="auto", compile_cache_dir=str(tmp_path / "compiled"))
     assert "compile" not in str(spec.samples())  # it changes no sample
     threads = torch.get_num_threads()
     try:
         engine = load_engine(spec)
     finally:
         torch.set_num_threads(threads)
-    assert type(engine) is (Engine if compile == "off" else CompiledEngine)
+    assert type(engine) is (Engine if compile == "off" else CompiledEngine)  # a CPU has no graphs
+    assert "graphs" not in str(spec.samples())
     assert (tmp_path / "compiled").is_dir() == (compile != "off")

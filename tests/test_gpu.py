@@ -29,6 +29,7 @@ from overtone.progressive import quality, spectral
 from overtone.progressive.compile import CompiledEngine
 from overtone.progressive.engine import Engine
 from overtone.progressive.engine.trajectories import expand
+from overtone.progressive.graphs import CudaGraphs, GraphedEngine
 from overtone.progressive.pipelines import load
 from overtone.progressive.settings import Sampling
 
@@ -156,6 +157,21 @@ def test_low_precision_is_close_and_small(quantize, most):
     assert 0 < apart(found, wanted) < most
 
 
+@pytest.mark.parametrize("quantize", ["int8", "fp8"])
+def test_low_precision_is_compiled_and_captured(engine, quantize):
+    pytest.importorskip("torchao")
+    low = load("tiny", device="cuda", dtype="bfloat16", quantize=quantize)
+    _, wanted = denoise(Engine(low), PROMPTS, [1, 2, 3, 4])
+    compiled = CompiledEngine(low, capturer=CudaGraphs(engine.device))
+    plan = compiled.plan(SAMPLING)
+    done = compiled.warm(plan, [(4,)] * len(plan.stages), SAMPLING)
+    assert all(one.graphs and one.captures for one in done)
+    _, found = denoise(compiled, PROMPTS, [1, 2, 3, 4])
+    assert apart(found, wanted) < 0.1
+    assert compiled.graphs is not None
+    assert not compiled.graphs.refusals
+
+
 def test_compiled_blocks_make_the_same_and_compile_nothing_more(on_cpu):
     engine = CompiledEngine(load("tiny", device="cuda"), mode="blocks")
     plan = engine.plan(SAMPLING)
@@ -163,6 +179,39 @@ def test_compiled_blocks_make_the_same_and_compile_nothing_more(on_cpu):
     assert all(one.graphs for one in done)
     _, latents = denoise(engine, PROMPTS, [1, 2, 3, 4])  # Recompiled, if that compiled
     assert apart(latents, on_cpu[0]) < 1e-3
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_captured_calls_give_what_the_calls_give(engine, compile):
+    pipe = load("tiny", device="cuda")
+    capturer = CudaGraphs(engine.device)
+    graphed: Any = (
+        CompiledEngine(pipe, capturer=capturer) if compile else GraphedEngine(pipe, capturer=capturer)
+    )
+    plan = graphed.plan(SAMPLING)
+    assert all(one.captures for one in graphed.warm(plan, [(4,)] * len(plan.stages), SAMPLING))
+    before = graphed.graphs.counts.captures, graphed.graphs.counts.replays
+    _, latents = denoise(graphed, PROMPTS, [1, 2, 3, 4])
+    with graphed.graphs.left():
+        _, wanted = denoise(graphed, PROMPTS, [1, 2, 3, 4])
+    assert torch.equal(latents, wanted)
+    calls = 2 * sum(stage.steps for stage in plan.stages)
+    assert (graphed.graphs.counts.captures, graphed.graphs.counts.replays) == (before[0], before[1] + calls)
+    assert not graphed.graphs.refusals
+    assert 0 < graphed.graphs.held_bytes < GIB
+
+
+@pytest.mark.parametrize("family", tiny_pipes.BUILDERS)
+def test_each_family_captured(family):
+    pipe = tiny_pipes.BUILDERS[family]().to("cuda", torch.bfloat16)
+    video = {"num_frames": 5} if family.startswith("wan") else {}
+    sampling = Sampling(height=64, width=96, num_steps=6, transition_sigmas=(0.8,), **video)
+    _, wanted = denoise(Engine(pipe), list(tiny_pipes.PROMPTS), [1, 2], sampling)
+    graphed = GraphedEngine(pipe)
+    for _ in range(2):
+        _, latents = denoise(graphed, list(tiny_pipes.PROMPTS), [1, 2], sampling)
+        assert torch.equal(latents, wanted)
+    assert graphed.graphs.counts.replays, graphed.graphs.refusals
 
 
 # A worker's runner with a real engine.

@@ -415,11 +415,18 @@ def test_keys_that_came_later_say_nothing_where_they_are_unset(load):
     spec = load(text)
     assert list(spec.samples()["model"]) == keys
     assert spec.samples()["model"]["loras"] == [before]
-    assert "variant" not in spec.to_json()
+    assert not any(key in spec.to_json() for key in ("variant", "attention", "graphs", "cache_stages"))
     later = load(text.replace("org/style", "org/style, transformer: both"), "model.variant=fp16")
     assert later.samples()["model"]["variant"] == "fp16"
     assert later.samples()["model"]["loras"] == [before | {"transformer": "both"}]
     assert JobSpec.from_json(later.to_json()) == later
+    faster = load(text, "workers.graphs=auto")
+    assert faster.samples() == spec.samples()  # a speed alone
+    assert JobSpec.from_json(faster.to_json()).workers.graphs == "auto"
+    other = load(text, "sampling.cache=magcache", "sampling.cache_stages=full", "model.attention=sage")
+    assert other.samples()["model"]["attention"] == "sage"
+    assert other.samples()["sampling"]["cache_stages"] == "full"
+    assert {"cache_ratios", "cache_max_skip"}.isdisjoint(other.samples()["sampling"])
 
 
 def test_the_fingerprint_of_a_job_without_consistency_is_what_it_was(load):

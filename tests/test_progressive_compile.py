@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ import tiny_pipes
 import torch
 
 from overtone.progressive.compile import CompiledEngine, compile_blocks
-from overtone.progressive.engine import Engine
+from overtone.progressive.engine import Engine, TextsOf, WarmedEngine, WarmUp
 from overtone.progressive.errors import Recompiled
+from overtone.progressive.schedule import SamplingPlan, Stage
 from overtone.progressive.settings import Sampling
 
 
@@ -74,6 +76,57 @@ def test_nothing_compiles_after_the_warm_up_of_five_grids_and_two_batch_sizes():
     ran = [report.rows for report in reports if report.kind == "denoise"]
     assert ran == [4, 4, 1] * 5
     assert graphs() == before
+
+
+def test_all_blocks_of_a_kind_share_one_graph_a_shape():
+    """FLUX.1 has two kinds, of which the second's first block is called with other strides than the rest; how
+    many blocks there are of each changes nothing."""
+    pipe = tiny_pipes.flux1(layers=3)
+    singles = pipe.transformer.single_transformer_blocks
+    singles.extend(copy.deepcopy(singles[0]) for _ in range(3))
+    engine = CompiledEngine(pipe, backend="eager")
+    sampling = five_grids(height=64, width=64, scales=(0.5, 1.0), transition_sigmas=(0.8,))
+    done = engine.warm(engine.plan(sampling), [(1,), (1,)], sampling)
+    assert [one.graphs for one in done] == [3, 3]
+
+
+class Paced(WarmedEngine):
+    """Takes no time to get ready; `paces`: rows a second by batch size, of which larger ones do not fit."""
+
+    def __init__(self, pipe: Any, paces: dict[int, float]) -> None:
+        super().__init__(pipe)
+        self.paces, self.ready = paces, set[tuple[Stage, int]]()
+        self.tried: list[int] = []
+
+    def sizes(self, plan: SamplingPlan, index: int, sampling: Sampling) -> tuple[int, ...]:
+        return tuple(sorted(rows for stage, rows in self.ready if stage == plan.stages[index]))
+
+    def _warm_one(
+        self, plan: SamplingPlan, stage: Stage, rows: int, sampling: Sampling, texts: TextsOf
+    ) -> WarmUp:
+        self.tried.append(rows)
+        if rows not in self.paces:
+            raise MemoryError("out of memory")
+        self.ready.add((stage, rows))
+        return WarmUp(stage, rows, 0, 0.0, self.paces[rows])
+
+
+def test_a_search_goes_on_where_it_was_and_ends_once():
+    sampling = five_grids(mode="fullres", scales=None, transition_sigmas=None)
+    engine = Paced(tiny_pipes.flux1(), {1: 1.0, 2: 1.9, 4: 1.91, 8: 9.0})
+    plan, sizes = engine.plan(sampling), [(1, 2, 4, 8, 16)]
+    engine.warm(plan, [(1,)], sampling, search=True)  # what the first batch comes in
+    assert engine.tried == [1]
+    engine.warm(plan, sizes, sampling, search=True)
+    assert engine.tried == [1, 2, 4]  # which is not worth it over two rows
+    engine.warm(plan, sizes, sampling, search=True)
+    assert engine.tried == [1, 2, 4]
+    engine.warm(plan, sizes, sampling)  # whoever asks for them by number gets them
+    assert engine.tried == [1, 2, 4, 8, 16]
+    engine.warm(plan, sizes, sampling)
+    assert engine.tried == [1, 2, 4, 8, 16]  # and what did not fit is not tried again
+    with pytest.raises(MemoryError):
+        Paced(tiny_pipes.flux1(), {}).warm(plan, [(4,)], sampling)
 
 
 def test_a_plan_that_is_not_warm_is_an_error_and_compiles_nothing():

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch._inductor.config
 
+from overtone.progressive.compile import CompiledEngine
 from overtone.progressive.engine import Engine
+from overtone.progressive.graphs import Recorder
 from overtone.progressive.pipelines import load
 from overtone.progressive.settings import Sampling
 
@@ -45,6 +47,28 @@ def test_low_precision_leaves_the_rest_of_the_process_as_it_was():
         before = inductor.save_config_portable(), torch.get_float32_matmul_precision()
         load("tiny", device="cpu", quantize="int8")
         assert (inductor.save_config_portable(), torch.get_float32_matmul_precision()) == before
+
+
+@pytest.mark.skipif(not has_torchao, reason="needs overtone[quantize]")
+def test_int8_is_compiled_and_captured():
+    pipe = load("tiny", device="cpu", quantize="int8")
+    sampling = Sampling(height=64, width=64, num_steps=3, mode="fullres")
+
+    def made(engine: Engine) -> torch.Tensor:
+        encoded = engine.encode(["a large red circle"], [None], sampling)
+        return engine.denoise(engine.plan(sampling), encoded, [7], sampling)[0]
+
+    plain = made(Engine(pipe))
+    engine = CompiledEngine(pipe, backend="eager", capturer=Recorder())
+    (done,) = engine.warm(engine.plan(sampling), [(1,)], sampling)
+    assert done.graphs == 3  # for six blocks of two kinds, as without
+    assert done.captures == 1
+    graphs = engine.graphs
+    assert graphs is not None
+    before = graphs.counts.replays
+    assert torch.allclose(made(engine), plain, atol=1e-4)
+    assert graphs.counts.replays == before + 3
+    assert not graphs.refusals
 
 
 def _bytes(parameter: torch.Tensor) -> int:

@@ -10,7 +10,7 @@ from overtone.cluster.measure.race import Entrant
 from overtone.cluster.measure.settings import Setting
 from overtone.cluster.worker import Engine
 from overtone.progressive.schedule import SamplingPlan, Stage
-from overtone.progressive.settings import Sampling
+from overtone.progressive.settings import NO_CACHE, Sampling
 
 Size = tuple[int | None, int | None]
 """Height and width that a row asks for, pixels; None: the job's own."""
@@ -83,17 +83,21 @@ def candidates(
 
 def _identity(plan: SamplingPlan, sampling: Sampling) -> Hashable:
     """What decides the pixels, of the settings that a search changes."""
-    cache = (sampling.cache, sampling.cache_threshold, sampling.cache_interval)
+    cache = tuple(getattr(sampling, name) for name in NO_CACHE)
     changes = (plan.mode, plan.noise, plan.transform) if len(plan.stages) > 1 else ()
     return plan.stages, changes, cache
 
 
 def _cost(plan: SamplingPlan, sampling: Sampling) -> float:
-    """The plan's cost without the steps that `taylorseer` extrapolates. What `first_block` leaves out is not
-    known before it runs, and is not taken off."""
+    """The plan's cost without the steps that `taylorseer` extrapolates. What other caches leave out is not
+    known before they run, and is not taken off."""
     if sampling.cache != "taylorseer":
         return plan.cost
-    stages = [(stage.tokens, _whole_steps(stage, sampling)) for stage in plan.stages]
+    alone = plan.stages[-1].grid if sampling.cache_stages == "full" else None
+    stages = [
+        (stage.tokens, _whole_steps(stage, sampling) if alone in (None, stage.grid) else stage.steps)
+        for stage in plan.stages
+    ]
     return plan.step_cost.full_size_steps(stages, plan.stages[-1].tokens)
 
 

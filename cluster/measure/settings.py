@@ -39,6 +39,8 @@ that a ladder is not praised for passes that anybody can leave out."""
 _EXTRAS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((f"taylorseer {n}", {"cache": "taylorseer", "cache_interval": n}) for n in (2, 3)),
     *((f"first_block {x:g}", {"cache": "first_block", "cache_threshold": x}) for x in (0.05, 0.1)),
+    ("magcache 0.06", {"cache": "magcache", "cache_threshold": 0.06}),
+    ("seacache 0.25", {"cache": "seacache", "cache_threshold": 0.25}),
 )
 """What can be added to a setting at the spec's own number of steps, with the keys that say it."""
 
@@ -118,8 +120,10 @@ def space(
                     found.append(setting(parts, n, usual=usual, delta=delta, **how, **grids))
     if num_steps in numbers:
         how = own | _LADDERS["auto ladder"]
-        for name, keys in _EXTRAS:
-            usual = keys["cache"] == "taylorseer"  # what `first_block` leaves out is not known beforehand
+        for name, extra in _EXTRAS:
+            ratios = {"cache_ratios": base.cache_ratios} if extra["cache"] == "magcache" else {}
+            keys = extra | ratios
+            usual = keys["cache"] == "taylorseer"  # what others leave out is not known beforehand
             found.append(setting([FULLRES, name], num_steps, usual=usual, **plain, **keys))
             found.append(setting(["auto ladder", name], num_steps, usual=usual, **how, **keys))
     return found

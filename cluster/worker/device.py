@@ -59,6 +59,10 @@ class Device:
         )
         self._texts = Texts(engine, spec.sampling)
         self._pictures = Pictures(spec.output, engine, self._judge)
+        self._begun: set[SamplingPlan] = set()
+        """Plans of which a batch was begun."""
+        self._rates: dict[Stage, dict[int, float]] = {}
+        """Rows a second of the chunks that an engine compiled for, by their rows, until all are tried."""
 
     def generate(
         self, attempt: Attempt, rows: Sequence[Row], upcoming: Upcoming = lambda count: []
@@ -119,13 +123,14 @@ class Device:
         """Take rows through all stages; where they cannot begin together, in smaller batches."""
         attempt.phase = "compile"
         try:  # before any of the rows is started: none is to blame for the time it takes
-            for _ in self.warm_up(sampling_plan):
+            for _ in self.warm_up(sampling_plan, wholly=sampling_plan in self._begun):
                 yield attempt.alive()
         except Exception as error:
             if verdict_for(error) is not Verdict.HALVE_BATCH:
                 raise
             attempt.reject(rows, error)  # not even one of them fits
             return
+        self._begun.add(sampling_plan)
         todo = [rows]
         while todo:
             attempt.stop_if_asked()
@@ -144,21 +149,36 @@ class Device:
             for index in range(len(sampling_plan.stages)):
                 left = yield from self._stage(attempt, batch, index, left)
 
-    def warm_up(self, sampling_plan: SamplingPlan) -> Iterator[None]:
-        """Let an engine that compiles do so for every chunk that rows with this plan can come in, a shape at
-        a time; once it has, nothing is left to do."""
-        if isinstance(self._engine, Compiles):
-            full = sampling_plan.stages[-1]
-            sizes = [self._sizes.possible(stage, full) for stage in sampling_plan.stages]
-            sampling, search = self._spec.sampling, self._sizes.searches(sampling_plan)
-            rates: dict[Stage, dict[int, float]] = {}
+    def warm_up(self, sampling_plan: SamplingPlan, *, wholly: bool = False) -> Iterator[None]:
+        """Let an engine that compiles do so for the chunks that the next rows with this plan come in, so that
+        the first pictures wait for nothing else; `wholly`: for every chunk that such rows can come in. One
+        shape at a time; once it has, nothing is left to do."""
+        if not isinstance(self._engine, Compiles):
+            return
+        stages, sampling, search = (
+            sampling_plan.stages,
+            self._spec.sampling,
+            self._sizes.searches(sampling_plan),
+        )
+        sizes = [
+            self._sizes.possible(stage, stages[-1]) if wholly else (self._sizes.next(stage, stages[-1]),)
+            for stage in stages
+        ]
+        try:
             for shape in self._engine.warm_each(sampling_plan, sizes, sampling, search=search):
                 _log.info("%s", shape)
                 if isinstance(shape, Warmed):
-                    rates.setdefault(shape.stage, {})[shape.rows] = shape.rows_per_s
+                    self._rates.setdefault(shape.stage, {})[shape.rows] = shape.rows_per_s
                 yield
-            for stage, of_sizes in rates.items():
-                self._sizes.tried(stage, of_sizes)
+        except Exception as error:
+            if wholly or verdict_for(error) is not Verdict.HALVE_BATCH:
+                raise
+            error.__traceback__ = None  # its frames hold what did not fit
+            self._free_memory()
+            yield from self.warm_up(sampling_plan, wholly=True)  # smaller ones may fit
+        if wholly:
+            for stage in stages:
+                self._sizes.tried(stage, self._rates.pop(stage, {}))
 
     def _begin(
         self, attempt: Attempt, rows: list[Row], sampling_plan: SamplingPlan, following: list[Row]
@@ -203,11 +223,24 @@ class Device:
                 again += reversed(smaller)
                 attempt.reject(batch.pick(ended), error)
                 yield from attempt.end_rows(batch.pick(ended))
+                if smaller and verdict_for(error) is Verdict.HALVE_BATCH:
+                    yield from self._warm_smaller(attempt, batch.sampling_plan)
                 continue
             left += chunk
             if stage is full:
                 yield from self._pictures.submit_decode(attempt, batch, chunk)
         return sorted(left)
+
+    def _warm_smaller(self, attempt: Attempt, sampling_plan: SamplingPlan) -> Iterator[Event]:
+        """After a chunk that memory did not hold: an engine that compiles would fill a smaller one up to the
+        same size again."""
+        attempt.phase = "compile"
+        try:
+            for _ in self.warm_up(sampling_plan, wholly=True):
+                yield attempt.alive()
+        except Exception as error:
+            if verdict_for(error) is not Verdict.HALVE_BATCH:
+                raise  # else the rows themselves fail again, and are judged
 
     def _denoise(self, attempt: Attempt, batch: Batch, index: int, chunk: list[int]) -> None:
         begin, timings, waiting = time.time(), list[Timing](), list(chunk)

@@ -9,6 +9,7 @@ everywhere, and one try is enough to know; a full disk is met on one machine, an
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from overtone.jobs.spec import JobSpec
 from overtone.progressive.checkpoints import is_local_model
 from overtone.progressive.families import edition_of
 from overtone.progressive.schedule import SamplingPlan
+
+_log = logging.getLogger(__name__)
 
 _UNLOADABLE = (OSError, ValueError, LookupError, ImportError, AttributeError)
 _ABOUT_THE_FILES = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
@@ -49,6 +52,7 @@ def _load(spec: JobSpec) -> Engine:
     import transformers
 
     from overtone.progressive.engine import Engine as PipelineEngine
+    from overtone.progressive.graphs import GraphedEngine, capturer_for
     from overtone.progressive.pipelines import load
 
     diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
@@ -66,14 +70,21 @@ def _load(spec: JobSpec) -> Engine:
         loras=model.loras,
         offload=model.offload,
         quantize=model.quantize,
+        attention=model.attention,
         family=family,
     )
     workers = spec.workers
-    if workers.compile == "off":
-        return PipelineEngine(pipe, family)
-    from overtone.progressive.compile import CompiledEngine
+    capturer = capturer_for(pipe.device) if workers.graphs == "auto" else None
+    if workers.graphs == "auto" and capturer is None:
+        _log.info("`graphs: auto` does nothing on a %s, where no step waits for launches", pipe.device.type)
+    if workers.compile != "off":
+        from overtone.progressive.compile import CompiledEngine
 
-    return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
+        where = workers.compile_cache_dir
+        return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=where, capturer=capturer)
+    if capturer is not None:
+        return GraphedEngine(pipe, family, capturer=capturer)
+    return PipelineEngine(pipe, family)
 
 
 def loaded_commit(spec: JobSpec) -> str:

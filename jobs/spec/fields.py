@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field
@@ -53,3 +53,33 @@ def one_or_more(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[str, AfterValidator(_plain)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+Attention = Literal[
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+    "flex",
+    "xformers",
+    "flash",
+    "flash_varlen",
+    "_flash_3",
+    "_flash_varlen_3",
+    "flash_hub",
+    "flash_varlen_hub",
+    "_flash_3_hub",
+    "_flash_3_varlen_hub",
+    "flash_4_hub",
+    "aiter_fa2_hub",
+    "sage",
+    "sage_varlen",
+    "_sage_qk_int8_pv_fp8_cuda",
+    "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "_sage_qk_int8_pv_fp16_cuda",
+    "_sage_qk_int8_pv_fp16_triton",
+    "sage_hub",
+    "sage_blackwell_hub",
+]
+"""The ways to compute attention that diffusers has on CPUs and GPUs, by its own names."""

@@ -73,7 +73,7 @@ class JobSpec(Section):
         return later | {
             "model": {
                 key: model[key]
-                for key in ("id", "revision", "variant", "dtype", "family", "quantize", "loras")
+                for key in ("id", "revision", "variant", "dtype", "family", "quantize", "attention", "loras")
                 if key in model
             },
             "columns": prompts["columns"],

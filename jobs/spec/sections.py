@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from overtone.jobs.spec.fields import Endpoint, Place, Text, one_or_more
+from overtone.jobs.spec.fields import Attention, Endpoint, Place, Text, one_or_more
 from overtone.progressive.settings import Grown
 
 Column = Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"]
@@ -56,7 +56,7 @@ class Lora(Section, Grown):
 class Model(Section, Grown):
     """What draws the samples."""
 
-    came_later = ("variant",)
+    came_later = ("variant", "attention")
 
     id: Place
     """`tiny` (embedded, draws simple shapes), a Hugging Face hub name, or a diffusers folder (starting
@@ -82,6 +82,12 @@ class Model(Section, Grown):
     """Low precision inside the transformer's blocks, which changes pixels a little. `int8`: weights alone,
     half the memory of bfloat16. `fp8`: weights and activations, on GPUs that have it (compute capability
     8.9). Needs torchao."""
+
+    attention: Attention | None = None
+    """How the transformer computes attention, by diffusers' names: `native` is torch's, `flash` and
+    `_flash_3` need flash-attn, `sage` sageattention, `xformers` xformers; those with `hub` load code from the
+    hub. Last bits of a sample change, with `sage` more. Refused where the model is loaded if the package, the
+    device or the model does not allow it. Unset: diffusers' own choice, torch's."""
 
     offload: Literal["none", "model"] = "none"
     """`model`: keep each part of the pipeline in main memory while it is not in use. Speed only."""
@@ -168,8 +174,10 @@ class Shards(Section):
     """Input rows a shard: the unit of dispatch, retry and commit, and the size of an output file."""
 
 
-class Workers(Section):
+class Workers(Section, Grown):
     """How the samples are computed. Nothing here changes them."""
+
+    came_later = ("graphs",)
 
     count: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Exactly this many workers; the same as `min` and `max` set to it. `workers: 4` for short."""
@@ -204,6 +212,12 @@ class Workers(Section):
     compile_cache_dir: Place | None = None
     """Folder on the workers' machines for compiled code; workers of one machine share it, and it is found
     again by the next job. Unset: torch's own, which goes with the machine's temporary files."""
+
+    graphs: Literal["off", "auto"] | None = None
+    """`auto`: on a CUDA device capture the calls of the transformer, once for each grid and batch size before
+    the first row of a size, and replay them at every step, which then waits for no launch. What cannot be
+    captured runs as ever, and the worker's log says why. With `compile` the compiled blocks are captured.
+    Unset: `off`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
 from overtone.progressive.engine import Engine
+from overtone.progressive.graphs import whole
 
 Compile = Literal["off", "blocks", "max"]
 """`blocks`: inductor's defaults. `max`: with autotuning. Without CUDA graphs: they would hand one block's
@@ -75,7 +76,7 @@ class Blocks:
                 for path, tensor in library.named_tensors(args, kwargs):
                     for axis in self._axes.get(name + path, ()):
                         library.let_vary(tensor, axis)
-            return compiled(*args, **kwargs)
+            return whole(compiled, *args, **kwargs)
 
         return forward
 

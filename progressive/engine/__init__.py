@@ -8,6 +8,7 @@ from overtone.progressive.engine.one_call import Result, generate
 from overtone.progressive.engine.stage_runner import PipelineRunner, StageInput, StageRunner
 from overtone.progressive.engine.text import Encoded, text_arguments
 from overtone.progressive.engine.trajectories import StageReport, Trajectories
+from overtone.progressive.engine.warmed import TextsOf, WarmedEngine, WarmUp
 from overtone.progressive.pipelines import load
 
 __all__ = [
@@ -21,7 +22,10 @@ __all__ = [
     "StageReport",
     "StageRunner",
     "Text",
+    "TextsOf",
     "Trajectories",
+    "WarmUp",
+    "WarmedEngine",
     "generate",
     "load",
     "text_arguments",

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from overtone.progressive import layouts, library
-from overtone.progressive.caches import row_by_row
+from overtone.progressive.caches import at_grid, row_by_row
 from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
 from overtone.progressive.cost import StepCost, step_cost
 from overtone.progressive.families import Family, Guided
-from overtone.progressive.schedule import grid_for, latent_frames, steps_of
+from overtone.progressive.schedule import SamplingPlan, Stage, grid_for, latent_frames, steps_of
 from overtone.progressive.settings import Sampling, set_by_engine
 from overtone.progressive.staged import Schedule, check_flow_matching
 
@@ -195,6 +195,10 @@ class PipelineCall:
         assert self.family.guidance is not None, f"{self.family.name} has no argument for guidance"
         name, off = self.family.guidance
         return {name: off}
+
+    def at_stage(self, sampling: Sampling, plan: SamplingPlan, stage: Stage) -> Sampling:
+        """The settings as they are for a stage of the plan, which may have no step cache."""
+        return at_grid(sampling, stage, grid_for(self.family, plan.height_px, plan.width_px))
 
     def row_by_row(self, sampling: Sampling) -> bool:
         """Whether rows must go through the transformer alone, since a row depends on itself alone: where the

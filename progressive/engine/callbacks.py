@@ -78,6 +78,7 @@ class Callback:
         library.tell_num_timesteps(pipe, self.plan.num_steps)
         told, given = library.told_arguments(pipe), dict(values)
         values = theirs(pipe, self.part.first + step, timestep, values)
+        library.tell_num_timesteps(pipe, self.part.steps)  # as a step cache counts them
         self.scheduler.latents = values.get("latents", self.scheduler.latents)
         for name, value in library.told_arguments(pipe).items():
             if name in self.call.defaults and value is not told.get(name, value):

@@ -89,14 +89,15 @@ class PipelineRunner:
 
     def _run_part(self, given: StageInput, part: Stage, *, unguided: bool) -> Tensor:
         """The caller's pipeline is called with another scheduler, which is taken away again."""
-        call, sampling, scheduler = self._call, given.carried.changed(given.sampling), given.scheduler
+        call, scheduler, steps = self._call, given.scheduler, given.plan.num_steps
+        sampling = call.at_stage(given.carried.changed(given.sampling), given.plan, part)
         callback = self._callback(given, part)
         arguments = self._arguments(given, part, callback)
         if unguided:
             arguments |= call.unguided()
         scheduler.show(part.first, part.last)
         call.reset_caches(part.steps)
-        with swapped(call.pipe, scheduler), step_cache(call.pipe, sampling, scheduler):
+        with swapped(call.pipe, scheduler), step_cache(call.pipe, sampling, scheduler, part, steps):
             call.pipe(
                 # float32; the pipeline casts to its model's dtype, as it does for any caller's latents.
                 latents=call.pack(given.latents),
