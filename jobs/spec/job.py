@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from overtone.jobs.errors import SpecError
 from overtone.jobs.spec.fields import is_url
@@ -62,6 +62,15 @@ class JobSpec(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all rows that have none of their own; each gets its own noise from it and its row_id."""
+
+    @model_validator(mode="after")
+    def _from_prompts_alone(self) -> JobSpec:
+        if self.sampling.strength is not None or self.sampling.fit is not None:
+            raise ValueError(
+                "sampling.strength and sampling.fit are for samples that start from pictures, which a table "
+                "of prompts does not give; leave them out (`progressive.generate` takes pictures)"
+            )
+        return self
 
     def samples(self) -> dict[str, Any]:
         """What changes the samples or their encoding, and nothing of how fast they are computed."""

@@ -155,7 +155,7 @@ class CompiledEngine(Engine):
         ends = [part.cut(part.first, min(part.first + 2, part.last)) for part in stage.parts]
         if len(transformers(self.pipe)) > 1:
             ends += [part.cut(part.last - 1, part.last) for part in stage.parts]
-        plans = [replace(plan, stages=(end,)) for end in ends]
+        plans = [replace(plan, stages=(end,), start=0) for end in ends]  # from noise: the shapes are the same
 
         def run(text: Encoded) -> None:
             for short in plans:
@@ -192,7 +192,7 @@ class CompiledEngine(Engine):
 
         def call(part: Stage, *words: int) -> Callable[[], Any]:
             text = Encoded.cat([texts(1, n, sampling) for n in words])
-            one = replace(plan, stages=(part.one_step(),))
+            one = replace(plan, stages=(part.one_step(),), start=0)
             return lambda: self.denoise(one, text, list(range(len(text))), sampling)
 
         for part in (part for stage in plan.stages for part in stage.parts):
