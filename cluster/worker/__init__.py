@@ -8,6 +8,7 @@ from overtone.cluster.worker.model import load_engine, loaded_commit
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
+from overtone.cluster.worker.starts import encode_rows, sized
 
 __all__ = [
     "CPU_BATCH",
@@ -18,8 +19,10 @@ __all__ = [
     "Runner",
     "Worker",
     "compile_for",
+    "encode_rows",
     "in_lists",
     "load_engine",
     "loaded_commit",
     "remake",
+    "sized",
 ]
