@@ -23,11 +23,11 @@ from ray.data.block import BlockAccessor
 
 from overtone.cluster.worker import EngineFactory, Runner, load_engine
 from overtone.jobs.column_types import plain_table
-from overtone.jobs.columns import OUTPUT_COLUMNS
+from overtone.jobs.columns import OUTPUT_COLUMNS, SOURCE_COLUMNS
 from overtone.jobs.parts import part_schema, rows_table
-from overtone.jobs.prompts import samples
-from overtone.jobs.rows import Reject, Row
-from overtone.jobs.spec import COLUMNS, JobSpec
+from overtone.jobs.prompts import GivenPictures, samples
+from overtone.jobs.rows import Given, Reject, Row
+from overtone.jobs.spec import PICTURES, JobSpec
 
 ERROR = "error"
 EXACT_FRACTIONS = 2**53
@@ -40,7 +40,9 @@ class ProgressiveGenerator:
     Takes a column `prompt` and, where they exist, `row_id`, `negative_prompt`, `seed`, `height`, `width`
     (pixels) and `num_images`, null wherever a row has none. A row without `row_id` is named after its
     content, so that equal rows give equal pictures. Nulls turn whole numbers into fractions in Ray's default
-    batches, which cannot hold large seeds: use `batch_format="pyarrow"`.
+    batches, which cannot hold large seeds: use `batch_format="pyarrow"`. With `strength` in `sampling` also
+    `image` and, if there is one, `mask`: files as bytes, or `{bytes, path}` as `datasets` writes them, that
+    rows start from.
 
     Returns an Arrow table in the order of the input, one row a sample, with the columns of a job's output:
     `row_id`, `prompt`, `seed`, `height`, `width`, `image` (or `video`; bytes and file name), `mode`, `delta`,
@@ -89,8 +91,9 @@ class ProgressiveGenerator:
     def __call__(self, batch: pa.Table | dict[str, np.ndarray]) -> pa.Table:
         """The samples of a batch, which may have any of Ray's formats (pandas too)."""
         table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
-        foreign = _foreign(table)
-        values = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
+        foreign = _foreign(table, self._spec)
+        values = {name: table[name].to_pylist() for name in self._spec.meanings if name in table.column_names}
+        pictures = GivenPictures(self._spec, None) if self._spec.pictured else None
         if "prompt" not in values:
             raise ValueError(f"there is no column `prompt`; there are: {', '.join(table.column_names)}")
         rows: list[Row] = []
@@ -98,7 +101,12 @@ class ProgressiveGenerator:
         order: list[tuple[int, str]] = []  # of all samples: place of the input row, row_id
         for source in range(table.num_rows):
             asked = {name: column[source] for name, column in values.items()}
-            some, refused = samples(self._spec.seed, _content_id(asked), source, asked, _too_large(asked))
+            problem, start = _too_large(asked), dict[str, Given | None]()
+            if pictures is not None:
+                start["image"], start["mask"], bad = pictures.of(asked)
+                problem = problem or bad
+                asked |= {name: given and given.sha256 for name, given in start.items()}
+            some, refused = samples(self._spec.seed, _content_id(asked), source, asked, problem, **start)
             rows += some
             rejects += refused
             order += [(source, row.row_id) for row in some] + [(source, one.row_id) for one in refused]
@@ -114,15 +122,17 @@ class ProgressiveGenerator:
         return pa.concat_tables([whole, broken]).take(pa.array([places[key] for key in order], pa.int64()))
 
 
-def _foreign(table: pa.Table) -> pa.Table:
+def _foreign(table: pa.Table, spec: JobSpec) -> pa.Table:
     """The columns that pass through, and `error`: null, for the rows that are made."""
-    hidden = (OUTPUT_COLUMNS | {ERROR}) - set(COLUMNS)
+    own = OUTPUT_COLUMNS | ({*SOURCE_COLUMNS} if spec.pictured else set())
+    hidden = (own | {ERROR}) - set(spec.meanings)
     clash = [name for name in table.column_names if name in hidden]
     if clash:
         raise ValueError(
             f"columns {', '.join(clash)} have the names of output columns: rename or drop them before"
         )
-    passed = plain_table(table.select([name for name in table.column_names if name not in OUTPUT_COLUMNS]))
+    used = OUTPUT_COLUMNS | ({*PICTURES} if spec.pictured else set())
+    passed = plain_table(table.select([name for name in table.column_names if name not in used]))
     return passed.append_column(pa.field(ERROR, pa.string()), pa.nulls(table.num_rows, pa.string()))
 
 

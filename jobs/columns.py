@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from overtone.jobs.media import Kind
+from overtone.jobs.spec import JobSpec
 from overtone.jobs.words import markdown_table
 
 
@@ -71,9 +72,23 @@ DATA = (
     Column("width", pa.int32(), "Pixels."),
     Column("image", MEDIA, _MEDIA.format(kind="picture")),
     Column("video", MEDIA, _MEDIA.format(kind="video (MP4, H.264)")),
+    Column(
+        "source_image",
+        MEDIA,
+        "The picture that the row started from, as the prompt table gave it. This and the next three only in "
+        "jobs whose rows start from pictures, the bytes with `output.sources: bytes`.",
+        since=2,
+    ),
+    Column("source_mask", MEDIA, "Its mask; null: it had none.", since=2),
+    Column("source_sha256", pa.string(), "SHA-256 of the file of `source_image`, in hex.", since=2),
+    Column("source_mask_sha256", pa.string(), "The same of `source_mask`.", since=2),
     Column("mode", pa.string(), "`sampling.mode` of the spec."),
     Column("delta", pa.float64(), "Error allowed per frequency at a change of grid; the one that was used."),
-    Column("num_steps", pa.int32(), "Scheduler steps over all stages."),
+    Column(
+        "num_steps",
+        pa.int32(),
+        "Steps of the schedule: of all stages together, where the row starts from noise.",
+    ),
     Column(
         "guidance_scale",
         pa.float64(),
@@ -161,12 +176,30 @@ OUTPUT_COLUMNS = frozenset([*(column.name for column in DATA if column.since == 
 first generation, and one that is kept free."""
 
 
+SOURCE_MEDIA = ("source_image", "source_mask")
+SOURCE_COLUMNS = (*SOURCE_MEDIA, "source_sha256", "source_mask_sha256")
+"""Those of jobs whose rows start from pictures: the files, and their digests."""
+
+
+def source_columns(spec: JobSpec) -> tuple[str, ...]:
+    """Those of them that a job has."""
+    if not spec.pictured:
+        return ()
+    return tuple(name for name in SOURCE_COLUMNS if spec.keeps_sources or name not in SOURCE_MEDIA)
+
+
 def own_columns(
-    kind: Kind, *, latents: bool, generation: int = GENERATION, taken: Collection[str] = ()
+    kind: Kind,
+    *,
+    latents: bool,
+    sources: Collection[str] = (),
+    generation: int = GENERATION,
+    taken: Collection[str] = (),
 ) -> list[pa.Field]:
-    """The columns of a part that do not pass through from the input, with or without `latents`. `taken`: the
-    names of those that do."""
+    """The columns of a part that do not pass through from the input, with or without `latents` and with those
+    of `SOURCE_COLUMNS` that it has. `taken`: the names of those that pass through."""
     absent = {"video" if kind == "image" else "image", *(() if latents else ("latents",))}
+    absent |= {*SOURCE_COLUMNS} - {*sources}
     return [
         pa.field(column.name, column.type)
         for column in DATA
@@ -186,10 +219,15 @@ def output_reference_markdown() -> str:
 
 
 def data_columns_markdown(
-    kind: Kind, *, latents: bool, passthrough: pa.Schema, generation: int = GENERATION
+    kind: Kind,
+    *,
+    latents: bool,
+    passthrough: pa.Schema,
+    sources: Collection[str] = (),
+    generation: int = GENERATION,
 ) -> str:
     """The table of one job's own columns, and of those that pass through from its prompt table."""
-    own = own_columns(kind, latents=latents, generation=generation, taken=passthrough.names)
+    own = own_columns(kind, latents=latents, sources=sources, generation=generation, taken=passthrough.names)
     names = {field.name for field in own}
     foreign = (Column(field.name, field.type, "From the prompt table, untouched.") for field in passthrough)
     return columns_markdown([*(column for column in DATA if column.name in names), *foreign])

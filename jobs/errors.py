@@ -17,6 +17,7 @@ OvertoneError
 │   └── TooManyRejects           more rejects than `max_reject_fraction` allows
 ├── VerifyError                  the output is not what the job promised; the CLI exits with 4
 └── RowError                     one row cannot be made; becomes a reject, never ends a job
+    └── PictureError             the picture that it starts from cannot be decoded
 """
 
 from __future__ import annotations
@@ -110,3 +111,18 @@ class RowError(OvertoneError):
 
 def _row_error(message: str, row_id: str, phase: str) -> RowError:
     return RowError(message, row_id=row_id, phase=phase)
+
+
+class PictureError(RowError):
+    """The picture that a row starts from cannot be decoded. `rows`: which it is of those it was read with."""
+
+    def __init__(self, message: str, *, row_id: str, row: int) -> None:
+        super().__init__(message, row_id=row_id, phase="image_read")
+        self.rows = (row,)
+
+    def __reduce__(self):
+        return (_picture_error, (str(self), self.row_id, *self.rows))
+
+
+def _picture_error(message: str, row_id: str, row: int) -> PictureError:
+    return PictureError(message, row_id=row_id, row=row)

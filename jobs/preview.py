@@ -181,6 +181,7 @@ class Preview:
             *stages,
             "",
             f"guidance    {found}",
+            *self._picture_lines(),
             *(f"note        {note}" for note in self.notes),
             *self.needs.lines(),
             *self._row_lines(),
@@ -188,6 +189,18 @@ class Preview:
             *self._consistency_lines(),
         ]
         return "\n".join(lines)
+
+    def _picture_lines(self) -> list[str]:
+        """Where rows start that start from pictures."""
+        if not self.spec.pictured:
+            return []
+        where = "each row from its picture"
+        if self.sampling is not None:
+            plan = self.sampling
+            where += f", at step {plan.start} of {plan.num_steps} (noise level {plan.sigmas[plan.start]:.2f})"
+        asked = self.spec.sampling.height or self.spec.sampling.width
+        size = "" if asked else "; where a row gives no size, the stages are those of its picture's"
+        return [f"start       {where}; no picture was read{size}"]
 
     def _row_lines(self) -> list[str]:
         """What was found in the rows, or what was not looked for in them."""

@@ -57,7 +57,10 @@ def check_rows(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint | None) 
     for size, count in sizes.most_common():
         try:
             height_px, width_px = size
-            if checkpoint is None:
+            by_picture = spec.pictured and not (
+                size != (None, None) or spec.sampling.height or spec.sampling.width
+            )
+            if checkpoint is None or by_picture:
                 unplanned += count
                 continue
             stages = sampling_plan(spec, checkpoint, height_px=height_px, width_px=width_px)
@@ -71,6 +74,7 @@ def check_rows(spec: JobSpec, job_plan: JobPlan, checkpoint: Checkpoint | None) 
         reasons=tuple(sorted(reasons.values(), key=lambda reason: -reason.count)),
         limit=spec.faults.max_reject_fraction,
         unplanned=unplanned,
+        by_pictures=spec.pictured,
     )
 
 
@@ -83,7 +87,7 @@ def names_told_soon(job_plan: JobPlan) -> bool:
 def _shards(spec: JobSpec, job_plan: JobPlan) -> Iterator[ShardRows]:
     def read(shard: Shard) -> ShardRows:
         file = replace(job_plan.files[shard.file], passthrough=pa.schema([]))
-        return read_shard(spec, file, shard.first_row, shard.num_rows)
+        return read_shard(spec, file, shard.first_row, shard.num_rows, with_pictures=False)
 
     with closing(in_threads(read, job_plan.shards())) as shards:
         yield from shards
@@ -137,7 +141,9 @@ class RowCheck:
     limit: float
     """`faults.max_reject_fraction`."""
     unplanned: int = 0
-    """Samples whose size and stages only the loaded model tells."""
+    """Samples whose size and stages only the loaded model tells, or the pictures that they start from."""
+    by_pictures: bool = False
+    """Rows start from pictures, which are not read here."""
 
     @property
     def samples(self) -> int:
@@ -203,7 +209,10 @@ class RowCheck:
             rest = sum(share.count for share in self.sizes[_SHOWN:])
             lines.append(f"  {rest:>9,}  of {len(self.sizes) - _SHOWN:,} more sizes")
         if self.unplanned:
-            lines.append(f"  {self.unplanned:>9,}  whose size and stages are known once the model is loaded")
+            lines.append(
+                f"  {self.unplanned:>9,}  whose size and stages are known once "
+                + ("their pictures are read" if self.by_pictures else "the model is loaded")
+            )
         for reason in self.reasons[:_SHOWN]:
             lines.append(f"  {reason.count:>9,}  rejected: {reason.message} ({reason.row_id}, for one)")
         if len(self.reasons) > _SHOWN:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 MAX_SEED = 2**63 - 1
 PROMPT_CUT = 1000  # characters of a prompt that a reject keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A picture of the prompt table: what its file's header says, and where its bytes are."""
+
+    sha256: str
+    """Of the file, in hex."""
+    name: str | None
+    """The name that the table gives it; None: it gives bytes alone."""
+    height_px: int
+    """As people see it: turned as its EXIF says."""
+    width_px: int
+    size_bytes: int
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+    """The file's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +45,10 @@ class Row:
     """Index of the row in its input file, from 0."""
     image_index: int
     """Which of the input row's `num_images` this is, from 0."""
+    image: Given | None = None
+    """The picture that it starts from; None: noise alone."""
+    mask: Given | None = None
+    """White where that picture is made anew; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ def sampling_plan(
         family.check_guidance_interval(sampling, guidance.runs if guidance else "never")
     except ValueError as error:
         raise SpecError(f"sampling.{error}") from error
+    if spec.pictured:
+        try:
+            family.check_pictures()
+        except ValueError as error:
+            raise SpecError(f"sampling: {error}") from error
     if family.name == "generic":
         raise StagesUnknown(f"{checkpoint.pipeline_class} runs on the generic entry")
     height_px, width_px, num_frames = size_of(sampling, family, height_px, width_px)

@@ -17,6 +17,7 @@ _PUBLIC = {
     "generate": "overtone.progressive.engine",
     "Engine": "overtone.progressive.engine",
     "Result": "overtone.progressive.engine",
+    "Pictures": "overtone.progressive.pictures",
     "NonFiniteLatents": "overtone.progressive.errors",
     "NonFinitePixels": "overtone.progressive.errors",
     "calibrate": "overtone.progressive.calibration",

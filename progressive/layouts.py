@@ -37,6 +37,13 @@ def pack(family: Family, latents: Tensor) -> Tensor:
     return latents.flatten(2).transpose(1, 2)  # [B, (T *) H * W, C]
 
 
+def pack_as_stepped(family: Family, latents: Tensor) -> Tensor:
+    """Latents as the scheduler's steps see them: the inverse of `unpack`."""
+    if family.layout == "grid_to_tokens":
+        return latents.flatten(2).transpose(1, 2)  # [B, (T *) H * W, C]
+    return pack(family, latents)
+
+
 def unpack(family: Family, latents: Tensor, height: int, width: int) -> Tensor:
     """Latents as the last scheduler step gives them, in the engine's layout on a grid of height x width."""
     if family.layout == "grid":

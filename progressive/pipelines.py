@@ -229,11 +229,13 @@ def resolve(pipe: Any, family: Family | str | None) -> Family:
     if family in (None, "auto"):
         family = getattr(pipe, _FAMILY, None) or _recognise(pipe)
         if family == "generic":
+            made = _generic(pipe)
             warnings.warn(
                 f"{type(pipe).__name__} is not a family known here; it runs on the generic entry, with "
                 "FLUX.1's spectrum (see `progressive.calibrate`) and text encoded at every stage",
                 stacklevel=3,
             )
+            return made
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}; the known ones are {', '.join(FAMILIES)}")
     if family == "generic":
@@ -275,6 +277,11 @@ def unfit(pipeline: type, *, has_transformer: bool) -> str | None:
         return "it takes no latents"
     if "audio_latents" in takes:
         return "it makes sound beside the video, which every stage would begin anew"
+    if {"image", "strength"} <= takes:
+        return (
+            "it starts from a picture by itself; use the model's text-to-image pipeline, which makes the "
+            "same with `sampling.strength`, or with a mask"
+        )
     return None
 
 

@@ -22,6 +22,7 @@ Mode = Literal["fullres", "dct", "dct_rewind", "dct_matched"]
 Transform = Literal["dct", "haar", "fft"]
 Noise = Literal["coupled", "fresh"]
 StepCache = Literal["none", "first_block", "taylorseer", "magcache", "seacache"]
+Fit = Literal["cover", "pad", "stretch"]
 
 
 LAST_BITS = 1e-6
@@ -65,7 +66,10 @@ class Grown(BaseModel):
 class Sampling(Grown):
     """How a sample is made. Every field here changes pixels; none of them is about speed alone."""
 
-    came_later = ("consistency", "guidance_interval", "cache_max_skip", "cache_ratios", "cache_stages")
+    came_later = (
+        *("consistency", "guidance_interval", "cache_max_skip", "cache_ratios", "cache_stages"),
+        *("strength", "fit"),
+    )
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     preset: PresetName | None = Field(default=None, exclude=True)
@@ -105,6 +109,16 @@ class Sampling(Grown):
 
     num_frames: Annotated[int, Field(ge=1)] | None = None
     """Frames of a video; unset: the family's usual number. Refused for image families."""
+
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of rows that start from a picture: the share of the steps that are made, the last ones. Low keeps more
+    of the picture; 1 starts from noise alone. Unset: rows start from noise, and a picture is there for its
+    mask, outside of which it is kept."""
+
+    fit: Fit | None = None
+    """Of rows that start from a picture with sides in another ratio than the sample's. `cover`: scaled until
+    it covers the sample, and its middle cut out. `pad`: scaled until it fits, with grey around it, which a
+    mask leaves to be made. `stretch`: scaled to the sample's sides. Unset: `cover`."""
 
     levels: Annotated[int, Field(ge=0)] | None = None
     """Number of halvings: 1 gives the ladder [0.5, 1], 2 gives [0.25, 0.5, 1]. Default 1.
@@ -194,6 +208,12 @@ class Sampling(Grown):
         machines may reckon with other last bits."""
         low, high = self.guidance_interval or (0.0, 1.0)
         return low - LAST_BITS <= sigma <= high + LAST_BITS
+
+    def first_step(self, num_steps: int) -> int:
+        """The step that a sample begins with, as diffusers' own pipelines reckon it; 0 without `strength`."""
+        if self.strength is None:
+            return 0
+        return min(int(num_steps - min(num_steps * self.strength, num_steps)), num_steps - 1)
 
     @model_validator(mode="after")
     def _preset_is_filled_in(self, info: ValidationInfo) -> Sampling:

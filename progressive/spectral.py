@@ -159,16 +159,43 @@ def _pair(
 def _shaped(noise: Tensor, fill: Spectrum, sigma: float, transform: Transform, coarse: torch.Size) -> Tensor:
     """Noise [..., H, W] with each coefficient scaled by sqrt(1 + ((1 - sigma) / sigma)^2 P(w))."""
     grid = (noise.shape[-2], noise.shape[-1])
-    w = frequencies("dct" if transform == "haar" else transform, grid)  # [H, W]
-    gain = np.sqrt(1 + ((1 - sigma) / sigma) ** 2 * fill.amplitude * np.maximum(w, 0.5) ** -fill.beta)
+    gain = np.sqrt(1 + ((1 - sigma) / sigma) ** 2 * _power(fill, transform, grid))
     if transform == "haar":  # an octave is all that this basis tells apart: its mean power
         above = np.ones(grid, bool)
         above[: coarse[0], : coarse[1]] = False
         return noise * float(np.sqrt(np.mean(gain[above] ** 2))) if above.any() else noise
-    basis = dct_basis if transform == "dct" else fft_basis
-    rows, columns = basis(grid[0], noise.device), basis(grid[1], noise.device)
-    scale = torch.from_numpy(gain).to(noise.device, torch.float32)
-    return rows.T @ (scale * (rows @ noise @ columns.T)) @ columns
+    return _scaled(noise, gain, transform)
+
+
+def whiten(latents: Tensor, spectrum: Spectrum, sigma: float, transform: Transform = "dct") -> Tensor:
+    """(1 - sigma) x0 + sigma eps [..., H, W] as white noise, where x0 has this spectrum on the whole grid:
+    each coefficient over its standard deviation sqrt((1 - sigma)^2 P(w) + sigma^2). The grid may be a corner
+    of the whole one. `haar` tells only octaves apart, and is whitened by the frequencies of `dct`."""
+    return _scaled(latents, 1 / _deviation(latents, spectrum, sigma, transform), transform)
+
+
+def colour(noise: Tensor, spectrum: Spectrum, sigma: float, transform: Transform = "dct") -> Tensor:
+    """The inverse of `whiten`: white noise as latents at a noise level."""
+    return _scaled(noise, _deviation(noise, spectrum, sigma, transform), transform)
+
+
+def _deviation(latents: Tensor, spectrum: Spectrum, sigma: float, transform: Transform) -> np.ndarray:
+    power = _power(spectrum, transform, (latents.shape[-2], latents.shape[-1]))
+    return np.sqrt((1 - sigma) ** 2 * power + sigma**2)
+
+
+def _power(spectrum: Spectrum, transform: Transform, grid: tuple[int, int]) -> np.ndarray:
+    """P(w) of each coefficient, float64 [H, W]; the mean is taken to be as strong as half a cycle."""
+    w = frequencies("dct" if transform == "haar" else transform, grid)
+    return spectrum.amplitude * np.maximum(w, 0.5) ** -spectrum.beta
+
+
+def _scaled(latents: Tensor, gain: np.ndarray, transform: Transform) -> Tensor:
+    """[..., H, W] with each coefficient times its gain."""
+    basis = fft_basis if transform == "fft" else dct_basis
+    rows, columns = (basis(side, latents.device) for side in gain.shape)
+    scale = torch.from_numpy(gain).to(latents.device, torch.float32)
+    return rows.T @ (scale * (rows @ latents @ columns.T)) @ columns
 
 
 def frequencies(transform: Transform, grid: tuple[int, int]) -> np.ndarray:

@@ -153,7 +153,7 @@ class StageScheduler(StandIn):
 
     _OWN = frozenset(
         {"timesteps", "sigmas", "num_inference_steps", "set_timesteps", "set_begin_index", "step", "show"}
-        | {"latents", "taken", "on_step", "done", "_step_kwargs"}
+        | {"latents", "taken", "on_step", "done", "keep", "_next", "_step_kwargs"}
     )
 
     def __init__(
@@ -168,6 +168,8 @@ class StageScheduler(StandIn):
         """Called after each step with the number of steps done."""
         self.done = 0
         """Steps so far."""
+        self.keep: Callable[[Tensor, Tensor], Tensor] | None = None
+        """What becomes of latents that have been brought to a noise level by a step."""
         takes_noise = generators and "generator" in inspect.signature(scheduler.step).parameters
         self._step_kwargs = {"generator": list(generators or ())} if takes_noise else {}
 
@@ -177,6 +179,7 @@ class StageScheduler(StandIn):
         self.timesteps: Tensor = self._scheduler.timesteps[first:last]
         self.sigmas: Tensor = self._scheduler.sigmas[first : last + 1]
         self.num_inference_steps = last - first
+        self._next = first
 
     def set_timesteps(
         self,
@@ -193,10 +196,17 @@ class StageScheduler(StandIn):
         """Does nothing: the stage begins where the one before it ended."""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        """The scheduler's own step."""
+        """The scheduler's own step, and what `keep` makes of its result."""
         if self.taken is None:
             self.taken = sample
         result = self._scheduler.step(model_output, timestep, sample, *args, **(self._step_kwargs | kwargs))
+        self._next += 1
+        if self.keep is not None:
+            kept = self.keep(result[0], self._scheduler.sigmas[self._next])
+            if isinstance(result, tuple):
+                result = kept, *result[1:]
+            else:
+                result.prev_sample = kept
         self.latents = result[0]
         self.done += 1
         self.on_step(self.done)

@@ -52,8 +52,7 @@ def _fitted(image: Any, size: tuple[int, int]) -> Tensor:
         pixels = image.float()
     else:
         array = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image[..., :3]
-        pixels = torch.from_numpy(np.ascontiguousarray(array)).float() / 127.5 - 1
-        pixels = pixels.movedim(-1, 0)  # [3, (T,) H, W]
+        pixels = as_pixels(array).movedim(-1, 0)  # [3, (T,) H, W]
     scale = max(wanted / side for side, wanted in zip(pixels.shape[-2:], size, strict=True))
     if scale != 1:
         scaled = [
@@ -65,6 +64,11 @@ def _fitted(image: Any, size: tuple[int, int]) -> Tensor:
         pixels = planes.reshape(*pixels.shape[:-2], *scaled)
     top, left = ((side - wanted) // 2 for side, wanted in zip(pixels.shape[-2:], size, strict=True))
     return pixels[..., top : top + size[0], left : left + size[1]]
+
+
+def as_pixels(array: np.ndarray) -> Tensor:
+    """uint8 [..., H, W, 3] as float32 in [-1, 1], to the bit as diffusers does."""
+    return 2.0 * torch.from_numpy(array.astype(np.float32) / 255.0) - 1.0
 
 
 def batches(pictures: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
@@ -82,10 +86,11 @@ def batches(pictures: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
 class Coder:
     """A VAE with the normalisation that its pipeline applies to what it gives."""
 
-    def __init__(self, pipe_or_vae: Any) -> None:
-        self.family: Family | None = None
+    def __init__(self, pipe_or_vae: Any, family: Family | None = None) -> None:
+        """`family`: the pipeline's, or the VAE's; None: known from the pipeline."""
+        self.family = family
         if hasattr(pipe_or_vae, "vae"):
-            self.family = resolve(pipe_or_vae, None)
+            self.family = family or resolve(pipe_or_vae, None)
             self.vae = pipe_or_vae.vae
         else:
             self.vae = pipe_or_vae
@@ -126,7 +131,9 @@ class Coder:
             frames = [self.latents(pixels[:, :3, t]) for t in range(pixels.shape[2])]
             return torch.stack(frames, dim=2)
         encoded = self.vae.encode(pixels)
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        if hasattr(encoded, "latent_dist"):
+            return self._normalised(encoded.latent_dist.mode().float())
+        latents = encoded.latent if hasattr(encoded, "latent") else encoded.latents
         return self._normalised(latents.float())
 
     def _normalised(self, latents: Tensor) -> Tensor:
@@ -143,5 +150,7 @@ class Coder:
                 torch.tensor(self.config[name], device=latents.device).reshape(shape)
                 for name in ("latents_mean", "latents_std")
             )
-            return (latents - mean) / std
-        return (latents - (self.config.get("shift_factor") or 0)) * (self.config.get("scaling_factor") or 1)
+            return (latents - mean) * (1.0 / std)  # as the pipelines do, to the bit
+        shifts = self.family is None or not self.family.unshifted
+        shift = (self.config.get("shift_factor") or 0) if shifts else 0
+        return (latents - shift) * (self.config.get("scaling_factor") or 1)

@@ -74,6 +74,8 @@ class FakeEngine:
     on_decode: Callable[[int], None] = nothing
     encoded: list[tuple[str, ...]] = field(default_factory=list)
     """Texts of each pass of the encoder, those that were known left out."""
+    pictures: list[Any] = field(default_factory=list)
+    """What rows of each batch start from (`progressive.pictures.Pictures`)."""
     runs: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     """Stage, counted from the last one, which is -1, and prompts of each batch."""
 
@@ -106,7 +108,10 @@ class FakeEngine:
         sampling: Sampling,
         *,
         known: MutableMapping[str, str] | None = None,
+        pictures: Sequence[Any] | None = None,
     ) -> list[str]:
+        if pictures is not None:
+            self.pictures += pictures
         known = {} if known is None else known
         here = {prompt: known[prompt] for prompt in prompts if prompt in known}
         new = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in here)

@@ -109,7 +109,7 @@ def test_expansions_are_exact_where_matrix_products_are_not():
         base = torch.randn(2, 4, *plan.stages[1].grid, generator=generator)
         coarse = noisy[:, :4, :height, :width].contiguous()
         grid = plan.stages[1].grid
-        found = expand(engine.call, plan, 1, coarse.cuda(), base.cuda(), [0, 1])
+        found = expand(engine.call, plan, 1, coarse.cuda(), base.cuda())
         wanted = spectral.expand(
             coarse.double(),
             base.double(),

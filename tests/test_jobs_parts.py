@@ -123,6 +123,7 @@ def test_layout_serves_readers(tmp_path):
 def test_row_groups_are_cut_by_bytes():
     class Heavy:
         latents = None
+        source_bytes = 0
 
         def __init__(self, size: int) -> None:
             self.data = bytes(size)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,14 +23,18 @@ from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteSche
 from diffusers.configuration_utils import register_to_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from overtone.progressive.checkpoints import describe
 from overtone.progressive.checkpoints.sigmas import linear_mu
 from overtone.progressive.consistency import measure_consistency
 from overtone.progressive.engine import Engine
+from overtone.progressive.engine.starts import Starts
+from overtone.progressive.engine.trajectories import expand
 from overtone.progressive.families import Family
 from overtone.progressive.formulas import Spectrum, matched
 from overtone.progressive.noise import BASE, batch_noise
+from overtone.progressive.pictures import Pictures
 from overtone.progressive.settings import Sampling
 from overtone.progressive.spectral import dct_basis, frequencies
 
@@ -280,6 +285,92 @@ def test_matched_levels_follow_it_a_hundred_times_closer(sample, fullres):
     )
     print(f"dct_rewind {rewound:.4f}, dct_matched {matched:.5f}")
     assert matched * 100 < rewound
+
+
+# --------------------------------------------------------------------------------- starting from a picture
+
+
+class Fields:
+    """An autoencoder whose latents are fields with the oracle's spectrum: the one that the picture's first
+    pixel numbers."""
+
+    config: dict = {}  # noqa: RUF012
+
+    def __init__(self, grid, spectrum):
+        self.grid, self.spectrum = grid, spectrum
+
+    def encode(self, pixels):
+        number = round(127.5 * (float(pixels[0, 0, 0, 0]) + 1))
+        rows, columns = dct_basis(self.grid[0]), dct_basis(self.grid[1])
+        deviation = np.sqrt(power_on(self.grid, self.spectrum.amplitude, self.spectrum.beta))
+        white = batch_noise([number], "field", (CHANNELS, *self.grid))
+        return SimpleNamespace(latents=rows.T @ (torch.from_numpy(deviation).float() * white) @ columns)
+
+
+def engine_with_fields(grid, spectrum):
+    engine = engine_for(grid, spectrum)
+    engine.pipe.vae = Fields(grid, spectrum)
+    return engine
+
+
+def pictures(grid):
+    size = (grid[1] * CELL_PX, grid[0] * CELL_PX)
+    return [Pictures(Image.new("RGB", size, (number, 0, 0))) for number in (40, 41)]
+
+
+def along_the_flow(x, start, end, power):
+    """Latents that the exact flow takes from one noise level to another: x / g stays as it is."""
+    gain = np.sqrt((1 - end) ** 2 * power + end**2) / np.sqrt((1 - start) ** 2 * power + start**2)
+    rows, columns = (dct_basis(side) for side in x.shape[-2:])
+    return rows.T @ (torch.from_numpy(gain).float() * (rows @ x @ columns.T)) @ columns
+
+
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (0.25, 0.75, 1.0)])
+@pytest.mark.parametrize("strength", [1.0, 0.95, 0.7])
+def test_a_variation_that_starts_coarse_is_exact_along_the_exact_flow(strength, scales):
+    """Through all grids, where nothing but starts and expansions happens to it, it lands where full
+    resolution is: the whitened start is the solution, not an estimate."""
+    grid, spectrum = (32, 48), FLUX1
+    engine = engine_with_fields(grid, spectrum)
+    # Late transitions, so that every grid is on the way from every strength.
+    ends = (0.6, 0.3)[: len(scales) - 1]
+    sampling = Sampling(
+        mode="dct_matched", strength=strength, scales=scales, transition_sigmas=ends, num_steps=30
+    )
+    plan = engine.plan(sampling)
+    assert len(plan.stages) == len(scales)
+    starts = Starts(engine.call, plan, pictures(grid), SEEDS, None)
+    x = starts.coarse(plan.stages[0], [0, 1])
+    for index, stage in enumerate(plan.stages):
+        if index:
+            x = expand(engine.call, plan, index, x, starts.base(index, [0, 1]))
+        if stage.grid != grid:
+            share = stage.height * stage.width / (grid[0] * grid[1])
+            power = power_on(stage.grid, spectrum.amplitude * share, spectrum.beta)
+            x = along_the_flow(x, stage.sigma_start, stage.sigma_end, power)
+    power = power_on(grid, spectrum.amplitude, spectrum.beta)
+    exact = along_the_flow(starts.full(), starts.level, plan.stages[-1].sigma_start, power)
+    assert distance(x, exact) < 2e-6
+
+
+@pytest.mark.parametrize("mode", ["dct_rewind", "dct_matched"])
+def test_variations_follow_full_resolution_about_as_near_as_samples_from_noise(mode):
+    """By the distance of samples from noise alone at the same delta."""
+    grid = (64, 64)
+    engine = engine_with_fields(grid, FLUX1)
+
+    def made(strength, **fields):
+        sampling = Sampling(num_steps=50, strength=strength, **fields)
+        plan = engine.plan(sampling)
+        encoded = engine.encode(["", ""], [None, None], sampling, pictures=pictures(grid))
+        return engine.denoise(plan, encoded, SEEDS, sampling)[0], plan
+
+    for strength in (1.0, 0.95, 0.9, 0.8):
+        latents, plan = made(strength, mode=mode, levels=1, delta=0.2)
+        away = distance(latents, made(strength, mode="fullres")[0])
+        print(f"{mode} from strength {strength}: {plan.split}, {away:.4f} from full resolution")
+        assert len(plan.stages) == 2
+        assert away < {"dct_rewind": 0.045, "dct_matched": 0.0009}[mode]
 
 
 # ------------------------------------------------------------------------------------------- at equal cost

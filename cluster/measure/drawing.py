@@ -19,7 +19,7 @@ from overtone.cluster.measure.kept import Kept
 from overtone.cluster.measure.pace import Countdown, OnProgress
 from overtone.cluster.measure.scorers import Judge
 from overtone.cluster.measure.trial import Trial, measure
-from overtone.cluster.worker import Engine, compile_for
+from overtone.cluster.worker import Engine, compile_for, encode_rows
 from overtone.jobs.rows import Row
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.scoring import Scorer
@@ -206,8 +206,7 @@ class _Maker:
         engine, plan, sampling = self._engine, candidate.plans[batch.size], candidate.setting.sampling
         seeds = [row.seed for row in batch.rows]
         if self._encoded[0] is not batch.rows:
-            texts = [row.prompt for row in batch.rows], [row.negative_prompt for row in batch.rows]
-            self._encoded = batch.rows, engine.encode(*texts, self._spec.sampling)
+            self._encoded = batch.rows, encode_rows(engine, batch.rows, self._spec.sampling)
         encoded = self._encoded[1]
         shapes = {(stage.grid, len(seeds), sampling.cache) for stage in plan.stages}
         if not shapes <= self._warm:

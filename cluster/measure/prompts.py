@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overtone.jobs.errors import PromptsError
+from overtone.cluster.worker import sized
+from overtone.jobs.errors import PromptsError, UserError
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import Row
+from overtone.jobs.sampling import checkpoint_of
 from overtone.jobs.spec import JobSpec
+from overtone.progressive.families import FAMILIES
 
 _LOOK_AT_SHARDS = 16  # where a job's sizes are counted; spread over the job
 
@@ -31,7 +34,7 @@ def sample_rows(spec: JobSpec, count: int) -> list[Row]:
             break
     if not rows:
         raise PromptsError("none of the prompt table's rows that were looked at can be made")
-    return rows[:count]
+    return _sized(spec, rows[:count])
 
 
 def spread_out(rows: Sequence[Row]) -> list[Row]:
@@ -52,12 +55,23 @@ def job_sizes(spec: JobSpec, job_plan: JobPlan) -> Sizes:
         inputs += shard.num_rows
     if not rows:
         raise PromptsError("none of the prompt table's rows that were looked at can be made")
+    rows = _sized(spec, rows)
     return Sizes(
         rows=tuple(rows),
         shares=Counter((row.height, row.width) for row in rows),
         num_samples=round(job_plan.num_rows * len(rows) / inputs),
         exact=count == job_plan.num_shards,
     )
+
+
+def _sized(spec: JobSpec, rows: list[Row]) -> list[Row]:
+    """The rows with the sizes that follow from their pictures, as far as the model is known here."""
+    if not spec.pictured:
+        return rows
+    try:
+        return sized(rows, FAMILIES[checkpoint_of(spec).family], spec.sampling)
+    except UserError:
+        return rows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import Sizes, job_sizes
-from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine
+from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine
 from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
@@ -200,7 +200,7 @@ def _make(
 ) -> None:
     """Do the work of a worker's main thread for a batch; on a CPU also that of its threads, which take the
     same cores."""
-    encoded = engine.encode([r.prompt for r in batch], [r.negative_prompt for r in batch], sampling)
+    encoded = encode_rows(engine, batch, sampling)
     latents, _ = engine.denoise(plan, encoded, [row.seed for row in batch], sampling)
     media = engine.decode(plan, latents)
     if str(engine.device) == "cpu":

@@ -9,6 +9,7 @@ from overtone.cluster.worker.pictures import ENCODERS
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.remaking import remake
 from overtone.cluster.worker.runner import Runner
+from overtone.cluster.worker.starts import encode_rows, sized
 
 __all__ = [
     "CPU_BATCH",
@@ -20,9 +21,11 @@ __all__ = [
     "Runner",
     "Worker",
     "compile_for",
+    "encode_rows",
     "engine_of",
     "in_lists",
     "load_engine",
     "loaded_commit",
     "remake",
+    "sized",
 ]

@@ -27,6 +27,7 @@ from overtone.cluster.worker.known_sizes import KnownSizes
 from overtone.cluster.worker.memory import memory_of
 from overtone.cluster.worker.pictures import Pictures
 from overtone.cluster.worker.protocol import Compiles, Engine, Warmed, device_name
+from overtone.cluster.worker.starts import sized
 from overtone.cluster.worker.texts import Texts
 from overtone.jobs.errors import SizeError
 from overtone.jobs.parts import StageTime, Timing
@@ -68,6 +69,7 @@ class Device:
         self, attempt: Attempt, rows: Sequence[Row], upcoming: Upcoming = lambda count: []
     ) -> Iterator[Event]:
         """Make rows: afterwards each is among the attempt's pictures or its rejects."""
+        rows = self._sized(rows)
         if self._spec.model.offload == "model" and not attempt.careful:
             yield attempt.alive()
             self._encode_all(attempt, rows)
@@ -104,8 +106,11 @@ class Device:
             sampling_plan = self._plan(attempt, same)
             while sampling_plan is not None and same:
                 count = 1 if attempt.assignment.isolate else self._sizes.batch(sampling_plan)
-                yield same[:count], sampling_plan, same[count : 2 * count] or upcoming(count)
+                yield same[:count], sampling_plan, same[count : 2 * count] or self._sized(upcoming(count))
                 same = same[count:]
+
+    def _sized(self, rows: Sequence[Row]) -> list[Row]:
+        return sized(rows, self._engine.family, self._spec.sampling) if self._spec.pictured else list(rows)
 
     def _plan(self, attempt: Attempt, rows: Sequence[Row]) -> SamplingPlan | None:
         """The stages of rows of one size; None, and the rows rejected, where the model cannot make it."""

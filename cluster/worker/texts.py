@@ -1,4 +1,5 @@
-"""The prompts of a batch, encoded; those of the next one ahead where the engine allows. Knows no attempts.
+"""The prompts of a batch encoded, with its pictures; those of the next one ahead where the engine allows.
+Knows no attempts.
 
 On a GPU that holds the whole model, a thread of its own encodes the next batch's prompts while this one is
 denoised. Everywhere else each batch's prompts are encoded when it begins, in the calling thread.
@@ -9,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachetools import LRUCache
 
 from overtone.cluster.worker.protocol import Engine
+from overtone.cluster.worker.starts import encode_rows
 from overtone.jobs.rows import Row
 from overtone.progressive.settings import Sampling
 
@@ -64,11 +66,12 @@ class Texts:
 
     def _encode(self, rows: Sequence[Row]) -> Encoded:
         begin = time.time()
-        prompts, negatives = [row.prompt for row in rows], [row.negative_prompt for row in rows]
-        encoded = self._engine.encode(prompts, negatives, self._sampling, known=self._known)
+        encoded = encode_rows(self._engine, rows, self._sampling, self._known)
         return Encoded(encoded, begin, time.time() - begin)
 
     def _encode_all(self, rows: Sequence[Row]) -> Encoded:
+        # Pictures have no turn here: each batch's are decoded when it begins.
+        rows = [replace(row, image=None, mask=None) for row in rows]
         known: LRUCache[str, Any] = LRUCache(max(TEXTS, 2 * len(rows)))
         while self._known:
             text, encoded = self._known.popitem()  # the one that was used longest ago

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import contains
+from overtone.jobs.columns import SOURCE_MEDIA
 from overtone.jobs.errors import VerifyError
 from overtone.jobs.intervals import interval_leaves, with_intervals_typed
 from overtone.jobs.media import Kind
@@ -41,17 +42,17 @@ def parquet_bytes(
     """(footer, a Parquet file with a row group for each table). `finished` makes the footer when all else is
     written."""
     paths = leaf_paths(schema)
-    media, latents = f"{kind}.bytes", "latents.values.list.element"
+    media, latents = {f"{name}.bytes" for name in (kind, *SOURCE_MEDIA)}, "latents.values.list.element"
     intervals = interval_leaves(schema)
     without_order = {paths[leaf] for leaf in intervals}
-    small = [path for path in paths if path not in (media, latents)]
+    small = [path for path in paths if path not in media and path != latents]
     mean_bytes = sum(len(sample.data) for sample in made) // max(1, len(made))
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
         schema,
         # Pictures are compressed already; uncompressed, their bytes can be found by the page index alone.
-        compression={path: "none" if path == media else "zstd" for path in paths},
+        compression={path: "none" if path in media else "zstd" for path in paths},
         # Our own numbers and names hardly repeat; what passes through may be anything.
         use_dictionary=[path for path in small if path in ("mode", "model") or path not in own_paths(kind)],
         write_statistics=[path for path in small if path not in without_order],

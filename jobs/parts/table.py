@@ -13,12 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import fitted, plain
-from overtone.jobs.columns import GENERATION, OUTPUT_COLUMNS, own_columns
+from overtone.jobs.columns import (
+    GENERATION,
+    OUTPUT_COLUMNS,
+    SOURCE_COLUMNS,
+    SOURCE_MEDIA,
+    own_columns,
+    source_columns,
+)
 from overtone.jobs.features import as_metadata, features_of, known_features
 from overtone.jobs.media import Kind, media_extension, media_name
 from overtone.jobs.parts.footer import StageTime
-from overtone.jobs.rows import Row
-from overtone.jobs.spec import JobSpec
+from overtone.jobs.rows import Given, Row
+from overtone.jobs.spec import PICTURES, JobSpec
 
 ROW_GROUP_ROWS = 100
 ROW_GROUP_BYTES = 100_000_000
@@ -48,6 +55,11 @@ class Made:
     prompt_truncated: bool | None = None
     """None: not known."""
 
+    @property
+    def source_bytes(self) -> int:
+        """Of the files that the row starts from."""
+        return sum(one.size_bytes for one in (self.row.image, self.row.mask) if one)
+
 
 @dataclass(frozen=True, slots=True)
 class PartRow:
@@ -72,22 +84,26 @@ def part_schema(
     Every column is nullable, as `datasets` wants it, and of a type that rows can be taken of. `generation` is
     the plan's. ValueError for a pass-through column with a name of ours.
     """
-    return _part_schema(passthrough.serialize().to_pybytes(), kind, spec.output.latents, generation)
+    ipc = passthrough.serialize().to_pybytes()
+    return _part_schema(ipc, kind, spec.output.latents, source_columns(spec), generation)
 
 
 @lru_cache(maxsize=16)  # every part of a job has the same
-def _part_schema(passthrough_ipc: bytes, kind: Kind, latents: bool, generation: int) -> pa.Schema:
+def _part_schema(
+    passthrough_ipc: bytes, kind: Kind, latents: bool, sources: tuple[str, ...], generation: int
+) -> pa.Schema:
     """The cache needs the schema's bytes: to Arrow, schemas that differ only in their metadata, which
     `datasets` reads, are equal."""
     passthrough = pa.ipc.read_schema(pa.py_buffer(passthrough_ipc))
     taken = sorted(set(passthrough.names) & set(OUTPUT_COLUMNS))
     if taken:
         raise ValueError(f"pass-through columns {', '.join(taken)} have the names of output columns")
-    own = own_columns(kind, latents=latents, generation=generation, taken=passthrough.names)
+    own = own_columns(kind, latents=latents, sources=sources, generation=generation, taken=passthrough.names)
     foreign = (pa.field(f.name, plain(f.type), metadata=f.metadata) for f in passthrough)
     schema = pa.schema([*own, *foreign])
     features = features_of(schema) | known_features(passthrough)
     features[kind] = {"_type": kind.capitalize()}
+    features |= {name: {"_type": "Image"} for name in sources if name in SOURCE_MEDIA}
     return schema.with_metadata(as_metadata({f.name: features[f.name] for f in schema if f.name in features}))
 
 
@@ -129,7 +145,16 @@ def rows_table(
             else {"shape": sample.latents.shape, "values": np.asarray(sample.latents, np.float32).ravel()}
             for sample in made
         ]
-    assert columns.keys() == {f.name for f in own_columns(kind, latents=spec.output.latents)}
+    sources = source_columns(spec)
+    for meaning in PICTURES:
+        given: list[Given | None] = [getattr(sample.row, meaning) for sample in made]
+        if f"source_{meaning}" in sources:
+            columns[f"source_{meaning}"] = [one and {"bytes": one.read(), "path": one.name} for one in given]
+    if sources:
+        columns["source_sha256"] = [sample.row.image and sample.row.image.sha256 for sample in made]
+        columns["source_mask_sha256"] = [sample.row.mask and sample.row.mask.sha256 for sample in made]
+    own = own_columns(kind, latents=spec.output.latents, sources=sources)
+    assert columns.keys() == {f.name for f in own}
     places = [sample.row.source - first_row for sample in made]
     arrays = [
         pa.array(columns[f.name], f.type)
@@ -156,6 +181,7 @@ def row_groups(made: Sequence[Made], more_bytes: int = 0) -> Iterable[tuple[int,
     first = size_bytes = 0
     for i, sample in enumerate(made):
         row_bytes = more_bytes + len(sample.data) + (0 if sample.latents is None else 4 * sample.latents.size)
+        row_bytes += sample.source_bytes
         if i > first and (i - first >= ROW_GROUP_ROWS or size_bytes + row_bytes > ROW_GROUP_BYTES):
             yield first, i
             first, size_bytes = i, 0
@@ -179,7 +205,7 @@ def leaf_paths(schema: pa.Schema) -> list[str]:
 @cache
 def own_paths(kind: Kind) -> frozenset[str]:
     """The leaf paths that do not pass through from the input."""
-    return frozenset(leaf_paths(pa.schema(own_columns(kind, latents=True))))
+    return frozenset(leaf_paths(pa.schema(own_columns(kind, latents=True, sources=SOURCE_COLUMNS))))
 
 
 def _empty_file(schema: pa.Schema) -> pq.ParquetFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from overtone.jobs.prompts.changes import file_changes
+from overtone.jobs.prompts.given import GivenPictures
 from overtone.jobs.prompts.input_file import FileList
 from overtone.jobs.prompts.listing import in_threads, list_files
 from overtone.jobs.prompts.shard import ShardRows, check_row_ids, expected_row_ids, read_shard
@@ -10,6 +11,7 @@ from overtone.jobs.prompts.values import samples
 
 __all__ = [
     "FileList",
+    "GivenPictures",
     "ShardRows",
     "check_row_ids",
     "expected_row_ids",

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import contains, empty_table, merged
-from overtone.jobs.columns import OUTPUT_COLUMNS
+from overtone.jobs.columns import OUTPUT_COLUMNS, SOURCE_COLUMNS
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.features import merged_metadata
 from overtone.jobs.prompts.column_names import merged_folders, output_name, source_name
 from overtone.jobs.prompts.scan import Format, Scan, is_text
-from overtone.jobs.spec import COLUMNS, JobSpec
+from overtone.jobs.spec import JobSpec
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "prompt": ("text",),
@@ -27,6 +27,8 @@ _TYPES: dict[str, tuple[str, ...]] = {
     "height": ("whole numbers", "fractions"),
     "width": ("whole numbers", "fractions"),
     "num_images": ("whole numbers", "fractions"),
+    "image": ("pictures as {bytes, path}, bytes or paths",),
+    "mask": ("pictures as {bytes, path}, bytes or paths",),
 }
 """What each column may hold. Fractions are allowed because many tools turn whole numbers into them where
 values are missing."""
@@ -36,7 +38,7 @@ _USUAL_PROMPTS = ("caption", "text", "description", "prompt")
 def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> dict[str, str]:
     """The column of this file that holds each meaning of `COLUMNS`, for the meanings that the file has."""
     names, columns = scanned.schema.names, dict[str, str]()
-    for meaning in COLUMNS:
+    for meaning in spec.meanings:
         name = spec.prompts.column(meaning)
         if name is not None and name in names:
             columns[meaning] = name
@@ -51,6 +53,12 @@ def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> di
             f"{path} has no column {wanted!r}, it has {_listed(names)}; "
             f"say which one holds the prompts, as in `columns: {{prompt: {_yaml(guess)}}}` under "
             "`prompts`"
+        )
+    if spec.pictured and "image" not in columns and scanned.num_rows:
+        raise PromptsError(
+            f"{path} has no column {spec.prompts.column('image')!r}, whose pictures the rows start from; "
+            f"it has {_listed(names)}; say which one holds them, as in `columns: {{image: photo}}` under "
+            "`prompts`, or leave out sampling.strength"
         )
     for meaning, name in columns.items():
         if format == "parquet" and name in scanned.unusable:
@@ -86,6 +94,7 @@ def _check_type(meaning: str, name: str, type: pa.DataType, path: str) -> None:
         "whole numbers": pa.types.is_integer(type) or pa.types.is_decimal(type),
         "fractions": pa.types.is_floating(type),
         "UUIDs": isinstance(type, pa.UuidType),
+        "pictures as {bytes, path}, bytes or paths": is_text(type) or holds_pictures(type),
     }
     allowed = _TYPES[meaning]
     if pa.types.is_null(type) or any(kinds[kind] for kind in allowed):
@@ -95,6 +104,15 @@ def _check_type(meaning: str, name: str, type: pa.DataType, path: str) -> None:
         f"{path}: column {called} has type {type}, but must hold {allowed[0]}; convert it, or name another "
         f"column under `prompts.columns`, or none: `columns: {{{meaning}: null}}`"
     )
+
+
+def holds_pictures(type: pa.DataType) -> bool:
+    """Whether a column holds pictures as `datasets` writes them: their bytes, their path, or both."""
+    if not pa.types.is_struct(type):
+        return False
+    names = {field.name for field in type}
+    fit = names <= {"bytes", "path"}
+    return fit and all(is_text(field.type) or pa.types.is_null(field.type) for field in type)
 
 
 def passthrough(
@@ -109,7 +127,7 @@ def passthrough(
     passed = []
     for column in rest:
         passed_as = output_name(spec, column.name, folders)
-        if passed_as in OUTPUT_COLUMNS:
+        if passed_as in OUTPUT_COLUMNS or (spec.pictured and passed_as in SOURCE_COLUMNS):
             raise PromptsError(
                 f"{path}: column {column.name!r} would pass through to the output, which has one of "
                 "that name itself; rename it, or name those to pass through, without it, in `prompts.keep`"

@@ -261,7 +261,7 @@ def _batch(batch: pa.RecordBatch, wanted: Wanted) -> Batch:
     there = set(batch.schema.names)
 
     def values(name: str) -> list[Any] | None:
-        return _python_values(batch.column(name)) if name in there else None
+        return _python_values(batch.column(name), raw=name in wanted.raw) if name in there else None
 
     def others(column: pa.Field) -> tuple[pa.Array, list[int]] | None:
         return fitted(batch.column(column.name), column.type) if column.name in there else None
@@ -269,15 +269,16 @@ def _batch(batch: pa.RecordBatch, wanted: Wanted) -> Batch:
     return batch_of(wanted, batch.num_rows, values=values, others=others)
 
 
-def _python_values(array: pa.Array) -> list[Any]:
-    """The values, with bytes for a text that is not valid UTF-8."""
+def _python_values(array: pa.Array, *, raw: bool = False) -> list[Any]:
+    """The values, with bytes for a text that is not valid UTF-8, and for all binary ones where they are
+    wanted `raw`."""
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
-    if not is_text(array.type):
+    if not is_text(array.type) or (raw and _is_binary(array.type)):
         return array.to_pylist()
     if array.type != plain(array.type):
         array = array.cast(plain(array.type))
-    if not (pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)):
+    if not _is_binary(array.type):
         try:
             return array.to_numpy(zero_copy_only=False).tolist()  # several times as fast as to_pylist
         except (UnicodeDecodeError, pa.ArrowException):
@@ -285,6 +286,11 @@ def _python_values(array: pa.Array) -> list[Any]:
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     raw = array.cast(pa.large_binary() if wide else pa.binary()).to_pylist()
     return [None if value is None else _text(value) for value in raw]
+
+
+def _is_binary(type: pa.DataType) -> bool:
+    checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view
+    return any(check(type) for check in checks)
 
 
 def _text(value: bytes) -> str | bytes:

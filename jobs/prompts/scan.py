@@ -69,6 +69,8 @@ class Wanted:
     """Columns that pass through, in the types that the job has for them."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """For columns that the file lacks the value that all rows have, which is otherwise null."""
+    raw: frozenset[str] = frozenset()
+    """Those of `values` whose bytes stay bytes where the file says that they are."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ import pyarrow as pa
 from overtone.jobs.column_types import empty_table
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.prompts.column_names import folder_values, source_name
+from overtone.jobs.prompts.given import GivenPictures
 from overtone.jobs.prompts.input_file import InputFile, server_of, stem_of, style_of
 from overtone.jobs.prompts.listing import in_threads
 from overtone.jobs.prompts.places import Found, place_of
@@ -20,7 +21,7 @@ from overtone.jobs.prompts.scan import Batch, Wanted, rows_without_columns
 from overtone.jobs.prompts.table import read
 from overtone.jobs.prompts.values import plain_row_ids, row_identity, samples, shown_value
 from overtone.jobs.rows import Reject, Row, image_row_id
-from overtone.jobs.spec import COLUMNS, JobSpec
+from overtone.jobs.spec import PICTURES, JobSpec
 
 _NAMED_ROWS = 8192
 
@@ -45,8 +46,11 @@ class ShardRows:
         return self.passthrough.num_rows
 
 
-def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) -> ShardRows:
-    """The rows [first_row, first_row + num_rows) of a file. Each ends in `rows` or `rejects`.
+def read_shard(
+    spec: JobSpec, file: InputFile, first_row: int, num_rows: int, *, with_pictures: bool = True
+) -> ShardRows:
+    """The rows [first_row, first_row + num_rows) of a file. Each ends in `rows` or `rejects`. Pictures that
+    they start from are copied to this machine's disk; `with_pictures`: or are not even read.
 
     PromptsError where the file is damaged, gone, or not what it was when the job was planned; StoreError
     where it cannot be reached.
@@ -55,10 +59,17 @@ def read_shard(spec: JobSpec, file: InputFile, first_row: int, num_rows: int) ->
     rejects: list[Reject] = []
     tables = []
     source = first_row
-    for batch in _batches(spec, file, COLUMNS, file.passthrough, first_row, num_rows):
+    pictures = GivenPictures(spec, file.path) if spec.pictured and with_pictures else None
+    meanings = [name for name in spec.meanings if pictures or name not in PICTURES]
+    for batch in _batches(spec, file, meanings, file.passthrough, first_row, num_rows):
         for i in range(batch.num_rows):
             values = {meaning: column[i] for meaning, column in batch.values.items()}
-            good, bad = samples(spec.seed, _default_id(file, source), source, values, batch.problems.get(i))
+            image = mask = None
+            problem = batch.problems.get(i)
+            if pictures is not None and problem is None:
+                image, mask, problem = pictures.of(values)
+            default_id = _default_id(file, source)
+            good, bad = samples(spec.seed, default_id, source, values, problem, image=image, mask=mask)
             rows += good
             rejects += bad
             source += 1
@@ -90,7 +101,12 @@ def _batches(
         place,
         Found(file.path, file.size_bytes, file.etag),
         file.format,
-        Wanted(list(columns.values()), pa.schema(inside), folders),
+        Wanted(
+            list(columns.values()),
+            pa.schema(inside),
+            folders,
+            frozenset(name for meaning, name in columns.items() if meaning in PICTURES),
+        ),
         style=style_of(spec),
         first_row=first_row,
         num_rows=num_rows,

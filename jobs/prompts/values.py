@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from overtone.jobs.rows import MAX_SEED, PROMPT_CUT, Reject, Row, image_row_id, image_seed, row_seed
+from overtone.jobs.rows import MAX_SEED, PROMPT_CUT, Given, Reject, Row, image_row_id, image_seed, row_seed
 
 MAX_PROMPT = 100_000
 """Characters; text encoders read a few thousand and would spend minutes on the rest."""
@@ -24,13 +25,20 @@ MAX_SIDE_PX = 65_536
 
 
 def samples(
-    job_seed: int, default_id: str, source: int, values: dict[str, Any], problem: str | None
+    job_seed: int,
+    default_id: str,
+    source: int,
+    values: dict[str, Any],
+    problem: str | None,
+    *,
+    image: Given | None = None,
+    mask: Given | None = None,
 ) -> tuple[list[Row], list[Reject]]:
     """The samples that one input row asks for, or as many rejects.
 
     `values` holds the values that the row's table has, by meaning (`jobs.spec.COLUMNS`). `default_id` is the
     row_id of a row that gives none that can be used. `problem` says why the row could not be read; None: it
-    was read.
+    was read. `image` and `mask`: what its samples start from.
     """
     values = {meaning: _given(value) for meaning, value in values.items()}
     row_id, num_images, invalid = row_identity(default_id, values)
@@ -38,7 +46,8 @@ def samples(
     ids = [image_row_id(row_id, k, num_images) for k in range(num_images)]
     if problem is None:
         try:
-            return _rows(job_seed, row_id, ids, source, values), []
+            rows = _rows(job_seed, row_id, ids, source, values)
+            return [replace(row, image=image, mask=mask) for row in rows] if image else rows, []
         except _InvalidError as error:
             problem = str(error)
     prompt = values.get("prompt")

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from overtone.jobs.columns import code, data_columns_markdown
+from overtone.jobs.columns import code, data_columns_markdown, source_columns
 from overtone.jobs.errors import SizeError, SpecError, UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import media_extension
@@ -103,6 +103,7 @@ def card(spec: JobSpec, job_plan: JobPlan, contents: Contents) -> str:
             kind,
             latents=spec.output.latents,
             passthrough=job_plan.passthrough,
+            sources=source_columns(spec),
             generation=job_plan.generation,
         ),
         format=format,

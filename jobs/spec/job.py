@@ -9,11 +9,21 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from overtone.jobs.errors import SpecError
 from overtone.jobs.spec.fields import is_url
-from overtone.jobs.spec.sections import Faults, Model, Output, Prompts, Section, Shards, Workers
+from overtone.jobs.spec.sections import (
+    COLUMNS,
+    PICTURES,
+    Faults,
+    Model,
+    Output,
+    Prompts,
+    Section,
+    Shards,
+    Workers,
+)
 from overtone.progressive.checkpoints import is_local_model
 from overtone.progressive.settings import Sampling
 
@@ -63,6 +73,46 @@ class JobSpec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all rows that have none of their own; each gets its own noise from it and its row_id."""
 
+    @property
+    def pictured(self) -> bool:
+        """Whether rows start from pictures of the prompt table: with a strength, or where the spec names
+        their columns. A table's columns `image` and `mask` are like any others in all other jobs."""
+        return self.sampling.strength is not None or any(map(self.prompts.columns.get, PICTURES))
+
+    @property
+    def meanings(self) -> tuple[str, ...]:
+        """Those of `COLUMNS` that the job's table can say something by."""
+        return tuple(name for name in COLUMNS if self.pictured or name not in PICTURES)
+
+    @property
+    def keeps_sources(self) -> bool:
+        """Whether rows have the pictures that they start from beside their own."""
+        return self.pictured and self.output.sources != "digest"
+
+    @model_validator(mode="after")
+    def _pictures_are_whole(self) -> JobSpec:
+        if not self.pictured:
+            named = [("sampling.fit", self.sampling.fit), ("output.sources", self.output.sources)]
+            if odd := [key for key, value in named if value is not None]:
+                raise ValueError(
+                    f"{odd[0]} is for rows that start from pictures; set sampling.strength, or name their "
+                    "column as in `columns: {image: photo, mask: hole}` under `prompts`; or leave it out"
+                )
+            return self
+        if self.prompts.column("image") is None:
+            raise ValueError("rows start from pictures, and `columns: {image: null}` leaves none")
+        if self.sampling.strength is None and not self.prompts.columns.get("mask"):
+            raise ValueError(
+                "prompts.columns names an image that would change nothing: set sampling.strength, or name a "
+                "mask of what is made anew, as in `columns: {image: photo, mask: hole}`"
+            )
+        if self.output.format == "webdataset" and self.output.sources != "digest":
+            raise ValueError(
+                "webdataset has no place for the pictures that rows start from; set output.sources: digest, "
+                "or output.format: parquet"
+            )
+        return self
+
     def samples(self) -> dict[str, Any]:
         """What changes the samples or their encoding, and nothing of how fast they are computed."""
         everything = self.model_dump(mode="json")
@@ -70,6 +120,8 @@ class JobSpec(Section):
         # Settings that came later are left out where they are what was always done: jobs begun before go on.
         before = {"delimiter": ("auto",), "encoding": ("auto", "utf-8")}
         later = {key: prompts[key] for key, usual in before.items() if prompts[key] not in usual}
+        if self.pictured:
+            later["sources"] = "bytes" if self.keeps_sources else "digest"
         return later | {
             "model": {
                 key: model[key]

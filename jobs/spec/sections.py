@@ -14,9 +14,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from overtone.jobs.spec.fields import Attention, Endpoint, Place, Text, one_or_more
 from overtone.progressive.settings import Grown
 
-Column = Literal["prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images"]
+Column = Literal[
+    "prompt", "row_id", "negative_prompt", "seed", "height", "width", "num_images", "image", "mask"
+]
 """What a prompt table can say about a row; every other column passes through to the output."""
 COLUMNS: tuple[str, ...] = get_args(Column)
+PICTURES = ("image", "mask")
+"""Those of them that count only in jobs whose rows start from pictures (`JobSpec.pictured`)."""
 
 
 class Section(BaseModel):
@@ -134,7 +138,8 @@ class Prompts(Section):
     columns: dict[Column, Text | None] = Field(default_factory=dict)
     """Which column of the table holds what, where the names differ: `{prompt: caption}`. `{height: null}`:
     the table's `height` means something else; it passes through as `source_height`. `{row_id: null}`: so do
-    `row_id` and `id`, and rows are named after their file and number."""
+    `row_id` and `id`, and rows are named after their file and number. `image` and `mask`, pictures that rows
+    start from, count where `sampling.strength` is set, or where they are named here."""
 
     delimiter: Annotated[str, BeforeValidator(_delimiter, json_schema_input_type=str)] = "auto"
     """What stands between the cells of a csv file, one character or `tab`. `auto`: comma, semicolon, tab or
@@ -283,8 +288,10 @@ class Video(Section):
     """Constant rate factor of H.264: 0 is lossless, 18 looks lossless, 51 is worst."""
 
 
-class Output(Section):
+class Output(Section, Grown):
     """Where the data set goes, and in which form."""
+
+    came_later = ("sources",)
 
     path: Place
     """Folder (relative to the current folder) or `s3://bucket/prefix`. One job a folder."""
@@ -300,6 +307,10 @@ class Output(Section):
 
     latents: bool = False
     """Keep each sample's final latents in a column of their own."""
+
+    sources: Literal["bytes", "digest"] | None = None
+    """Of a job whose rows start from pictures. `bytes`: each row has them beside its own picture, as files.
+    `digest`: only their SHA-256. Unset: `bytes`."""
 
     endpoint_url: Endpoint | None = None
     """S3 server other than AWS, as https://host:port; unset: what boto3 finds in its environment."""

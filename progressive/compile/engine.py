@@ -127,7 +127,7 @@ class CompiledEngine(WarmedEngine):
 
         def call(part: Stage, *words: int) -> Callable[[], Any]:
             text = Encoded.cat([texts(1, n, sampling) for n in words])
-            one = replace(plan, stages=(part.one_step(),))
+            one = replace(plan, stages=(part.one_step(),), start=0)
             return lambda: self.denoise(one, text, list(range(len(text))), sampling)
 
         for part in (part for stage in plan.stages for part in stage.parts):

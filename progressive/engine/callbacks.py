@@ -102,11 +102,12 @@ class Callback:
                 "use `mode: fullres`, where one call makes all steps"
             )
         if name != plain:
-            return Encoded(self.encoded.positive, _with(self.encoded.negative, name=plain, values=new))
+            return replace(self.encoded, negative=_with(self.encoded.negative, name=plain, values=new))
         negative = self.encoded.negative
         if len(new) == 2 * rows:  # as pipelines put them together for guidance: negative ones first
             negative, new = _with(negative, name=plain, values=new[:rows]), new[rows:]
-        return Encoded(_with(self.encoded.positive, name=plain, values=new), negative)
+        positive = _with(self.encoded.positive, name=plain, values=new)
+        return replace(self.encoded, positive=positive, negative=negative)
 
 
 def _with(texts: tuple[Any, ...], *, name: str, values: Tensor) -> tuple[Any, ...]:

@@ -11,6 +11,9 @@ library's.
     latents, reports = engine.denoise(plan, encoded, seeds, sampling)
     images = engine.decode(plan, latents)
 
+With `encode(..., pictures=)` rows start from pictures: variations, where `Sampling.strength` is set, and
+inpainting, where a row has a mask (`progressive.pictures`).
+
 A coarse stage has few tokens, so it takes more rows at once for the same memory. `denoise(..., batch_sizes=)`
 splits the rows anew at every stage; `begin` gives the rows themselves, for a caller that decides on the way.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +38,7 @@ from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
 from overtone.progressive.engine.trial import is_unknown, try_out
 from overtone.progressive.families import Family
+from overtone.progressive.pictures import Pictures
 from overtone.progressive.pipelines import resolve
 from overtone.progressive.schedule import SamplingPlan, grid_for, latent_frames, plan_sampling, size_of
 from overtone.progressive.settings import Sampling
@@ -103,6 +108,8 @@ class Engine:
         """The stages of one sample, from the pipeline's own schedule. A size given here comes before
         `sampling`'s, which comes before the family's. ValueError for what cannot be made."""
         check_cache(self.pipe, sampling)
+        if sampling.strength is not None:
+            self.family.check_pictures()
         self.family.check_guidance_interval(sampling, self.call.guided(sampling))
         height_px, width_px, num_frames = size_of(sampling, self.family, height_px, width_px, num_frames)
         grid_for(self.family, height_px, width_px)  # before the pipeline rounds what it cannot make
@@ -133,14 +140,26 @@ class Engine:
         sampling: Sampling,
         *,
         known: MutableMapping[str, Text] | None = None,
+        pictures: Sequence[Pictures | None] | None = None,
     ) -> Encoded:
         """Prompts through the pipeline's text encoders, each distinct text once.
 
         Where guidance runs a negative prompt, None means the empty one, as in the pipelines' own examples.
         `known`: texts that were encoded before, by the same pipeline with the same `sampling`, which are not
-        encoded again; new ones are added.
+        encoded again; new ones are added. `pictures`: what each row starts from, None for noise; they are
+        encoded when the rows begin. ValueError for a picture that would change nothing.
         """
-        return self._text.encode(prompts, negatives, sampling, known)
+        encoded = self._text.encode(prompts, negatives, sampling, known)
+        if pictures is None or not any(pictures):
+            return encoded
+        self.family.check_pictures()
+        for row, one in enumerate(pictures):
+            if one is not None and one.mask is None and sampling.strength is None:
+                raise ValueError(
+                    f"the picture of row {row} has no mask, and `strength` is not set: it would change "
+                    "nothing; set `strength`, or give a mask of what to make anew"
+                )
+        return replace(encoded, pictures=tuple(pictures))
 
     def denoise(
         self,
@@ -179,7 +198,8 @@ class Engine:
     def begin(
         self, plan: SamplingPlan, encoded: Encoded, seeds: Sequence[int], sampling: Sampling
     ) -> Trajectories:
-        """Rows ready for their first stage, one for each prompt and seed. Nothing is computed yet."""
+        """Rows ready for their first stage, one for each prompt and seed: pictures that they start from are
+        encoded, and nothing else is computed yet."""
         if len(seeds) != len(encoded):
             raise ValueError(f"{len(seeds)} seeds for {len(encoded)} prompts; give one seed each")
         if not len(encoded):

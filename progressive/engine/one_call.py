@@ -17,7 +17,8 @@ from overtone.progressive.engine.call import OnStep
 from overtone.progressive.engine.engine import Engine
 from overtone.progressive.engine.trajectories import StageReport
 from overtone.progressive.families import Family
-from overtone.progressive.schedule import SamplingPlan
+from overtone.progressive.pictures import Pictures
+from overtone.progressive.schedule import SamplingPlan, size_from
 from overtone.progressive.settings import Sampling
 
 
@@ -45,6 +46,8 @@ def generate(
     num_steps: int | None = None,
     seeds: Any = None,
     negative_prompts: str | Sequence[str | None] | None = None,
+    images: Image.Image | Sequence[Image.Image | None] | None = None,
+    masks: Image.Image | Sequence[Image.Image | None] | None = None,
     on_step: OnStep | None = None,
     batch_size: int | None = None,
     decode: bool = True,
@@ -55,9 +58,11 @@ def generate(
 
     Sizes in pixels. `seeds`: one for each prompt, or one for all, in any kind of whole numbers (a numpy array
     or a tensor too); unset: drawn, and part of the result. A row is a function of its prompt and seed,
-    whatever its batch. `on_step(done, total)` counts the transformer steps of one batch. More keywords are
-    the fields of `progressive.Sampling`: mode, delta, levels, scales, guidance_scale, true_cfg_scale,
-    call_kwargs, ... ValueError that names what is wrong with them.
+    whatever its batch. `images`: what each row starts from, or one for all; with `strength` its variations,
+    and with `masks` the picture with what is white there made anew. A size that is not given is then the
+    first picture's, as near as the family makes it. `on_step(done, total)` counts the transformer steps of
+    one batch. More keywords are the fields of `progressive.Sampling`: mode, delta, levels, scales,
+    guidance_scale, true_cfg_scale, call_kwargs, ... ValueError that names what is wrong with them.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -71,10 +76,13 @@ def generate(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if negative_prompts is None or isinstance(negative_prompts, str):
         negative_prompts = [negative_prompts] * len(prompts)
+    pictures = _pictures(images, masks, len(prompts))
     settings = Sampling(height=height, width=width, num_frames=num_frames, num_steps=num_steps, **sampling)
     engine = Engine(pipe, family)
-    plan = engine.plan(settings)
-    encoded = engine.encode(prompts, list(negative_prompts), settings)
+    first = next((one.image for one in pictures if one), None)
+    size = size_from(engine.family, first.height, first.width) if first else (None, None)
+    plan = engine.plan(settings, height_px=height or size[0], width_px=width or size[1])
+    encoded = engine.encode(prompts, list(negative_prompts), settings, pictures=pictures)
     images: list[Image.Image | np.ndarray] = []
     latents: list[Tensor] = []
     stages: list[StageReport] = []
@@ -86,3 +94,22 @@ def generate(
         if decode:
             images += engine.decode(plan, some)
     return Result(images, torch.cat(latents), stages, plan, seeds)
+
+
+def _pictures(images: Any, masks: Any, count: int) -> list[Pictures | None]:
+    """What each row starts from."""
+    given = []
+    for name, values in (("images", images), ("masks", masks)):
+        values = [values] * count if values is None or isinstance(values, Image.Image) else list(values)
+        if len(values) != count:
+            raise ValueError(f"{len(values)} {name} for {count} prompts; give one each, or one for all")
+        given.append(values)
+    if lonely := [
+        row for row, (image, mask) in enumerate(zip(*given, strict=True)) if mask and image is None
+    ]:
+        raise ValueError(f"row {lonely[0]} has a mask and no picture; give what the mask keeps in `images`")
+    known: dict[tuple[int, int], Pictures] = {}  # one object for all rows with the same
+    for image, mask in zip(*given, strict=True):
+        if image is not None and (id(image), id(mask)) not in known:
+            known[id(image), id(mask)] = Pictures(image, mask)
+    return [known.get((id(image), id(mask))) for image, mask in zip(*given, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from overtone.progressive.engine.call import PipelineCall, Text
 from overtone.progressive.engine.cut_texts import watching
+from overtone.progressive.pictures import Pictures
 from overtone.progressive.settings import Sampling
 
 logger = logging.getLogger(__name__)
@@ -125,15 +126,22 @@ class EncodedText(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded prompts, one a row. Rows with the same text share tensors."""
+    """Encoded prompts, one a row, with the pictures that rows start from, which are encoded when their size
+    is known (engine/starts.py). Rows with the same text share tensors."""
 
     positive: tuple[Text, ...]
     negative: tuple[Text | None, ...]
     """None for a row that runs no negative prompt."""
+    pictures: tuple[Pictures | None, ...] = ()
+    """None for a row that starts from noise; none given: all do."""
 
     def __post_init__(self) -> None:
         if len(self.positive) != len(self.negative):
             raise ValueError(f"{len(self.positive)} prompts but {len(self.negative)} negative ones")
+        if not self.pictures:
+            object.__setattr__(self, "pictures", (None,) * len(self.positive))
+        if len(self.pictures) != len(self.positive):
+            raise ValueError(f"{len(self.positive)} prompts but {len(self.pictures)} pictures")
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -144,9 +152,10 @@ class Encoded:
         return tuple(text.truncated if isinstance(text, EncodedText) else None for text in self.positive)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Encoded:
+        columns = self.positive, self.negative, self.pictures
         if isinstance(rows, slice):
-            return Encoded(self.positive[rows], self.negative[rows])
-        return Encoded(tuple(self.positive[i] for i in rows), tuple(self.negative[i] for i in rows))
+            return Encoded(*(column[rows] for column in columns))
+        return Encoded(*(tuple(column[i] for i in rows) for column in columns))
 
     @classmethod
     def cat(cls, parts: Sequence[Encoded]) -> Encoded:
@@ -154,6 +163,7 @@ class Encoded:
         return cls(
             tuple(text for part in parts for text in part.positive),
             tuple(text for part in parts for text in part.negative),
+            tuple(one for part in parts for one in part.pictures),
         )
 
 

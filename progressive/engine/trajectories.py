@@ -1,26 +1,27 @@
-"""Rows on their way from noise to latents, stage by stage. Knows no pictures, no jobs and no compiling.
+"""Rows on their way from noise to latents, stage by stage. Knows no pixels, no jobs and no compiling.
 
 `Trajectories.run` takes rows through one stage and splits them into chunks; `run_stage` is the story of one
-chunk: coarsen or expand, set the scheduler, run, check that all is finite, report. How the pipeline is called
-is the `StageRunner`'s (engine/stage_runner.py); the mathematics is in spectral.py, noise.py and staged.py.
+chunk: coarsen or expand, set the scheduler, run, check that all is finite, report. What rows start from is in
+engine/starts.py, how the pipeline is called in engine/stage_runner.py (`StageRunner`); the mathematics is in
+spectral.py, noise.py and staged.py.
 
 The tour goes on in cluster/worker/pictures.py, where a batch's latents become encoded pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from overtone.progressive import layouts, noise, spectral
+from overtone.progressive import noise, spectral
 from overtone.progressive.engine.call import OnStep, PipelineCall
 from overtone.progressive.engine.callbacks import Carried
 from overtone.progressive.engine.stage_runner import StageInput, StageRunner
+from overtone.progressive.engine.starts import Starts, exact
 from overtone.progressive.engine.text import Encoded
 from overtone.progressive.errors import NonFiniteLatents
 from overtone.progressive.schedule import SamplingPlan, Stage
@@ -57,10 +58,8 @@ class Trajectories:
         self._schedule = call.schedule(
             plan.num_steps, plan.height_px, plan.width_px, plan.num_frames, sampling
         )
-        full = plan.stages[-1]
-        # On the full grid, for all stages: [C, H, W] each, float32.
-        self._base = list(stage_noise(call, self._seeds, noise.BASE, full))
-        self._latents = list(self._base)
+        self._starts = Starts(call, plan, encoded.pictures, self._seeds, sampling.fit)
+        self._latents = list(self._starts.full())  # [C, H, W] each, float32
         self._carried = [Carried() for _ in self._seeds]
         # Schedulers that continue from one stage to the next, by the rows that walk together. Only plans made
         # by hand need them, for these may have consecutive stages on one grid; after an expansion every chunk
@@ -120,10 +119,9 @@ class Trajectories:
         start = call.now()
         latents = self.latents(chunk)
         if before is None and stage.grid != plan.stages[-1].grid:
-            latents = corner(call, plan, stage, latents)
+            latents = self._starts.coarse(stage, chunk)
         elif before is not None and stage.grid != before.grid:
-            base, seeds = torch.stack([self._base[row] for row in chunk]), [self._seeds[row] for row in chunk]
-            latents = expand(call, plan, index, latents, base, seeds)
+            latents = expand(call, plan, index, latents, self._starts.base(index, chunk))
             sigmas = before.sigma_end, stage.sigma_start
             reports.append(_report("expand", stage, 0, call.now() - start, sigmas, count))
             start = call.now()
@@ -147,6 +145,7 @@ class Trajectories:
         generators = [noise.row_generator(self._seeds[row], noise.sampler(index)) for row in chunk]
         walk = self._walks.setdefault(tuple(chunk), Trajectory(self._schedule, self.plan))
         scheduler, encoded = walk.stage(index, generators), self._encoded[list(chunk)]
+        scheduler.keep = self._starts.keep(index, chunk)
         sampling = carried.changed(self._sampling)
         return StageInput(
             self.plan, index, scheduler, latents, encoded, generators, sampling, on_step, carried
@@ -175,25 +174,9 @@ class StageReport:
     """In the chunk, without the copies that fill it up."""
 
 
-def stage_noise(call: PipelineCall, seeds: Sequence[int], purpose: str, stage: Stage) -> Tensor:
-    """The rows' noise for one purpose on the stage's grid, float32 on the pipeline's device."""
-    shape = layouts.shape(call.family, call.channels, stage.frames, *stage.grid)
-    return noise.batch_noise(seeds, purpose, shape).to(call.device)
-
-
-def corner(call: PipelineCall, plan: SamplingPlan, stage: Stage, base: Tensor) -> Tensor:
-    """The noise that a coarse trajectory starts from, as white as the full grid's."""
-    with exact(call.device):
-        return spectral.corner(base, *stage.grid, transform=plan.transform, patch=call.family.subcells)
-
-
-def expand(
-    call: PipelineCall, plan: SamplingPlan, index: int, latents: Tensor, base: Tensor, seeds: Sequence[int]
-) -> Tensor:
-    """Latents after stage `index` - 1 on the grid of stage `index`, float32."""
+def expand(call: PipelineCall, plan: SamplingPlan, index: int, latents: Tensor, base: Tensor) -> Tensor:
+    """Latents after stage `index` - 1 on the grid of stage `index`, float32; `base`: see `Starts.base`."""
     stage = plan.stages[index]
-    if plan.noise == "fresh":
-        base = stage_noise(call, seeds, noise.expansion(index - 1), stage)
     with exact(call.device):
         return spectral.expand(
             latents,
@@ -205,21 +188,6 @@ def expand(
             patch=call.family.subcells,
             fill=plan.fill(index - 1),
         )
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Matrix products in full float32, whatever the caller allows: TF32 keeps 10 bits, autocast 8."""
-    before = torch.get_float32_matmul_precision()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        if before == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
 
 
 def _check_finite(latents: Tensor, chunk: Sequence[int], index: int) -> None:

@@ -135,7 +135,7 @@ class WarmedEngine(Engine):
         ends = [part.cut(part.first, min(part.first + 2, part.last)) for part in stage.parts]
         if len(transformers(self.pipe)) > 1:
             ends += [part.cut(part.last - 1, part.last) for part in stage.parts]
-        return [replace(plan, stages=(end,)) for end in ends]
+        return [replace(plan, stages=(end,), start=0) for end in ends]  # from noise: the shapes are the same
 
     def _run(self, plans: Sequence[SamplingPlan], text: Encoded, sampling: Sampling) -> int:
         """Make some rows by these plans; the number of steps."""

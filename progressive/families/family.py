@@ -88,6 +88,8 @@ class Family:
     """At each step a second transformer runs without the text."""
     waves_per_cell: int = 1
     """The spectrum's frequencies are counted on a grid this many times finer than the cells."""
+    unshifted: bool = False
+    """The pipeline leaves its VAE's `shift_factor` aside."""
     per_step: tuple[str, ...] = ()
     """Call arguments that hold one value a step of the whole schedule."""
     fractions: tuple[str, ...] = ()
@@ -143,6 +145,16 @@ class Family:
         for key, (value, why) in self.unfit.items():
             if config.get(key) == value:
                 raise ValueError(f"the transformer's {key} is {value!r}: {why}")
+
+    def check_pictures(self) -> None:
+        """ValueError, in a sentence, where no sample can start from a picture."""
+        if self.default_frames is not None:
+            why = "it makes videos, and a picture is no video to start from"
+        elif self.name == "generic":
+            why = "the pipeline is not known here, nor what it does to its autoencoder's latents"
+        else:
+            return
+        raise ValueError(f"{self.name} cannot start from a picture: {why}; leave out pictures and `strength`")
 
     def check_guidance_interval(self, sampling: Sampling, guided: Guided) -> None:
         """ValueError where `guidance_interval` is set and these settings have no second pass that a step can

@@ -41,6 +41,11 @@ def conditioned(pipeline_class: str) -> str | None:
     found = _CONDITIONED.search(pipeline_class)
     if found is None:
         return None
+    if found[0] in ("Img2Img", "Inpaint"):
+        return (
+            f"{pipeline_class} starts from a picture by itself, which stages cannot; use the model's "
+            "text-to-image pipeline, which makes the same with `sampling.strength`, or with a mask"
+        )
     return (
         f"{pipeline_class} is a pipeline for more than a prompt ({found[0]}), such as a picture to start "
         "from or to keep to, which a table of prompts does not give; use the model's text-to-image or "

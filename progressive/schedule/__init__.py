@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from overtone.progressive.schedule.drift import Profile, consistency_profile
-from overtone.progressive.schedule.ladders import coarse_grid, grid_for, latent_frames, size_of, steps_of
+from overtone.progressive.schedule.ladders import (
+    coarse_grid,
+    grid_for,
+    latent_frames,
+    size_from,
+    size_of,
+    steps_of,
+)
 from overtone.progressive.schedule.plan import SamplingPlan, Stage, plan_sampling
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "grid_for",
     "latent_frames",
     "plan_sampling",
+    "size_from",
     "size_of",
     "steps_of",
 ]

@@ -51,6 +51,24 @@ def size_of(
     )
 
 
+_SIDES_PX = 64
+"""Sides of samples whose size follows from a picture are multiples of this: few sizes, so that rows of a size
+are many, and halves of them that every family's grid can make."""
+
+
+def size_from(family: Family, height_px: int, width_px: int) -> tuple[int, int]:
+    """(height, width) of a sample that starts from a picture of this size: in the ratio of its sides, and
+    with as many pixels as the family usually makes, or as the picture has if these are fewer; each side at
+    the nearest multiple of 64 px."""
+    unit = math.lcm(_SIDES_PX, family.cell_px * family.grid_multiple)
+    area = min(height_px * width_px, family.default_height * family.default_width)
+    scale = math.sqrt(area / (height_px * width_px))
+    height, width = (
+        max(unit, math.floor(side * scale / unit + 0.5) * unit) for side in (height_px, width_px)
+    )
+    return height, width
+
+
 def steps_of(sampling: Sampling, family: Family, recommended: int | None = None) -> int:
     """Steps of the full schedule: the settings' number comes before the one that the checkpoint's authors
     recommend, which comes before the family's."""
@@ -229,17 +247,19 @@ class Ends:
 def auto(
     sampling: Sampling, full: Grid, multiple: int, frames_tokens: float, cost: Cost, ends: Ends
 ) -> list[Rung]:
-    """The ladder with the fewest estimated FLOPs, exactly, over all grids that the family can make.
+    """The ladder with the fewest estimated FLOPs, exactly, over all grids that the family can make, from the
+    step that samples begin with.
 
     A rung's last step depends on its own grid alone, so the best ladder that ends at a rung builds on the
     best shorter one: dynamic programming over (rung, number of rungs). Of equals, the one with fewer rungs.
     """
     num_steps = len(ends.sigmas) - 1
+    start = sampling.first_step(num_steps)
     rungs = [Rung(scale, grid, ends(scale, grid)) for scale, grid in _candidates(sampling, full, multiple)]
-    rungs = [rung for rung in rungs if rung.end > 0] + [Rung(1.0, full, num_steps)]
+    rungs = [rung for rung in rungs if rung.end > start] + [Rung(1.0, full, num_steps)]
     flops = [cost.step(round(rung.grid[0] * rung.grid[1] * frames_tokens)) for rung in rungs]
     best: list[tuple[float, tuple[int, ...]]] = [
-        (flops[i] * rung.end, (i,)) for i, rung in enumerate(rungs)
+        (flops[i] * (rung.end - start), (i,)) for i, rung in enumerate(rungs)
     ]  # ladders of one rung that end here
     answer = best[-1]
     for _ in range(1, sampling.max_rungs):

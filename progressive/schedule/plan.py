@@ -123,6 +123,9 @@ class SamplingPlan:
     spectrum: Spectrum
     step_cost: StepCost = BY_TOKENS
     """What a step costs on each grid."""
+    start: int = 0
+    """The step of the schedule that the first stage begins with; above 0 a row starts from a picture, noisy
+    as `sigmas` have it there."""
 
     @property
     def steps(self) -> int:
@@ -182,9 +185,11 @@ class SamplingPlan:
     def fill(self, index: int) -> Spectrum | None:
         """Signal spectrum, on the grid of stage `index` + 1, that the noise filled in at the expansion there
         makes room for; None: white noise of the stage's noise level, as published."""
-        if self.mode != "dct_matched":
-            return None
-        ratio = side_ratio(self.stages[index + 1].grid, self.stages[-1].grid)
+        return self.spectrum_on(self.stages[index + 1]) if self.mode == "dct_matched" else None
+
+    def spectrum_on(self, stage: Stage) -> Spectrum:
+        """The latents' spectrum on a stage's grid, where coefficients are smaller."""
+        ratio = side_ratio(stage.grid, self.stages[-1].grid)
         return Spectrum(self.spectrum.amplitude / ratio**2, self.spectrum.beta)
 
     def as_dict(self) -> dict[str, Any]:
@@ -262,7 +267,7 @@ def plan_sampling(
 
     stages: list[Stage] = []
     scales: list[float] = []
-    first = 0
+    first = start = sampling.first_step(len(sigmas) - 1)
     for rung in rungs:
         if rung.end <= first:
             continue
@@ -294,6 +299,7 @@ def plan_sampling(
         noise=sampling.noise,
         spectrum=spectrum,
         step_cost=step_cost,
+        start=start,
     )
 
 
