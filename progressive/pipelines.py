@@ -18,6 +18,7 @@ from overtone.progressive import library
 from overtone.progressive.caches import repeated_blocks, transformers
 from overtone.progressive.checkpoints import without_weights
 from overtone.progressive.families import FAMILIES, Family, conditioned, family_name
+from overtone.progressive.settings import FRAMES
 from overtone.progressive.tiny import FOLDER
 
 Quantize = Literal["none", "int8", "fp8"]
@@ -267,21 +268,28 @@ def _recognise(pipe: Any) -> str:
     return name
 
 
-def unfit(pipeline: type, *, has_transformer: bool) -> str | None:
-    """Why no entry can be made for a class of pipelines, from its call alone; None where one can be."""
-    call: Any = pipeline.__call__
-    takes = inspect.signature(call).parameters.keys()
+def unfit(pipeline: Any, *, has_transformer: bool) -> str | None:
+    """Why no entry can be made for a class of pipelines, from its signatures alone; None where one can be."""
+    takes = dict(inspect.signature(pipeline.__call__).parameters)
+    parts = inspect.signature(pipeline.__init__).parameters.keys()
     if not has_transformer:
         return "it has no transformer"
     if "latents" not in takes:
         return "it takes no latents"
-    if "audio_latents" in takes:
+    if "audio_latents" in takes or "audio_vae" in parts:
         return "it makes sound beside the video, which every stage would begin anew"
     if {"image", "strength"} <= takes:
         return (
             "it starts from a picture by itself; use the model's text-to-image pipeline, which makes the "
             "same with `sampling.strength`, or with a mask"
         )
+    if "prior_token_ids" in takes:
+        return "it draws tokens before its first step, which every stage would draw anew"
+    if "num_latent_frames_per_chunk" in takes:
+        return "it makes a video in chunks, each from noise of its own"
+    needed = [name for name, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if beside := [name for name in needed if name not in ("self", "prompt")]:
+        return f"it needs {', '.join(beside)} beside the prompt"
     return None
 
 
@@ -291,6 +299,16 @@ def _generic(pipe: Any) -> Family:
     transformer: Any = getattr(pipe, "transformer", None)
     if why := unfit(type(pipe), has_transformer=transformer is not None):
         raise ValueError(f"{type(pipe).__name__} cannot run in stages: {why}")
+    keys = [key for key in ("in_channels", "in_visual_dim") if key in transformer.config]
+    if not keys:
+        raise ValueError(
+            f"{type(pipe).__name__} cannot run in stages: its transformer's configuration names no "
+            "in_channels"
+        )
+    vae = getattr(getattr(pipe, "vae", None), "config", {})
+    channels = vae.get("z_dim") or vae.get("latent_channels") or 0
+    beside = transformer.config[keys[0]] - channels if channels else 0
+    frames = [defaults[name] for name in FRAMES if name in defaults]
     packed = library.packs_latents(pipe)
     size = getattr(transformer.config, "patch_size", None) or 2
     patch = 2 if packed else int(size if isinstance(size, int) else size[-1])
@@ -306,15 +324,26 @@ def _generic(pipe: Any) -> Family:
         patch=patch,
         layout="tokens2x2" if packed else "grid",
         channels_per_latent=4 if packed else 1,
-        channels_key="in_channels" if "in_channels" in transformer.config else "in_visual_dim",
+        channels_key=keys[0],
+        # Zeros, where a picture to start from would be, and a mask.
+        channels_beside=beside if beside in (1, channels + 1) else 0,
         default_height=defaults.get("height") or 1024,
         default_width=defaults.get("width") or 1024,
         default_steps=defaults.get("num_inference_steps") or 50,
-        default_frames=defaults.get("num_frames"),
-        frames_per_latent=int(per_latent) if "num_frames" in defaults else 1,
+        default_frames=next(filter(None, frames), None),
+        frames_per_latent=int(per_latent) if frames else 1,
         guidance=guidance if "negative_prompt" in defaults and not by_part else None,
         guider="guider" if "negative_prompt" in defaults and by_part else None,
+        negative_text=_negative_text(pipe, defaults),
         negative="given" if guidance[0] == "true_cfg_scale" else "always",
         # On, it takes the nearest of a list of sizes for the one that it is given.
         call={"use_resolution_binning": False} if "use_resolution_binning" in defaults else {},
     )
+
+
+def _negative_text(pipe: Any, defaults: Mapping[str, Any]) -> str:
+    """What the pipeline's call may run where no negative prompt is given: its default, or what its module
+    names so. A trial (engine/trial.py) tells whether it does."""
+    module = sys.modules.get(type(pipe).__module__)
+    own = defaults.get("negative_prompt") or getattr(module, "DEFAULT_NEGATIVE_PROMPT", "")
+    return own if isinstance(own, str) else ""

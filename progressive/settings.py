@@ -274,10 +274,13 @@ _CACHES_WITH: dict[str, tuple[StepCache, ...]] = {
 }
 """The caches that a setting is of."""
 
+FRAMES = ("num_frames", "frames")
+"""What pipelines call the number of a video's frames; SANA-Video's calls it otherwise than all others."""
+
 _BY_ENGINE = {
     "height",
     "width",
-    "num_frames",
+    *FRAMES,
     "num_inference_steps",
     "num_images_per_prompt",
     "num_videos_per_prompt",

@@ -18,37 +18,71 @@ import tiny_unknown
 import tiny_zoo
 import torch
 
+from overtone.progressive import layouts, noise
 from overtone.progressive.engine import Engine
 from overtone.progressive.families import FAMILIES, conditioned
 from overtone.progressive.pipelines import unfit
 from overtone.progressive.settings import Sampling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is not a family known here")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is not a family known here"),
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),  # a tiny model's parts of size 0
+]
 
 README = Path(__file__).parents[1] / "progressive" / "README.md"
 BEGIN, END = "<!-- pipelines: begin -->\n", "<!-- pipelines: end -->"
 
 GENERIC = "runs on the generic entry"
 NOT_TRIED = "not tried: a trial decides when it is loaded"
+_NO_FLOW = "refused: the scheduler is not a flow-matching one"
+_INVERTED = "refused: the scheduler has inverted sigmas"
 TRIED = {
     "OvisImagePipeline": GENERIC,
     "SanaPAGPipeline": GENERIC,
     "StableDiffusion3PAGPipeline": GENERIC,
     "LuminaPipeline": GENERIC,
-    "SanaSprintPipeline": "refused: the scheduler is not a flow-matching one",
-    "MochiPipeline": "refused: the scheduler has inverted sigmas",
+    "EasyAnimatePipeline": GENERIC,
+    "NucleusMoEImagePipeline": GENERIC,
+    "PRXPipeline": GENERIC,
+    "SanaVideoPipeline": GENERIC,
+    "MotifVideoPipeline": f"{GENERIC} where ClassifierFreeGuidance guides it; refused with other guiders",
+    "BriaFibo2Pipeline": GENERIC,
+    "Cosmos2_5_PredictBasePipeline": GENERIC,
+    "ZImageOmniPipeline": GENERIC,
     "HunyuanImagePipeline": f"{GENERIC} as distilled; refused with the guider that it has else",
+    "SanaSprintPipeline": _NO_FLOW,
+    "PixArtAlphaPipeline": _NO_FLOW,
+    "PixArtSigmaPipeline": _NO_FLOW,
+    "PixArtSigmaPAGPipeline": _NO_FLOW,
+    "LattePipeline": _NO_FLOW,
+    "AllegroPipeline": _NO_FLOW,
+    "CogVideoXPipeline": _NO_FLOW,
+    "CogView3PlusPipeline": _NO_FLOW,
+    "MochiPipeline": _INVERTED,
+    "OmniGenPipeline": _INVERTED,
     "SkyReelsV2DiffusionForcingPipeline": "refused: each frame has a noise level of its own",
-    "Kandinsky5T2IPipeline": "refused: it takes a picture for a video of one frame",
+    "Kandinsky5T2IPipeline": "refused: it makes a few sizes alone, and a picture is a video of one frame",
     "Cosmos2TextToImagePipeline": "refused: it takes a picture for a video of one frame",
+    "BriaPipeline": "refused: it asks its scheduler for what flow-matching ones do not have",
+    "Cosmos3OmniPipeline": "refused: nothing says how many channels its latents have",
+    "HiDreamImagePipeline": "refused: it makes one area alone, whatever size it is asked for",
+    "HunyuanImageRefinerPipeline": "refused: it refines a picture",
+    "PRXPixelPipeline": "refused: it starts from more than unit noise",
 }
-"""What came of those that have no entry, and are small enough to build."""
+"""What came of those that have no entry: each built with tiny random weights, and loaded."""
+_CANNOT = "cannot run in stages .*"
+_ENDS = f"{_CANNOT} trial of two steps ends with"
 SENTENCES = {
-    "SanaSprintPipeline": "SCMScheduler, which is not a flow-matching one",
-    "MochiPipeline": "inverted sigmas",
-    "SkyReelsV2DiffusionForcingPipeline": "cannot run in stages .* trial of two steps ends with",
-    "Kandinsky5T2IPipeline": r"cannot run in stages .* \(expected 5, got 4\)",
-    "Cosmos2TextToImagePipeline": r"cannot run in stages .* \(expected 5, got 4\)",
+    _NO_FLOW: "which is not a flow-matching one",
+    _INVERTED: "inverted sigmas",
+    TRIED["Kandinsky5T2IPipeline"]: f"{_ENDS} RuntimeError: cannot reshape",
+    TRIED["Cosmos2TextToImagePipeline"]: rf"{_CANNOT} noise of the shape \(1, 4, 1, \d+, \d+\)",
+    TRIED["SkyReelsV2DiffusionForcingPipeline"]: _ENDS,
+    TRIED["BriaPipeline"]: f"{_ENDS} AttributeError: .* no attribute 'scale_model_input'",
+    TRIED["Cosmos3OmniPipeline"]: "its transformer's configuration names no in_channels",
+    TRIED["HiDreamImagePipeline"]: f"{_ENDS} ValueError: Unexpected latents shape",
+    TRIED["HunyuanImageRefinerPipeline"]: f"{_ENDS} ValueError: .*its call also takes image",
+    TRIED["PRXPixelPipeline"]: f"{_CANNOT} it starts from noise .* deviation of (1.9|2.0)",
 }
 """Of the messages of those that are refused when they are loaded."""
 
@@ -87,7 +121,7 @@ def table() -> str:
     for name, pipeline in classes():
         rows.setdefault(outcome(name, pipeline), []).append(name.removesuffix("Pipeline"))
     first = ("has an entry", *sorted(one for one in rows if one.startswith(GENERIC)))
-    order = [*first, *sorted(one for one in rows if one not in (*first, NOT_TRIED)), NOT_TRIED]
+    order = [*first, *sorted(rows.keys() - {*first, NOT_TRIED}), *({NOT_TRIED} & rows.keys())]
     lines = [f"| {one} | {', '.join(rows[one])} |" for one in order]
     return "\n".join(["| what becomes of it | pipelines of diffusers |", "|---|---|", *lines]) + "\n"
 
@@ -103,13 +137,28 @@ def test_a_class_without_an_entry_runs_on_the_generic_one_or_is_refused_in_a_sen
     pipe = tiny_unknown.BUILDERS[name]()
     assert type(pipe).__name__ == name
     if not TRIED[name].startswith(GENERIC):
-        with pytest.raises(ValueError, match=SENTENCES[name]) as caught:
+        with pytest.raises(ValueError, match=SENTENCES[TRIED[name]]) as caught:
             Engine(pipe)
         assert "\n" not in str(caught.value)
         return
     engine = Engine(pipe)
     assert engine.family.name == "generic"
+    check_own_call(engine)
     check_rows(engine, random.Random(name))
+
+
+def test_a_pipeline_that_casts_no_latents_is_given_them_in_the_dtype_of_its_own():
+    engine = Engine(tiny_unknown.prx().to(torch.bfloat16))
+    check_rows(engine, random.Random(0))
+    sampling = Sampling(mode="fullres", num_steps=2, height=64, width=64)
+    plan = engine.plan(sampling)
+    latents, _ = engine.denoise(plan, engine.encode(["a ring"], [None], sampling), [1], sampling)
+    assert latents.dtype == torch.bfloat16
+
+
+def test_values_that_are_no_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"PRXPixelPipeline decodes to values from -\d.* to \d"):
+        Engine(tiny_unknown.prx_pixel(noise_scale=1.0))
 
 
 def test_a_pipeline_that_a_component_guides():
@@ -137,6 +186,23 @@ def test_rows_depend_on_themselves_alone_whatever_the_settings(name, seed):
     check_rows(engine, random.Random(f"{name} {seed}"))
 
 
+def check_own_call(engine: Engine) -> None:
+    """Full resolution is the pipeline's own call with its own scheduler, bit for bit."""
+    unit = engine.family.cell_px * engine.family.grid_multiple
+    sampling = Sampling(mode="fullres", num_steps=3, height=4 * unit, width=6 * unit)
+    plan = engine.plan(
+        sampling, num_frames=engine.family.default_frames and engine.family.frames_per_latent + 1
+    )
+    ours, _ = engine.denoise(plan, engine.encode(["a ring"], [None], sampling), [1], sampling)
+    grid = plan.stages[0].grid
+    base = noise.batch_noise([1], noise.BASE, ours.shape[1:])
+    call = {"prompt": ["a ring"], "latents": engine.call.pack(base)} | engine.family.call
+    call |= engine.call.size(grid, plan.num_frames, plan.num_steps)
+    if type(engine.pipe).__name__ == "EasyAnimatePipeline":
+        call["negative_prompt"] = [""]  # it cannot do without
+    assert torch.equal(layouts.unpack(engine.family, engine.pipe(**call)[0], *grid), ours)
+
+
 def check_rows(engine: Engine, draw: random.Random) -> None:
     """Rows of drawn settings together are the rows alone, of the size asked for, finite and decoded."""
     family = engine.family
@@ -152,7 +218,8 @@ def check_rows(engine: Engine, draw: random.Random) -> None:
     if family.default_frames is not None:
         fields["num_frames"] = draw.choice([1, 1 + family.frames_per_latent])
     if family.guidance is not None and family.guidance[0] in engine.call.defaults and draw.random() < 0.5:
-        fields[family.guidance[0]] = draw.choice([0.0, 1.0, 2.5])
+        least = 1.0 if type(engine.pipe).__name__.startswith("PRX") else 0.0  # it refuses less
+        fields[family.guidance[0]] = draw.choice([least, 1.0, 2.5])
     if "max_sequence_length" in engine.call.defaults:
         fields["call_kwargs"] = {"max_sequence_length": 16}
     sampling = Sampling(**fields)

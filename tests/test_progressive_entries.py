@@ -19,6 +19,7 @@ from small_jobs import model_folder
 
 from overtone.progressive import layouts, noise
 from overtone.progressive.checkpoints import Checkpoint, describe
+from overtone.progressive.checkpoints.sigmas import CALLS
 from overtone.progressive.engine import Engine
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.settings import Sampling
@@ -169,6 +170,28 @@ def test_a_plan_from_the_configuration_is_the_workers(family):
         sampling = settings(engine, mode="fullres", num_steps=steps, **size)
         ours = checkpoint.sigmas(steps, *size.values(), sampling.num_frames)
         np.testing.assert_allclose(ours, engine.plan(sampling).sigmas, rtol=0, atol=3e-7)
+
+
+def test_flux2_klein_kv_makes_of_prompts_what_klein_makes_without_guidance():
+    """The same weights; what it remembers is of pictures to start from."""
+    klein = tiny_pipes.flux2()
+    made, plans = [], []
+    for pipe, told in (
+        (klein, {"guidance_scale": 1.0}),
+        (diffusers.Flux2KleinKVPipeline(**klein.components), {}),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        engine = Engine(pipe)
+        sampling = Sampling(num_steps=STEPS, height=96, width=64, transition_sigmas=(0.8,), **told)
+        plan = engine.plan(sampling)
+        encoded = engine.encode(tiny_pipes.PROMPTS, [None, None], sampling)
+        made.append(engine.denoise(plan, encoded, SEEDS, sampling)[0])
+        plans.append(plan.stages)
+    assert engine.family is FAMILIES["flux2-klein-kv"]
+    assert len(plans[0]) == 2
+    assert plans[0] == plans[1]
+    assert torch.equal(*made)
+    assert CALLS["Flux2KleinKVPipeline"] is CALLS["Flux2KleinPipeline"]  # so `overtone plan` tells the same
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.pipelines], ids=lambda f: f.name)

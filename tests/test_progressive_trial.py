@@ -12,6 +12,7 @@ import tiny_pipes
 import torch
 from diffusers import (
     ChromaPipeline,
+    Flux2KleinPipeline,
     FluxControlPipeline,
     FluxKontextPipeline,
     FluxPipeline,
@@ -112,6 +113,25 @@ def test_rows_that_go_alone_stay_where_they_were_when_one_of_them_fails():
     assert torch.equal(rows.latents([0, 1, 2]), expected)
 
 
+class HasAnotherNegative(ChromaPipeline):
+    """As some do: a negative prompt of its own where none is given."""
+
+    @wraps(ChromaPipeline.__call__)
+    def __call__(self, *args: Any, negative_prompt: Any = None, **kwargs: Any) -> Any:
+        if negative_prompt is None and kwargs.get("negative_prompt_embeds") is None:
+            negative_prompt = "green"
+        return super().__call__(*args, negative_prompt=negative_prompt, **kwargs)
+
+
+class Further(Flux2KleinPipeline):
+    """It is given a grid, and steps tokens."""
+
+
+def test_a_class_derived_from_a_known_one_runs_as_that():
+    pipe = tiny_pipes.flux2()
+    assert Engine(as_class(pipe, Further)).family.name == "flux2"
+
+
 class ScalesItsLatents(ChromaPipeline):
     """As Cosmos does, by its own largest sigma."""
 
@@ -160,9 +180,13 @@ def control() -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: as_class(chroma(), ScalesItsLatents), "changes the latents that it is given"),
+        (lambda: as_class(chroma(), ScalesItsLatents), r"a standard deviation of \d\d"),
         (lambda: as_class(chroma(), DrawsLatents), "changes the latents that it is given"),
-        (lambda: as_class(tiny_pipes.flux1(), TakesAnotherSize), "trial of two steps"),
+        (
+            lambda: as_class(chroma(), HasAnotherNegative),
+            "it runs one of its own, which is not known",
+        ),
+        (lambda: as_class(tiny_pipes.flux1(), TakesAnotherSize), r"noise of the shape \(1, 256, 16\)"),
         (lambda: as_class(chroma(), RemembersItsSteps), "two steps in two calls"),
         (control, "control_image"),
         (lambda: FluxKontextPipeline(**tiny_pipes.flux1().components), "image"),

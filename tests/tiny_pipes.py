@@ -70,14 +70,14 @@ def tokenizer(max_length: int = 77) -> PreTrainedTokenizerFast:
     )
 
 
-def clip(projection: bool = False, dim: int = 16) -> Any:
+def clip(projection: bool = False, dim: int = 16, positions: int = 77) -> Any:
     config = CLIPTextConfig(
         vocab_size=32,
         hidden_size=dim,
         intermediate_size=dim,
         num_hidden_layers=1 + projection,
         num_attention_heads=2,
-        max_position_embeddings=77,
+        max_position_embeddings=positions,
         projection_dim=dim,
         bos_token_id=1,
         eos_token_id=2,

@@ -21,6 +21,8 @@ from transformers import (
     LlamaModel,
     Qwen3Config,
     Qwen3Model,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -376,7 +378,7 @@ def hunyuan_video_15() -> Any:
     return pipe
 
 
-def kandinsky5_video() -> Any:
+def kandinsky5_video(*, visual_cond: bool = True) -> Any:
     """Channels last, written into in place; with places for a picture to start from beside them."""
 
     class OfTexts:
@@ -405,7 +407,7 @@ def kandinsky5_video() -> Any:
                 num_text_blocks=1,
                 num_visual_blocks=1,
                 axes_dims=(4, 6, 6),
-                visual_cond=True,
+                visual_cond=visual_cond,
             ),
             vae=hunyuan_vae(),
             text_encoder=qwen_vl(),
@@ -439,6 +441,41 @@ def aura_flow() -> Any:
                 **_HEADS,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        )
+    )
+
+
+def bria_fibo() -> Any:
+    """A token a cell, and the token of the empty text by its number in the real vocabulary."""
+    torch.manual_seed(0)
+    text = SmolLM3Config(**TEXT | {"vocab_size": 128001}, pad_token_id=0)
+    return ready(
+        diffusers.BriaFiboPipeline(
+            transformer=diffusers.BriaFiboTransformer2DModel(
+                in_channels=4,
+                num_layers=1,
+                num_single_layers=1,
+                joint_attention_dim=32,
+                axes_dims_rope=[4, 6, 6],
+                text_encoder_dim=16,
+                **_HEADS,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=diffusers.AutoencoderKLWan(
+                base_dim=8,
+                decoder_base_dim=8,
+                z_dim=4,
+                num_res_blocks=1,
+                is_residual=True,
+                patch_size=2,
+                in_channels=12,
+                out_channels=12,
+                scale_factor_spatial=16,
+                latents_mean=[0.1] * 4,
+                latents_std=[1.5] * 4,
+            ),
+            text_encoder=SmolLM3ForCausalLM(text),
+            tokenizer=ended(),
         )
     )
 
@@ -479,6 +516,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "hunyuan-video": hunyuan_video,
     "ltx-video": ltx,
     "aura-flow": aura_flow,
+    "bria-fibo": bria_fibo,
     "hunyuan-video-1.5": hunyuan_video_15,
     "kandinsky5-video": kandinsky5_video,
 }

@@ -166,6 +166,7 @@ CALLS: dict[str, _Call] = {
     "FluxPipeline": like_flux,
     "Flux2Pipeline": _flux2,
     "Flux2KleinPipeline": _flux2,
+    "Flux2KleinKVPipeline": _flux2,
     "QwenImagePipeline": like_flux,
     "QwenImage21Pipeline": _qwen_image_21,
     "ZImagePipeline": like_flux,
@@ -183,6 +184,7 @@ CALLS: dict[str, _Call] = {
     "HunyuanVideoPipeline": _to_nothing,
     "LTXPipeline": _ltx,
     "AuraFlowPipeline": _number_alone,
+    "BriaFiboPipeline": like_flux,
     "HunyuanVideo15Pipeline": _to_nothing,
     "Kandinsky5T2VPipeline": _number_alone,
 }

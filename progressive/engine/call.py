@@ -22,7 +22,7 @@ from overtone.progressive.checkpoints import PUBLISHED, flow_shift_change
 from overtone.progressive.cost import StepCost, step_cost
 from overtone.progressive.families import Family, Guided
 from overtone.progressive.schedule import SamplingPlan, Stage, grid_for, latent_frames, steps_of
-from overtone.progressive.settings import Sampling, set_by_engine
+from overtone.progressive.settings import FRAMES, Sampling, set_by_engine
 from overtone.progressive.staged import Schedule, check_flow_matching
 
 Text = dict[str, Any]
@@ -45,6 +45,8 @@ class PipelineCall:
         self.mixes_rows = False
         """Whether a row comes out otherwise beside rows whose prompts are of other lengths, as a trial showed
         (engine/trial.py); such rows go alone."""
+        self.latents_dtype: torch.dtype | None = None
+        """What the pipeline is given latents in, as a trial showed; None: in the dtype that they have."""
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
         self._owner_of_schedules: Any = None
         self._streams: dict[str, torch.cuda.Stream] = {}
@@ -62,7 +64,8 @@ class PipelineCall:
     @property
     def channels(self) -> int:
         """Channels C of a latent."""
-        return self.transformer.config[self.family.channels_key] // self.family.channels_per_latent
+        taken = self.transformer.config[self.family.channels_key] - self.family.channels_beside
+        return taken // self.family.channels_per_latent
 
     @property
     def offloads(self) -> bool:
@@ -111,7 +114,7 @@ class PipelineCall:
         if self.family.layout == "channels_last" and self.transformer.config.get("visual_cond"):
             channels = packed.shape[-1]
             packed = torch.nn.functional.pad(packed, (0, channels + 1))  # as many, and a mask
-        return packed
+        return packed.to(self.latents_dtype or packed.dtype)
 
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments that `sampling` passes on to the call. ValueError for those that it does not take."""
@@ -177,9 +180,7 @@ class PipelineCall:
             "output_type": "latent",
             "return_dict": False,
         }
-        if "num_frames" in self.defaults:
-            size["num_frames"] = num_frames
-        return size
+        return size | {name: num_frames for name in FRAMES if name in self.defaults}
 
     def guided(self, sampling: Sampling) -> Guided:
         """Whether the pipeline runs a negative prompt beside each prompt, as `Family.guided` says."""

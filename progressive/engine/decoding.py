@@ -36,6 +36,7 @@ def decode(call: PipelineCall, plan: SamplingPlan, latents: Tensor) -> list[Any]
                 output, *_ = pipe(latents=call.pack(row[None]), **arguments)
             pixels = _pixels(output[0])
             if np.isfinite(pixels).all() and not any(map(bool, overflows)):
+                _check_range(pipe, pixels)
                 made.append(_uint8(pixels) if call.family.default_frames else Image.fromarray(_uint8(pixels)))
             else:
                 bad.append(number)
@@ -76,6 +77,15 @@ def _watched(pipe: Any) -> Iterator[list[Tensor]]:
 def _pixels(output: Any) -> np.ndarray:
     """One row's output, [C, H, W] or [T, C, H, W], as [H, W, C] or [T, H, W, C] in [0, 1]."""
     return np.moveaxis(torch.as_tensor(output).float().cpu().numpy(), -3, -1)
+
+
+def _check_range(pipe: Any, pixels: np.ndarray) -> None:
+    """ValueError for values that are no pixels, which as integers would wrap around."""
+    if not 0 <= pixels.min() <= pixels.max() <= 1:
+        raise ValueError(
+            f"{type(pipe).__name__} decodes to values from {pixels.min():.2f} to {pixels.max():.2f}, and "
+            "pixels are from 0 to 1; use a pipeline that makes pictures of its latents itself"
+        )
 
 
 def _uint8(pixels: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ from overtone.progressive.engine.stage_runner import PipelineRunner, StageRunner
 from overtone.progressive.engine.step_arguments import check_step_arguments
 from overtone.progressive.engine.text import Encoded, TextEncoder
 from overtone.progressive.engine.trajectories import StageReport, Trajectories, counting
-from overtone.progressive.engine.trial import is_unknown, try_out
+from overtone.progressive.engine.trial import is_unknown, try_out, with_unit
 from overtone.progressive.families import Family
 from overtone.progressive.pictures import Pictures
 from overtone.progressive.pipelines import resolve
@@ -62,6 +62,8 @@ class Engine:
         check_flow_matching(type(pipe).__name__, getattr(pipe, "scheduler", None))
         self.pipe = pipe
         self.family = resolve(pipe, family)
+        if self.family.name == "generic":
+            self.family = with_unit(pipe, self.family)
         self.call = PipelineCall(pipe, self.family)
         self.runner = PipelineRunner(self.call)
         self._text = TextEncoder(self.call)

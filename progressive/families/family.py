@@ -62,7 +62,10 @@ class Family:
     """Each cell's channels are a block of subcells x subcells finer cells, channel c * s * s + row * s +
     column: expansions happen on that finer grid, since each plane by itself would be half a cell off."""
     channels_per_latent: int = 1
-    """The transformer's `in_channels` over the latent's channels C, rounded down."""
+    """The transformer's `in_channels`, without `channels_beside`, over the latent's channels C, rounded
+    down."""
+    channels_beside: int = 0
+    """Channels of `in_channels` that are no latent's: zeros and a mask, for pictures to start from."""
     channels_key: str = "in_channels"
     """How the transformer's configuration names its `in_channels`."""
     text: tuple[str | None, ...] | None = ("prompt_embeds",)

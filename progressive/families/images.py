@@ -28,6 +28,18 @@ _FLUX1: dict[str, Any] = _TOKENS | {
     "default_delta": 0.05,
 }
 
+_FLUX2: dict[str, Any] = _SQUARE | {
+    # The pipeline's latents are 2 x 2 patches of the VAE's, normalised channel by channel; the
+    # published splits count that grid, 64 x 64 at 1024 px.
+    "cell_px": 16,
+    "grid_multiple": 1,
+    "patch": 1,
+    "subcells": 2,
+    "layout": "grid_to_tokens",
+    "spectrum": FLUX1_VAE,  # a stand-in, as published
+    "default_delta": 0.10,
+}
+
 
 def _tiny_spectrum() -> Spectrum:
     """Fitted on the embedded model's own latents (`progressive.tiny.train` writes the file); until there is
@@ -47,19 +59,18 @@ IMAGES = (
     Family(
         name="flux2",
         pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
-        # The pipeline's latents are 2 x 2 patches of the VAE's, normalised channel by channel; the
-        # published splits count that grid, 64 x 64 at 1024 px.
-        cell_px=16,
-        grid_multiple=1,
-        patch=1,
-        subcells=2,
-        layout="grid_to_tokens",
         guidance_default=4.0,
         without_negative=("Flux2Pipeline",),
-        spectrum=FLUX1_VAE,  # a stand-in, as published
-        default_delta=0.10,
         default_steps=50,
-        **_SQUARE,
+        **_FLUX2,
+    ),
+    # As FLUX.2-klein, distilled; what it remembers of pictures to start from it does not remember of prompts.
+    Family(
+        name="flux2-klein-kv",
+        pipelines=("Flux2KleinKVPipeline",),
+        guidance=None,
+        default_steps=4,
+        **_FLUX2,
     ),
     Family(
         name="qwen-image",
@@ -261,6 +272,21 @@ IMAGES = (
         spectrum=_tiny_spectrum(),
         call={"max_sequence_length": 20},
         **_FLUX1,
+    ),
+    Family(
+        name="bria-fibo",
+        pipelines=("BriaFiboPipeline",),
+        cell_px=16,
+        grid_multiple=1,
+        patch=1,
+        layout="tokens",
+        text=None,  # every layer of its encoder goes into a layer of the transformer, and none is an argument
+        alone=True,  # an empty prompt becomes as many tokens as the longest beside it has
+        guidance_default=5.0,
+        fixed={"do_patching": (False, "its latents are handed over a cell a token")},
+        default_steps=30,
+        **_SQUARE,
+        **_STAND_IN,
     ),
     Family(
         # Any other flow-matching pipeline: sizes are read off the pipeline, text passes as text.
