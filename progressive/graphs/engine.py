@@ -40,7 +40,8 @@ class GraphedEngine(WarmedEngine):
         """`capturer` unset: CUDA graphs, and a ValueError where there is no CUDA device. `limit_bytes`: see
         `Graphs`."""
         super().__init__(pipe, family)
-        capturer = capturer or capturer_for(self.device)
+        if capturer is None:
+            capturer = capturer_for(self.device)
         if capturer is None:
             raise ValueError(f"graphs need a CUDA device, and the pipeline is on {self.device}; use `Engine`")
         self.graphs = Graphs(pipe, capturer, limit_bytes=limit_bytes)
@@ -55,8 +56,7 @@ class GraphedEngine(WarmedEngine):
 
     def _key(self, plan: SamplingPlan, stage: Stage, sampling: Sampling) -> tuple[Any, ...]:
         guided = self.call.guided(sampling), *(bool(part.guided_steps) for part in stage.parts)
-        here = self.call.at_stage(sampling, plan, stage)
-        return stage.grid, stage.frames, guided, self.runner.why_not(here) is None
+        return stage.grid, stage.frames, guided, self.call.at_stage(sampling, plan, stage).cache
 
     def _warm_one(
         self, plan: SamplingPlan, stage: Stage, rows: int, sampling: Sampling, texts: TextsOf
