@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from overtone.cluster.faults import first_line
 from overtone.cluster.worker.protocol import Engine
@@ -48,7 +49,6 @@ def _load(spec: JobSpec) -> Engine:
     import torch
     import transformers
 
-    from overtone.progressive.engine import Engine as PipelineEngine
     from overtone.progressive.pipelines import load
 
     diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
@@ -56,7 +56,6 @@ def _load(spec: JobSpec) -> Engine:
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
     model = spec.model
-    family = None if model.family == "auto" else model.family
     pipe = load(
         model.id,
         dtype=None if model.dtype == "auto" else model.dtype,
@@ -66,14 +65,25 @@ def _load(spec: JobSpec) -> Engine:
         loras=model.loras,
         offload=model.offload,
         quantize=model.quantize,
-        family=family,
+        family=_family(spec),
     )
-    workers = spec.workers
+    return engine_of(spec, pipe)
+
+
+def engine_of(spec: JobSpec, pipe: Any) -> Engine:
+    """An engine around a pipeline that is loaded, run as the spec's `workers` say."""
+    from overtone.progressive.engine import Engine as PipelineEngine
+
+    family, workers = _family(spec), spec.workers
     if workers.compile == "off":
         return PipelineEngine(pipe, family)
     from overtone.progressive.compile import CompiledEngine
 
     return CompiledEngine(pipe, family, mode=workers.compile, cache_dir=workers.compile_cache_dir)
+
+
+def _family(spec: JobSpec) -> str | None:
+    return None if spec.model.family == "auto" else spec.model.family
 
 
 def loaded_commit(spec: JobSpec) -> str:
