@@ -26,6 +26,8 @@ from overtone.jobs.rows import Row
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.store import open_store
 from overtone.progressive import quality, spectral
+from overtone.progressive.bench import Line, Stack
+from overtone.progressive.bench.lab import Lab
 from overtone.progressive.compile import CompiledEngine
 from overtone.progressive.engine import Engine
 from overtone.progressive.engine.trajectories import expand
@@ -223,12 +225,14 @@ def job(folder: Path, rows: int, **sections: Any) -> JobSpec:
     table = {"row_id": [f"r{k:03}" for k in range(rows)], "prompt": prompts}
     pq.write_table(pa.table(table), folder / "prompts.parquet")
     sampling = SAMPLING.model_dump(mode="json", exclude_unset=True)
+    workers = {"batch_cache_dir": str(folder / "sizes")} | sections.pop("workers", {})
     return JobSpec.model_validate(
         {
             "model": "tiny",
             "prompts": str(folder / "prompts.parquet"),
             "sampling": sampling,
             "shards": rows,
+            "workers": workers,
             "output": str(folder / "out"),
         }
         | sections
@@ -256,6 +260,32 @@ def test_what_goes_on_beside_the_denoising_changes_no_picture(engine, tmp_path):
     for row in made[::13]:
         one, latents = denoise(engine, [row["prompt"]], [row["seed"]])
         assert psnr(picture(row["image"]["bytes"]), engine.decode(one, latents)[0]) > 40
+
+
+def test_the_next_job_has_the_batch_sizes_of_the_last(engine, tmp_path):
+    spec, together = job(tmp_path / "job", 4), list[list[int]]()
+    rows = [Row(f"r{k}", PROMPTS[k % 4], None, k, None, None, k, 0) for k in range(400)]
+    for _ in range(2):
+        timings: list[Timing] = []
+        runner = Runner(spec, None, None, engine, on_timings=timings.extend)
+        try:
+            runner.make(rows)
+        finally:
+            runner.close()
+        full = engine.plan(SAMPLING).stages[-1].height
+        together.append([one.rows for one in timings if (one.stage, one.height) == ("denoise", full)])
+    first, second = together
+    assert first[0] == 1
+    assert set(second[:-1]) == {second[0]}  # no search
+    assert len(second) < len(first)
+
+
+def test_a_line_of_the_suite_is_measured_on_a_gpu():
+    lab = Lab(torch.device("cuda"), torch.bfloat16, repeats=1)
+    for stack in (Stack(), Stack("blocks")):
+        made = lab.measure(Line("tiny", {"levels": 1, "delta": 0.05, "num_steps": 4}, stack, rows=2))
+        assert min(made.seconds, made.memory_gib, made.load_s) > 0
+    lab.empty()
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_and_no_row_lost(engine, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import time
@@ -22,6 +23,7 @@ from overtone.progressive.bench.process import LabProcess, Outcome, Ready
 from overtone.progressive.bench.records import CUT, Record, Records
 from overtone.progressive.bench.sitting import Sitting
 from overtone.progressive.bench.suite import AUTO, FULLRES, Line, Stack, baselines, suite
+from overtone.progressive.bench.suite_command import Suites, add_suite, run_suite
 from overtone.progressive.bench.timing import own_call
 
 GPU = suite("gpu", graphs=True)
@@ -356,6 +358,21 @@ def test_the_command_keeps_its_lines_and_says_what_is_left(tmp_path, capsys):
     assert "all lines of the suite are there" in shown.out
     assert one in path.with_suffix(".md").read_text()
     assert "s left" in shown.err
+
+
+def test_the_command_says_when_nothing_fits_into_the_budget(tmp_path, capsys):
+    path = tmp_path / "laptop.jsonl"
+    hangs = Line("tiny", {"levels": 1, "delta": 0.05})
+    where = {"device": "a device", "sitting": "before", "total_s": 80_000.0}
+    Records(path).add(Record(hangs.name, "tiny", "plain", 1, "", 1.0, 1.0, **where, failed=f"{CUT} at last"))
+    suites = Suites(lambda name: [hangs], serve_fakes, ("fakes",))
+    parser = argparse.ArgumentParser()
+    add_suite(parser)
+    given = parser.parse_args(["--suite", "tiny", "--to", str(path), "--skip-done", "--budget", "90000"])
+    with pytest.raises(SystemExit) as ended:
+        run_suite(parser, given, suites, "cpu")
+    assert ended.value.code == 3
+    assert "none of the 1 lines that are left fits into 90000 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

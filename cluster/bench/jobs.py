@@ -11,15 +11,18 @@ Both make the same prompts with the embedded model, in turns, round by round:
   prompts, denoising, decoding, encoding PNG, writing and committing Parquet, and waiting for anything.
   Starting Ray and loading the model do not, nor does the end of a job when some workers have no work left.
 
-A job's ratio is its pictures a second over those of the better plain loop in the same round; its ideal is the
-plan's saving in token-steps.
+A job's ratio is its pictures a second over those of the better plain loop in the same round; its ideal is
+what as many steps at full size cost over what the plan's do, by FLOPs.
+
+`--suite gpu --to FILE.jsonl` does the same with FLUX.1 at its real size (cluster/bench/job_lines.py), in as
+many sittings of `--budget` seconds as it takes: `--skip-done` goes on. A job is then also compared with its
+own engine that does nothing but denoise, its speed of light.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 import statistics
@@ -40,11 +43,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from overtone.cluster.connection import OBJECT_STORE_BYTES
-from overtone.cluster.driver import run_job
-from overtone.jobs.report import Timings
+from overtone.cluster.bench.job_lab import start_ray, suites, worker_times
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
 from overtone.jobs.spec import JobSpec
+from overtone.progressive.bench import add_suite, run_suite
 from overtone.progressive.families import FAMILIES
 from overtone.progressive.pipelines import load
 from overtone.progressive.schedule import SamplingPlan
@@ -84,7 +86,7 @@ class Job:
     ratios: tuple[float, ...]
     """The same over the better plain loop's, round by round."""
     ideal: float
-    """Token-steps of `fullres` over the setting's."""
+    """Cost of as many steps at full resolution over the setting's, by FLOPs."""
     denoise_share: float
     """Of the workers' time, in [0, 1]."""
 
@@ -116,16 +118,7 @@ def compare(
     rates: dict[str, list[float]] = {setting: [] for setting in settings}
     shares: dict[str, list[float]] = {setting: [] for setting in settings}
     plans: dict[str, SamplingPlan] = {}
-    # Ray makes its workers give way to everything else, which the plain loop does not.
-    os.environ["RAY_worker_niceness"] = "0"
-    ray.init(
-        "local",
-        num_cpus=workers,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    start_ray(workers)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_load) as plain:
             for number in range(rounds):
@@ -140,7 +133,7 @@ def compare(
                     output = folder / f"job-{number}-{setting.replace(': ', '-')}"
                     spec = _spec(folder, output, SETTINGS[setting], rows, num_steps, workers)
                     plans[setting] = sampling_plan(spec, checkpoint_of(spec))
-                    rate, share = _run(spec, output, rows)
+                    rate, share = _run(spec, rows)
                     rates[setting].append(rate)
                     shares[setting].append(share)
     finally:
@@ -155,7 +148,7 @@ def compare(
                 rows=rows * rounds,
                 images_per_s=tuple(rates[setting]),
                 ratios=tuple(rate / plain for rate, plain in zip(rates[setting], best, strict=True)),
-                ideal=plans[setting].token_saving,
+                ideal=plans[setting].saving,
                 denoise_share=statistics.mean(shares[setting]),
             )
             for setting in settings
@@ -218,13 +211,9 @@ def _spec(
     )
 
 
-def _run(spec: JobSpec, output: Path, rows: int) -> tuple[float, float]:
+def _run(spec: JobSpec, rows: int) -> tuple[float, float]:
     """(pictures a second of all workers, the denoiser's share of their time). RuntimeError if it failed."""
-    summary = run_job(spec)
-    if summary.exit_code or summary.rows != rows:
-        raise RuntimeError(summary.text())
-    tables = [pq.read_table(path) for path in sorted((output / "timings").glob("*.parquet"))]
-    workers = Timings(pa.concat_tables(tables)).workers()
+    workers = worker_times(spec, rows)
     share = sum(worker.denoise_s for worker in workers) / sum(worker.wall_s for worker in workers)
     return sum(worker.rows / worker.wall_s for worker in workers), share
 
@@ -247,7 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="repeatable; default: all")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    add_suite(parser)
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="of a suite, only these lines")
+    parser.add_argument("--plan", action="store_true", help="of a suite: measure nothing, show its lines")
     given = parser.parse_args(arguments)
+    if given.suite is not None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        run_suite(parser, given, suites(device), device, only=given.only, plan=given.plan)
+        return
     with tempfile.TemporaryDirectory(prefix="overtone-bench-") as folder:
         loops, jobs = compare(
             Path(folder),

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from overtone.cluster.faults import first_line
 from overtone.cluster.worker.protocol import Engine
@@ -51,8 +52,6 @@ def _load(spec: JobSpec) -> Engine:
     import torch
     import transformers
 
-    from overtone.progressive.engine import Engine as PipelineEngine
-    from overtone.progressive.graphs import GraphedEngine, capturer_for
     from overtone.progressive.pipelines import load
 
     diffusers.utils.logging.disable_progress_bar()  # this process is ours: its output is the job's log
@@ -60,7 +59,6 @@ def _load(spec: JobSpec) -> Engine:
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(spec.workers.threads or math.ceil(spec.workers.num_cpus))
     model = spec.model
-    family = None if model.family == "auto" else model.family
     pipe = load(
         model.id,
         dtype=None if model.dtype == "auto" else model.dtype,
@@ -71,9 +69,17 @@ def _load(spec: JobSpec) -> Engine:
         offload=model.offload,
         quantize=model.quantize,
         attention=model.attention,
-        family=family,
+        family=_family(spec),
     )
-    workers = spec.workers
+    return engine_of(spec, pipe)
+
+
+def engine_of(spec: JobSpec, pipe: Any) -> Engine:
+    """An engine around a pipeline that is loaded, run as the spec's `workers` say."""
+    from overtone.progressive.engine import Engine as PipelineEngine
+    from overtone.progressive.graphs import GraphedEngine, capturer_for
+
+    family, workers = _family(spec), spec.workers
     capturer = capturer_for(pipe.device) if workers.graphs == "auto" else None
     if workers.graphs == "auto" and capturer is None:
         _log.info("`graphs: auto` does nothing on a %s, where no step waits for launches", pipe.device.type)
@@ -85,6 +91,10 @@ def _load(spec: JobSpec) -> Engine:
     if capturer is not None:
         return GraphedEngine(pipe, family, capturer=capturer)
     return PipelineEngine(pipe, family)
+
+
+def _family(spec: JobSpec) -> str | None:
+    return None if spec.model.family == "auto" else spec.model.family
 
 
 def loaded_commit(spec: JobSpec) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from overtone.jobs.report.html import report
     from overtone.jobs.report.pages import data_uri, page, style, svg
     from overtone.jobs.report.sheet import contact_sheet, first_pictures
+    from overtone.jobs.report.times import WorkerTime
     from overtone.jobs.report.timings import Timings
 
 _PUBLIC = {
@@ -31,11 +32,13 @@ _PUBLIC = {
     "contact_sheet": "sheet",
     "first_pictures": "sheet",
     "Timings": "timings",
+    "WorkerTime": "times",
 }
 
 __all__ = [
     "CARD",
     "Timings",
+    "WorkerTime",
     "card",
     "card_rows",
     "contact_sheet",

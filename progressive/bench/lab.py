@@ -109,13 +109,13 @@ class Lab:
 
     def _built(self, line: Line) -> Engine:
         self.empty()
-        stack = line.stack
+        self._of, stack = line.engine, line.stack
         pipe = self._open_pipe(line.of, self._device, self._dtype)
         if stack.attention or self._attention_was_set:  # the library sets it for all that come later, too
             self._attention_was_set = True
             pipe.transformer.set_attention_backend(stack.attention or "native")
         quantize_blocks(pipe, stack.quantize)
-        self._engine, self._of = self._around(pipe, stack), line.engine
+        self._engine = self._around(pipe, stack)
         return self._engine
 
     def _around(self, pipe: Any, stack: Stack) -> Engine:

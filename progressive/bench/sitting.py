@@ -77,6 +77,11 @@ class Sitting:
         """Of the budget."""
         return self._budget_s - CLOSING_S - (self._clock() - self._begin)
 
+    @property
+    def tried(self) -> int:
+        """Lines so far, baselines included."""
+        return len(self._here)
+
     def go(self, lines: Sequence[Line]) -> list[Line]:
         """Measure what there is time for; returns the lines that are left. RuntimeError where no process can
         be started at all."""

@@ -99,6 +99,11 @@ def run_suite(
             print("interrupted; what was measured is kept", file=sys.stderr)
             sys.exit(3)
     print(records.tables())
+    if left and not sitting.tried:
+        print(
+            f"none of the {len(left)} lines that are left fits into {given.budget:.0f} s; give more --budget"
+        )
+        sys.exit(3)
     if left:
         print(f"{len(left)} of {len(lines)} lines are left; the same command with --skip-done goes on")
         sys.exit(3)
