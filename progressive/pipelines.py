@@ -278,7 +278,7 @@ def unfit(pipeline: Any, *, has_transformer: bool) -> str | None:
         return "it takes no latents"
     if "audio_latents" in takes or "audio_vae" in parts:
         return "it makes sound beside the video, which every stage would begin anew"
-    if {"image", "strength"} <= takes:
+    if {"image", "strength"} <= takes.keys():
         return (
             "it starts from a picture by itself; use the model's text-to-image pipeline, which makes the "
             "same with `sampling.strength`, or with a mask"

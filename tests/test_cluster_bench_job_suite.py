@@ -21,7 +21,7 @@ def record(name: str, rows: int, seconds: float | None, **more) -> Record:
 
 
 def test_the_first_line_is_the_job_that_is_told_and_each_has_its_own_engine_beside_it():
-    lines = job_suite("gpu", graphs=True)
+    lines = job_suite("gpu")
     assert lines[0].name == (
         "flux1-dev: a job, scales auto, delta 0.05; compile blocks, graphs; 16 pictures, 1 at a time"
     )

@@ -34,7 +34,6 @@ from overtone.cluster.worker import EngineFactory
 from overtone.jobs.report import Timings, WorkerTime
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.bench import (
-    GRAPHS,
     Figures,
     Line,
     Ready,
@@ -207,7 +206,7 @@ def serve_jobs(connection: Pipe, device: str, dtype: str) -> None:
 def suites(device: str) -> Suites:
     """Whole jobs with a real-size model, and with the embedded one."""
     return Suites(
-        lines=lambda name: job_suite(name, graphs=GRAPHS),
+        lines=lambda name: job_suite(name),
         serve=serve_jobs,
         arguments=(device, "bfloat16" if device == "cuda" else "float32"),
         bases=bases,

@@ -57,10 +57,10 @@ PLAIN_ROWS = 8
 """Pictures of the plain loop, whose rate depends on their number least of all."""
 
 
-def job_suite(name: str, *, graphs: bool = False) -> list[Line]:
+def job_suite(name: str) -> list[Line]:
     """The lines of a suite, the most telling first: `gpu` or `tiny`."""
     case, compile_, rows = ("flux1-dev", True, 16) if name == "gpu" else ("tiny", False, 16)
-    return list(_lines(case, [Stack("blocks", graphs)] if compile_ else [], rows))
+    return list(_lines(case, [Stack("blocks", graphs=True)] if compile_ else [], rows))
 
 
 def _lines(case: str, stacks: Sequence[Stack], rows: int) -> Iterator[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overtone.progressive.bench.cases import AUTO, CASES, FULLRES, Case
 from overtone.progressive.bench.command import main
-from overtone.progressive.bench.lab import GRAPHS, Figures
+from overtone.progressive.bench.lab import Figures
 from overtone.progressive.bench.models import build, empty_transformer, open_pipe, random_text
 from overtone.progressive.bench.process import Ready, answer
 from overtone.progressive.bench.records import Record, ratio
@@ -17,7 +17,6 @@ __all__ = [
     "AUTO",
     "CASES",
     "FULLRES",
-    "GRAPHS",
     "Case",
     "Figures",
     "Line",

@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 
 from overtone.progressive.bench.cases import CASES, chosen_settings, label
-from overtone.progressive.bench.lab import GRAPHS
 from overtone.progressive.bench.models import open_pipe
 from overtone.progressive.bench.process import serve
 from overtone.progressive.bench.suite import suite
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repeats = given.repeats or 2
         cases = given.case if given.case and "all" not in given.case else CASES
         suites = Suites(
-            lines=lambda name: [line for line in suite(name, graphs=GRAPHS) if line.case in cases],
+            lines=lambda name: [line for line in suite(name) if line.case in cases],
             serve=serve,
             arguments=(str(device), given.dtype, repeats),
             repeats=repeats,

@@ -9,13 +9,11 @@ The engine of a line is kept for the next one if that needs the same. Whatever c
 from __future__ import annotations
 
 import gc
-import inspect
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,11 +25,10 @@ from overtone.progressive.bench.suite import Line, Stack
 from overtone.progressive.bench.timing import own_call, timed
 from overtone.progressive.compile import CompiledEngine
 from overtone.progressive.engine import Encoded, Engine
+from overtone.progressive.graphs import GraphedEngine, capturer_for
 from overtone.progressive.pipelines import quantize_blocks
 from overtone.progressive.settings import Sampling
 
-GRAPHS = "graphs" in inspect.signature(CompiledEngine).parameters
-"""Whether the engine captures and replays calls of the transformer."""
 OpenPipe = Callable[[Case, torch.device, torch.dtype], Any]
 
 
@@ -45,6 +42,7 @@ class Figures:
     load_s: float
     prepare_s: float
     graphs: int
+    replays: int = 0
     denoise_share: float | None = None
     """Of a job's workers' time."""
 
@@ -82,7 +80,7 @@ class Lab:
             engine = self._built(line) if built else self._engine
             assert engine is not None
             loaded = time.perf_counter()
-            graphs = library.graphs_compiled()
+            graphs, replays = library.graphs_compiled(), _replays(engine)
             loop = self._ready(engine, line)
             ready = time.perf_counter()
             taken, held = zip(*(timed(self._device, loop) for _ in range(self._repeats)), strict=True)
@@ -96,6 +94,7 @@ class Lab:
             load_s=loaded - begin if built else 0.0,
             prepare_s=ready - loaded,
             graphs=library.graphs_compiled() - graphs,
+            replays=_replays(engine) - replays,
         )
 
     def empty(self) -> None:
@@ -119,12 +118,12 @@ class Lab:
         return self._engine
 
     def _around(self, pipe: Any, stack: Stack) -> Engine:
+        capturer = capturer_for(self._device) if stack.graphs else None
+        if stack.graphs and capturer is None:
+            raise ValueError(f"graphs need a CUDA device, and this is a {self._device.type}")
         if stack.compile != "off":
-            captured = {"graphs": True} if stack.graphs else {}
-            return CompiledEngine(pipe, mode=stack.compile, backend=self._backend, **captured)  # type: ignore[arg-type]
-        if stack.graphs:
-            return import_module("overtone.progressive.graphs").GraphedEngine(pipe)  # type: ignore[no-any-return]
-        return Engine(pipe)
+            return CompiledEngine(pipe, mode=stack.compile, backend=self._backend, capturer=capturer)
+        return Engine(pipe) if capturer is None else GraphedEngine(pipe, capturer=capturer)
 
     def _ready(self, engine: Engine, line: Line) -> Callable[[], Any]:
         """The line's loop, once all that is done the first time is done."""
@@ -142,6 +141,11 @@ class Lab:
         for _ in range(2):
             engine.denoise(plan.one_step_each(), text, seeds, sampling)
         return partial(engine.denoise, plan, text, seeds, sampling)
+
+
+def _replays(engine: Engine) -> int:
+    books = getattr(engine, "graphs", None)
+    return books.counts.replays if books is not None else 0
 
 
 def _texts(engine: Engine, line: Line, rows: int, words: int, sampling: Sampling) -> Encoded:

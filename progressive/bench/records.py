@@ -61,6 +61,9 @@ class Record:
     """To compile, to capture and to warm up."""
     graphs: int = 0
     """Compiled while it was prepared, or loaded from a cache."""
+    replays: int = 0
+    """Of captured calls of the transformer, from the warm-up on; 0 with `graphs` in its name: none could be
+    captured, and the line was run without."""
     denoise_share: float | None = None
     """Of a job: the denoiser's share of its workers' time, in [0, 1]."""
     of_light: float | None = None

@@ -171,6 +171,7 @@ class Sitting:
             load_s=figures.load_s,
             prepare_s=figures.prepare_s,
             graphs=figures.graphs,
+            replays=figures.replays,
             denoise_share=figures.denoise_share,
         )
         bases = [record if one.name == line.name else self._here.get(one.name) for one in self._bases(line)]

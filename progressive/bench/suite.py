@@ -132,19 +132,19 @@ def _own_calls(case: str, guided: bool) -> tuple[Line, Line]:
     )
 
 
-def suite(name: str, *, graphs: bool = False) -> list[Line]:
-    """The lines of a suite, each once, the most telling first: `gpu` or `tiny`. `graphs`: engines capture.
+def suite(name: str) -> list[Line]:
+    """The lines of a suite, each once, the most telling first: `gpu` or `tiny`.
 
     Settings that a model refuses are among them: the refusal is the result.
     """
     lines: dict[str, Line] = {}
-    for line in SUITES[name](graphs):
+    for line in SUITES[name]():
         lines.setdefault(line.name, line)
     return list(lines.values())
 
 
-def _gpu(graphs: bool) -> Iterator[Line]:
-    exact = Stack("blocks", graphs)
+def _gpu() -> Iterator[Line]:
+    exact = Stack("blocks", graphs=True)
     fp8 = replace(exact, quantize="fp8")
     others = ("z-image", "flux2-klein-4b", "wan2.1-1.3b")
     yield from _headline("flux1-dev", exact)
@@ -152,7 +152,7 @@ def _gpu(graphs: bool) -> Iterator[Line]:
     yield from _headline("flux1-dev", fp8)
     yield from _headline("qwen-image", exact)
     yield from _best("flux1-dev", fp8)
-    yield from _plainly("flux1-dev", graphs)
+    yield from _plainly("flux1-dev")
     yield from (Line("flux1-dev", AUTO, replace(exact, attention=name)) for name in ATTENTION)
     for case in others:
         yield from _headline(case, exact)
@@ -161,7 +161,7 @@ def _gpu(graphs: bool) -> Iterator[Line]:
         yield from _best(case, fp8)
     for case in ("qwen-image", *others):
         yield from _several_rows(case, exact)
-        yield from _plainly(case, graphs)
+        yield from _plainly(case)
     for case in ("qwen-image", "z-image", "wan2.1-1.3b"):
         yield from _guided(case, exact)
     for case in ("flux1-dev", "qwen-image", *others):
@@ -169,16 +169,16 @@ def _gpu(graphs: bool) -> Iterator[Line]:
         yield from (Line(case, setting) for setting in CASES[case].settings)
 
 
-def _tiny(graphs: bool) -> Iterator[Line]:
-    """The same, as far as a CPU goes."""
-    yield from _plainly("tiny", graphs)
+def _tiny() -> Iterator[Line]:
+    """The same, as far as a CPU goes, which has no graphs."""
+    yield from _plainly("tiny", graphs=False)
     yield from _guided("tiny", Stack())
     yield from _best("tiny", Stack())
     yield from _headline("tiny", Stack(quantize="int8"))
     yield from _headline("tiny", Stack("blocks"))
 
 
-SUITES: dict[str, Callable[[bool], Iterator[Line]]] = {"gpu": _gpu, "tiny": _tiny}
+SUITES: dict[str, Callable[[], Iterator[Line]]] = {"gpu": _gpu, "tiny": _tiny}
 
 
 def _headline(case: str, stack: Stack) -> Iterator[Line]:
@@ -187,7 +187,7 @@ def _headline(case: str, stack: Stack) -> Iterator[Line]:
         yield Line(case, setting, stack)
 
 
-def _plainly(case: str, graphs: bool) -> Iterator[Line]:
+def _plainly(case: str, *, graphs: bool = True) -> Iterator[Line]:
     """The engine with nothing beside it, and with one thing alone."""
     for setting in (AUTO, ONE_LEVEL, FULLRES):
         yield Line(case, setting)
