@@ -114,6 +114,7 @@ class FakeLab:
             load_s=load_s,
             prepare_s=1.0,
             graphs=0,
+            replays=0,
             denoise_share=None,
         )
         return Outcome(took, start_s, figures=figures)
