@@ -64,6 +64,8 @@ def read_shard(
     for batch in _batches(spec, file, meanings, file.passthrough, first_row, num_rows):
         for i in range(batch.num_rows):
             values = {meaning: column[i] for meaning, column in batch.values.items()}
+            if spec.prompts.text is not None:
+                values["prompt"] = spec.prompts.text
             image = mask = None
             problem = batch.problems.get(i)
             if pictures is not None and problem is None:
@@ -96,7 +98,8 @@ def _batches(
     folders = folder_values(file.path, file.relpath)
     if not num_rows:
         return
-    inside = [pa.field(source_name(spec, column.name, folders), column.type) for column in others]
+    used = {name for _, name in file.columns}
+    inside = [pa.field(source_name(spec, column.name, folders, used), column.type) for column in others]
     for batch in read(
         place,
         Found(file.path, file.size_bytes, file.etag),

@@ -77,7 +77,8 @@ class JobSpec(Section):
     def pictured(self) -> bool:
         """Whether rows start from pictures of the prompt table: with a strength, or where the spec names
         their columns. A table's columns `image` and `mask` are like any others in all other jobs."""
-        return self.sampling.strength is not None or any(map(self.prompts.columns.get, PICTURES))
+        named = [name for meaning, name in self.prompts.columns.items() if meaning in PICTURES]
+        return self.sampling.strength is not None or any(named)
 
     @property
     def meanings(self) -> tuple[str, ...]:
@@ -119,6 +120,8 @@ class JobSpec(Section):
         model, output, prompts = everything["model"], everything["output"], everything["prompts"]
         # Settings that came later are left out where they are what was always done: jobs begun before go on.
         later = {"delimiter": prompts["delimiter"]} if prompts["delimiter"] != "auto" else {}
+        if self.prompts.text is not None:
+            later["text"] = self.prompts.text
         if self.pictured:
             later["sources"] = "bytes" if self.keeps_sources else "digest"
         return later | {

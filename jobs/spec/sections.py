@@ -101,8 +101,10 @@ def _delimiter(value: Any) -> Any:
     return value
 
 
-class Prompts(Section):
+class Prompts(Section, Grown):
     """The table of what to make: one input row a sample, or `num_images` samples."""
+
+    came_later = ("text",)
 
     path: Annotated[
         tuple[Place, ...],
@@ -123,6 +125,9 @@ class Prompts(Section):
     `row_id` and `id`, and rows are named after their file and number. `image` and `mask`, pictures that rows
     start from, count where `sampling.strength` is set, or where they are named here."""
 
+    text: Text | None = None
+    """The prompt of all rows, in place of a column of the table. Unset: each row has its own."""
+
     delimiter: Annotated[str, BeforeValidator(_delimiter, json_schema_input_type=str)] = "auto"
     """What stands between the cells of a csv file, one character or `tab`. `auto`: comma, semicolon, tab or
     `|`, by which the first line has the column of the prompts."""
@@ -141,11 +146,16 @@ class Prompts(Section):
 
     def column(self, name: str) -> str | None:
         """The name in the table of one of `COLUMNS`; None: nothing there means that."""
+        if name == "prompt" and self.text is not None:
+            return None
         return self.columns.get(name, name)  # type: ignore[call-overload]
 
     @model_validator(mode="after")
     def _has_prompts(self) -> Prompts:
-        if self.column("prompt") is None:
+        if self.text is not None:
+            if self.columns.get("prompt"):
+                raise ValueError("give `text`, or a column of prompts in `columns`, not both")
+        elif self.column("prompt") is None:
             raise ValueError("`columns: {prompt: null}` leaves no prompts; name the column that holds them")
         return self
 
