@@ -93,7 +93,11 @@ class JobSpec(Section):
     @model_validator(mode="after")
     def _pictures_are_whole(self) -> JobSpec:
         if not self.pictured:
-            named = [("sampling.fit", self.sampling.fit), ("output.sources", self.output.sources)]
+            named = [
+                ("sampling.fit", self.sampling.fit),
+                ("output.sources", self.output.sources),
+                ("prompts.urls", self.prompts.urls),
+            ]
             if odd := [key for key, value in named if value is not None]:
                 raise ValueError(
                     f"{odd[0]} is for rows that start from pictures; set sampling.strength, or name their "

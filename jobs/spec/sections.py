@@ -104,7 +104,7 @@ def _delimiter(value: Any) -> Any:
 class Prompts(Section, Grown):
     """The table of what to make: one input row a sample, or `num_images` samples."""
 
-    came_later = ("text",)
+    came_later = ("text", "urls")
 
     path: Annotated[
         tuple[Place, ...],
@@ -127,6 +127,10 @@ class Prompts(Section, Grown):
 
     text: Text | None = None
     """The prompt of all rows, in place of a column of the table. Unset: each row has its own."""
+
+    urls: bool | None = None
+    """Whether pictures that rows start from may be http and https URLs, which workers then fetch, from public
+    addresses alone. Unset: a URL makes its row a reject."""
 
     delimiter: Annotated[str, BeforeValidator(_delimiter, json_schema_input_type=str)] = "auto"
     """What stands between the cells of a csv file, one character or `tab`. `auto`: comma, semicolon, tab or
