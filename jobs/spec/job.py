@@ -12,18 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from overtone.jobs.errors import SpecError
-from overtone.jobs.spec.fields import is_url
-from overtone.jobs.spec.sections import (
-    COLUMNS,
-    PICTURES,
-    Faults,
-    Model,
-    Output,
-    Prompts,
-    Section,
-    Shards,
-    Workers,
-)
+from overtone.jobs.spec.fields import Section, is_url
+from overtone.jobs.spec.sections import Faults, Model, Output, Shards, Workers
+from overtone.jobs.spec.table import COLUMNS, PICTURES, Prompts
 from overtone.progressive.checkpoints import is_local_model
 from overtone.progressive.settings import Sampling
 
