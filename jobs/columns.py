@@ -32,6 +32,8 @@ GENERATION = 2
 data set, which some readers take only with the same columns in each. The later ones can all be null, and give
 way to a column of the input that has their name."""
 
+FOOTER_KEY = b"overtone"
+"""Key of a Parquet file's metadata by which a part is known."""
 MEDIA = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 STAGES = pa.list_(
     pa.struct(

@@ -259,8 +259,12 @@ class Compiling(FakeGpu):
 def test_what_an_engine_finds_while_it_compiles_is_the_search(tmp_path):
     """And the next job compiles for what is known alone: that size, and what is left of it without memory."""
     engine = Compiling()
-    assert set(chunks(job(tmp_path / "a", 9), engine)[-1]) == {4, 1}
-    assert engine.warmed[1] == (True, [1, 2, 4, 8])
+    assert chunks(job(tmp_path / "a", 9), engine)[-1] == [1, 1, 2, 4, 1]
+    assert engine.warmed[:2] == [
+        (True, [4]),
+        (True, [1]),
+    ]  # all that the first batch needs
+    assert engine.warmed[2:4] == [(True, [1, 2, 4, 8])] * 2
     engine = Compiling()
-    assert set(chunks(job(tmp_path / "b", 9), engine)[-1]) == {4, 1}
-    assert engine.warmed[:2] == [(False, [1, 2, 4]), (False, [1, 2, 4])]
+    assert chunks(job(tmp_path / "b", 9), engine)[-1] == [4, 4, 1]
+    assert engine.warmed[:4] == [(False, [4])] * 2 + [(False, [1, 2, 4])] * 2

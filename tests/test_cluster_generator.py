@@ -72,6 +72,28 @@ def test_a_batch_gives_the_columns_of_a_job_s_output_those_of_the_input_and_erro
     assert b"huggingface" in made.schema.metadata
 
 
+def test_rows_start_from_pictures_where_there_is_a_strength():
+    file = io.BytesIO()
+    Image.new("RGB", (90, 60), "red").save(file, "PNG")
+    asked = table(
+        ["a", "b", "c"],
+        image=[{"bytes": file.getvalue(), "path": "x.png"}, {"bytes": b"<html>", "path": None}, None],
+        mask=[None, None, None],
+    )
+    made = ProgressiveGenerator("tests/fake", {"num_steps": 4, "strength": 0.5}, engine_factory=Fakes())(
+        asked
+    ).to_pylist()
+    assert (made[0]["width"], made[0]["height"]) == (64, 64)  # the nearest in steps of 64 px
+    assert made[0]["source_image"] == {"bytes": file.getvalue(), "path": "x.png"}
+    assert [row["error"] and row["error"].split(";")[0] for row in made] == [
+        None,
+        "InvalidRow in read: image is of no known format of pictures",
+        "InvalidRow in read: image is null, and rows start from pictures",
+    ]
+    with pytest.raises(ValueError, match="columns image have the names of output columns"):
+        generator()(asked)
+
+
 def test_a_row_s_pixels_are_its_own_whatever_the_batch_the_format_and_the_order():
     asked = table(["a", "b", "c", "d"])
     once = pictures(generator()(asked))

@@ -18,7 +18,7 @@ from test_jobs_given import file_of, picture
 
 from overtone.cluster.dispatch import Assignment
 from overtone.cluster.worker import Runner, encode_rows, load_engine
-from overtone.jobs.errors import PictureError
+from overtone.jobs.errors import PictureError, PromptsError
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.spec import JobSpec
@@ -90,6 +90,68 @@ def test_without_pictures_the_engine_is_asked_as_ever(tmp_path):
 
     assert encode_rows(Old(), rows, bench.spec.sampling) == ["a"]
     bench.runner.close()
+
+
+# ------------------------------------------------------------------- one job's output as the next's table
+
+
+def chained(folder: Path, table: Path, engine: Any, **more: Any) -> list[dict[str, Any]]:
+    """The rows that a job makes of another job's part."""
+    prompts = {"path": str(table), "text": "in watercolour"} | more
+    _, part = made(folder, {"prompts": prompts, "sampling": SAMPLING}, engine)
+    return pq.read_table(part).to_pylist()
+
+
+def test_an_output_is_the_next_jobs_table_as_it_is_and_row_id_joins_all(tmp_path):
+    """What made a picture comes along, what was measured does not, and noise and prompt are new."""
+    columns = {"tag": ["x", "y"], "seed": [11, 12], "num_images": [1, 2]}
+    bench = Bench(tmp_path / "first", ["a red ring", "a blue star"], columns=columns)
+    bench.attempt(commit_first=True)
+    bench.runner.close()
+    (first,) = (tmp_path / "first" / "out" / "data").glob("*.parquet")
+    before = {row["row_id"]: row for row in bench.rows}
+    assert sorted(before) == ["r0", "r1#0", "r1#1"]
+    second = chained(tmp_path / "second", first, FakeEngine())
+    for row in second:
+        source = before[row["row_id"]]
+        assert row["source_image"] == source["image"]
+        assert (row["source_prompt"], row["source_seed"]) == (source["prompt"], source["seed"])
+        assert (row["source_model"], row["tag"], row["prompt"]) == ("tiny", source["tag"], "in watercolour")
+        assert row["seed"] != source["seed"]
+        assert (row["height"], row["width"]) == (source["height"], source["width"])
+    (part,) = (tmp_path / "second" / "data").glob("*.parquet")
+    third = chained(tmp_path / "third", part, FakeEngine(), text="by night", keep=["tag"])
+    assert {row["row_id"] for row in third} == set(before)
+    assert {row["tag"] for row in third} == {"x", "y"}
+    assert {row["prompt"] for row in third} == {"by night"}
+    assert "source_prompt" not in third[0]
+    again = chained(tmp_path / "fourth", part, FakeEngine())
+    assert {row["source_prompt"] for row in again} == {"in watercolour"}
+    joined = duckdb.sql(
+        f"select count(*) from '{first}' a join '{part}' b using (row_id) "
+        "where sha256(a.image.bytes) = b.source_sha256"
+    ).fetchall()
+    assert joined == [(3,)]
+
+
+def test_what_is_to_be_made_of_an_output_is_said_anew(tmp_path):
+    bench = Bench(tmp_path, ["a red ring"])
+    bench.attempt(commit_first=True)
+    bench.runner.close()
+    (first,) = (tmp_path / "out" / "data").glob("*.parquet")
+    base = {"model": "tiny", "output": str(tmp_path / "next"), "sampling": SAMPLING}
+
+    def rows(**prompts: Any) -> list[Any]:
+        spec = JobSpec.model_validate(base | {"prompts": {"path": str(first)} | prompts})
+        (file,) = make_plan(spec).files
+        return read_shard(spec, file, 0, 1).rows
+
+    with pytest.raises(PromptsError, match="is a job's output, whose prompts tell of the pictures"):
+        rows()
+    (same,) = rows(columns={"prompt": "prompt", "seed": "seed"})
+    assert (same.prompt, same.seed) == ("a red ring", bench.rows[0]["seed"])
+    with pytest.raises(ValueError, match="give `text`, or a column of prompts"):
+        rows(text="x", columns={"prompt": "prompt"})
 
 
 # ------------------------------------------------------------------------------------- the embedded model

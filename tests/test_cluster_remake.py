@@ -18,9 +18,10 @@ from overtone.cluster.cli import main
 from overtone.cluster.dispatch import Assignment
 from overtone.cluster.worker import Runner, load_engine, remake
 from overtone.cluster.worker.remaking import TOLERANCE, Remade, spread
+from overtone.jobs.columns import FOOTER_KEY
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.parts import read_footer
-from overtone.jobs.parts.footer import FOOTER_KEY, Footer
+from overtone.jobs.parts.footer import Footer
 from overtone.jobs.plan import make_plan
 from overtone.jobs.report import card, contents, report
 from overtone.jobs.spec import JobSpec

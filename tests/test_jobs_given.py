@@ -9,6 +9,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from overtone.jobs.parts import Made, StageTime, part_schema
 from overtone.jobs.parts.table import rows_table
 from overtone.jobs.plan import make_plan
 from overtone.jobs.preview import preview
-from overtone.jobs.prompts import ShardRows, list_files, read_shard
+from overtone.jobs.prompts import GivenPictures, ShardRows, list_files, read_shard
 from overtone.jobs.prompts.given import MAX_PIXELS, Spool
+from overtone.jobs.prompts.web import WebError
 from overtone.jobs.row_check import check_rows
 from overtone.jobs.rows import Row
 from overtone.jobs.sampling import checkpoint_of, sampling_plan
@@ -186,7 +188,7 @@ def test_a_picture_that_its_exif_turns_has_the_turned_size(tmp_path):
         ("link/secret.png", "image 'link/secret.png' leads out of the folder of the table"),
         ("none.png", "image 'none.png' is not there"),
         ("sub", "image 'sub' is not there"),
-        ("http://169.254.169.254/key?token=s3cret", "image is a URL; give bytes, or a path"),
+        ("http://169.254.169.254/key?token=s3cret", "image is a URL, and `prompts.urls` is not set"),
         ("", "image is no path: ''"),
     ],
 )
@@ -199,6 +201,26 @@ def test_a_path_never_leaves_the_tables_folder(tmp_path, path, reason):
     assert not found.rows
     assert reason in found.rejects[0].message
     assert "s3cret" not in found.rejects[0].message
+
+
+def test_urls_are_fetched_together_and_named_without_what_may_be_secret(tmp_path):
+    asked, both = [], Barrier(2, timeout=30)
+
+    def fetch(url: str, most_bytes: int) -> bytes:
+        asked.append(url)
+        both.wait()  # one waits for the other, which is asked for meanwhile
+        if "none" in url:
+            raise WebError("https://example.org/none answers 404")
+        return file_of(picture())
+
+    spec = spec_of(tmp_path / "p", prompts={"path": str(tmp_path / "p"), "urls": True})
+    urls = ["https://me:pw@example.org/a/b.png?token=s3cret", "https://example.org/none"]
+    good, bad = GivenPictures(spec, str(tmp_path / "p"), fetch).of_all([{"image": url} for url in urls])
+    assert sorted(asked) == sorted(urls)
+    assert good[0].name == "b.png"
+    assert bad == (None, None, "image https://example.org/none answers 404")
+    other = GivenPictures(spec, str(tmp_path / "p"), fetch).of({"image": "ftp://example.org/a.png"})
+    assert other[2] == "image is a URL that is neither http nor https; give bytes, or a path"
 
 
 def test_an_absolute_path_in_the_folder_is_fine(tmp_path):
@@ -271,6 +293,7 @@ def test_tables_with_such_columns_are_what_they_were_in_other_jobs(tmp_path):
         ),
         ({"prompts": {"path": "p", "columns": {"image": None}}}, "leaves none"),
         ({"output": {"path": "o", "format": "webdataset"}}, "webdataset has no place"),
+        ({"sampling": {}, "prompts": {"path": "p", "urls": True}}, "prompts.urls is for rows that start"),
     ],
 )
 def test_a_key_that_would_do_nothing_is_refused(tmp_path, more, message):

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from small_jobs import SIDE_PX, commit_part, finish, picture, prompt_table, small_job, small_part
 
+from overtone.jobs.columns import FOOTER_KEY
 from overtone.jobs.errors import UserError
 from overtone.jobs.folder import JobFolder
 from overtone.jobs.media import encode_media, look_at
 from overtone.jobs.parts import AttemptFacts, Made, build_part, part_name, read_rows
 from overtone.jobs.parts.build import Part
-from overtone.jobs.parts.footer import FOOTER_KEY
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import Reject

@@ -14,9 +14,10 @@ from overtone.jobs.errors import SpecError
 from overtone.jobs.spec import JobSpec
 from overtone.jobs.spec.fields import Attention
 from overtone.progressive import library
+from overtone.progressive.denoisers import set_attention
 from overtone.progressive.engine import Engine
 from overtone.progressive.graphs import GraphedEngine, Recorder
-from overtone.progressive.pipelines import load, set_attention
+from overtone.progressive.pipelines import load
 from overtone.progressive.settings import Sampling
 
 CPU = torch.device("cpu")

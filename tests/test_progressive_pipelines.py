@@ -12,7 +12,8 @@ import torch
 from diffusers import WanPipeline
 
 from overtone.progressive.checkpoints import describe
-from overtone.progressive.pipelines import load, load_adapters
+from overtone.progressive.denoisers import load_adapters
+from overtone.progressive.pipelines import load
 
 
 def test_pickled_weights_are_refused(tmp_path):

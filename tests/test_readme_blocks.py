@@ -14,9 +14,11 @@ from typing import NamedTuple
 import click
 import duckdb
 import pytest
+import yaml
 
 from overtone.cluster.cli import main
 from overtone.cluster.measure.settings import named_like, space
+from overtone.jobs.spec import JobSpec
 from overtone.progressive.settings import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -114,9 +116,16 @@ def test_the_blocks_of_jobs_and_of_the_first_page(tmp_path):
         elif block.language == "sql":
             rows = duckdb.sql(block.code.replace("'out/", f"'{tmp_path}/out/")).fetchall()
             assert {stage for _, _, stage, _ in rows} >= {"denoise", "vae_decode"}
-        elif not block.elsewhere:
+        elif not block.elsewhere and block.language != "yaml":
             desk.type(block.code)
     assert (tmp_path / "contact-sheet.png").exists()
+
+
+def test_the_pieces_of_specs_are_of_a_spec():
+    pieces = [yaml.safe_load(block.code) for block in blocks("jobs/README.md", language="yaml")]
+    for piece in pieces:
+        JobSpec.model_validate({"model": "tiny", "prompts": "p.parquet", "output": "out"} | piece)
+    assert len(pieces) == 2
 
 
 @pytest.mark.timeout(900)

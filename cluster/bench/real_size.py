@@ -27,7 +27,8 @@ from overtone.cluster.worker import Engine, engine_of
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.bench import build
 from overtone.progressive.checkpoints import describe
-from overtone.progressive.pipelines import load, quantize_blocks
+from overtone.progressive.denoisers import quantize_blocks
+from overtone.progressive.pipelines import load
 from overtone.progressive.tiny import FOLDER
 
 _VAE: dict[str, Any] = {

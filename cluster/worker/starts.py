@@ -44,16 +44,14 @@ def sized(rows: Sequence[Row], family: Family, sampling: Sampling) -> list[Row]:
     """The rows, those with a size that follows from their picture where neither they nor the job give one."""
     if sampling.height or sampling.width:
         return list(rows)
-    return [
-        row
-        if row.image is None or row.height or row.width
-        else replace(row, **_named(size_from(family, row.image.height_px, row.image.width_px)))
-        for row in rows
-    ]
+    return [_sized(row, row.image, family) if row.image else row for row in rows]
 
 
-def _named(size: tuple[int, int]) -> dict[str, int]:
-    return {"height": size[0], "width": size[1]}
+def _sized(row: Row, image: Given, family: Family) -> Row:
+    if row.height or row.width:
+        return row
+    height_px, width_px = size_from(family, image.height_px, image.width_px)
+    return replace(row, height=height_px, width=width_px)
 
 
 def _pictures(rows: Sequence[Row], family: Family, sampling: Sampling) -> list[Pictures | None]:
@@ -64,7 +62,7 @@ def _pictures(rows: Sequence[Row], family: Family, sampling: Sampling) -> list[P
         if row.image is None or key in made:
             continue
         try:
-            mask = row.mask and _decoded(row.mask)
+            mask = _decoded(row.mask) if row.mask else None
             height_px, width_px, _ = size_of(sampling, family, row.height, row.width)
             pictures = Pictures(_decoded(row.image), mask).fitted(height_px, width_px, sampling.fit)
         except ValueError as error:

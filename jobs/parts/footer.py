@@ -17,7 +17,6 @@ from overtone.jobs.media import Kind
 from overtone.jobs.rows import Reject
 
 _T = TypeVar("_T")
-FOOTER_KEY = b"overtone"
 FOOTER_VERSION = 2
 _READABLE = (1, 2)
 """Version 1 lacks `settings`, `compute`, `device_name` and `own_columns`, and `truncated` of the timings."""

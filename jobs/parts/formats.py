@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import contains
-from overtone.jobs.columns import SOURCE_MEDIA
+from overtone.jobs.columns import FOOTER_KEY, SOURCE_MEDIA
 from overtone.jobs.errors import VerifyError
 from overtone.jobs.intervals import interval_leaves, with_intervals_typed
 from overtone.jobs.media import Kind
-from overtone.jobs.parts.footer import FOOTER_KEY, Footer
+from overtone.jobs.parts.footer import Footer
 from overtone.jobs.parts.names import Format
 from overtone.jobs.parts.table import Made, PartRow, leaf_paths, own_paths
 

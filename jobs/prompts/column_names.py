@@ -17,6 +17,10 @@ from overtone.jobs.columns import OUTPUT_COLUMNS
 from overtone.jobs.spec import COLUMNS, JobSpec
 
 _RENAMED = "source_"
+LINEAGE = ("prompt", "seed", "model")
+"""Of a job's output that is the table of the next one: what made the picture that a row starts from, and
+stays beside it as `source_prompt`, `source_seed` and `source_model`."""
+LINEAGE_OUT = tuple(f"{_RENAMED}{name}" for name in LINEAGE)
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -53,9 +57,14 @@ def output_name(spec: JobSpec, name: str, folders: Container[str]) -> str:
     return f"{_RENAMED}{name}" if off or (name in folders and name in OUTPUT_COLUMNS) else name
 
 
-def source_name(spec: JobSpec, passed_as: str, folders: Container[str]) -> str:
-    """The name in the table of a column that passes through: the reverse of `output_name`."""
+def source_name(
+    spec: JobSpec, passed_as: str, folders: Container[str], used: Container[str] = frozenset(COLUMNS)
+) -> str:
+    """The name in the table of a column that passes through: the reverse of `output_name`. `used`: the
+    columns of the file that have a meaning; those of `LINEAGE` that have none are another job's."""
     name = passed_as.removeprefix(_RENAMED)
+    if passed_as != name and spec.pictured and name in LINEAGE and name not in used:
+        return name
     return name if output_name(spec, name, folders) == passed_as else passed_as
 
 

@@ -12,10 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import contains, empty_table, merged
-from overtone.jobs.columns import OUTPUT_COLUMNS, SOURCE_COLUMNS
+from overtone.jobs.columns import DATA, OUTPUT_COLUMNS, SOURCE_COLUMNS
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.features import merged_metadata
-from overtone.jobs.prompts.column_names import merged_folders, output_name, source_name
+from overtone.jobs.prompts.column_names import (
+    LINEAGE,
+    LINEAGE_OUT,
+    merged_folders,
+    output_name,
+    source_name,
+)
 from overtone.jobs.prompts.scan import Format, Scan, is_text
 from overtone.jobs.spec import JobSpec
 
@@ -32,19 +38,31 @@ _TYPES: dict[str, tuple[str, ...]] = {
 }
 """What each column may hold. Fractions are allowed because many tools turn whole numbers into them where
 values are missing."""
+_CHAINED = ("row_id", "image", "mask")
+"""What another job's output can say of this one's rows, unless the spec names its other columns."""
+_OWN = frozenset([*(column.name for column in DATA), *LINEAGE_OUT])
 _USUAL_PROMPTS = ("caption", "text", "description", "prompt")
 
 
 def named_columns(spec: JobSpec, scanned: Scan, path: str, format: Format) -> dict[str, str]:
     """The column of this file that holds each meaning of `COLUMNS`, for the meanings that the file has."""
     names, columns = scanned.schema.names, dict[str, str]()
+    chained = spec.pictured and scanned.own
     for meaning in spec.meanings:
         name = spec.prompts.column(meaning)
+        if chained and meaning not in (*_CHAINED, *spec.prompts.columns):
+            continue  # it tells of the picture that the row starts from
         if name is not None and name in names:
             columns[meaning] = name
     if "row_id" not in columns and "row_id" not in spec.prompts.columns and "id" in names:
         columns["row_id"] = "id"
-    if "prompt" not in columns and scanned.num_rows:
+    if "prompt" not in columns and spec.prompts.text is None and scanned.num_rows:
+        if chained:
+            raise PromptsError(
+                f"{path} is a job's output, whose prompts tell of the pictures that rows start from; say "
+                "what is made of them by `text` under `prompts`, or by a column, as in `columns: {prompt: "
+                "instruction}` (`{prompt: prompt}`: the same again)"
+            )
         wanted = spec.prompts.column("prompt") or "prompt"
         like = get_close_matches(wanted.lower(), [name.lower() for name in names], 1, 0.6)
         guess = next((name for name in names if name.lower() in like), None)
@@ -122,11 +140,20 @@ def passthrough(
     `columns` are those that have a meaning, and `folders` those that folders give."""
     keep, used = spec.prompts.keep, set(columns.values())
     rest = [column for column in scanned.schema if column.name not in used]
+    chained = spec.pictured and scanned.own
+    if chained:  # what its job measured is not this one's, and what came before is found by `row_id`
+        rest = [column for column in rest if column.name in LINEAGE or column.name not in _OWN]
     if keep is not None:
         rest = [column for column in rest if column.name in keep]
     passed = []
     for column in rest:
-        passed_as = output_name(spec, column.name, folders)
+        lineage = chained and column.name in LINEAGE
+        passed_as = f"source_{column.name}" if lineage else output_name(spec, column.name, folders)
+        if spec.pictured and not lineage and column.name in LINEAGE_OUT:
+            raise PromptsError(
+                f"{path}: column {column.name!r} has the name of what a job's output says of pictures; "
+                "rename it, or name those to pass through, without it, in `prompts.keep`"
+            )
         if passed_as in OUTPUT_COLUMNS or (spec.pictured and passed_as in SOURCE_COLUMNS):
             raise PromptsError(
                 f"{path}: column {column.name!r} would pass through to the output, which has one of "
@@ -134,7 +161,7 @@ def passthrough(
             )
         if column.name in scanned.unusable:
             raise PromptsError(scanned.unusable[column.name])
-        if source_name(spec, column.name, folders) != column.name:
+        if not lineage and source_name(spec, column.name, folders) != column.name:
             raise PromptsError(
                 f"{path}: column {column.name!r} has the name under which the column "
                 f"{source_name(spec, column.name, folders)!r} passes through; rename it"

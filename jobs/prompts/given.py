@@ -5,8 +5,9 @@ decodes none: of a picture's file it reads the header.
     image, mask, problem = pictures.of({"image": {"bytes": ..., "path": None}})
 
 A cell holds bytes, a path, or both as `datasets` writes them. A path counts from the folder of the table's
-file and never leaves it, for a table may come from anybody. What is wrong with a cell is the row's problem; a
-store that does not answer is a StoreError like any other.
+file and never leaves it, for a table may come from anybody; http and https URLs, which the spec has to allow,
+are jobs/prompts/web.py's. What is wrong with a cell is the row's problem; a store that does not answer is a
+StoreError like any other.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import posixpath
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
@@ -27,12 +30,15 @@ from overtone.jobs.errors import PromptsError, StoreError
 from overtone.jobs.prompts.input_file import server_of
 from overtone.jobs.prompts.places import place_of
 from overtone.jobs.prompts.values import shown_value
+from overtone.jobs.prompts.web import WebError, fetch
 from overtone.jobs.rows import Given
-from overtone.jobs.spec import JobSpec, is_url
+from overtone.jobs.spec import PICTURES, JobSpec, is_url
 
 MAX_FILE_BYTES = 64 * 1024**2
 MAX_PIXELS = 64 * 1000**2
 """A header may claim any size, and decoding takes memory for all of it."""
+_THREADS = 16
+"""That wait for files."""
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap the sides."""
 
@@ -40,16 +46,28 @@ _TURNED = (5, 6, 7, 8)
 class GivenPictures:
     """The pictures of some rows of one file, or of a batch that is in no file."""
 
-    def __init__(self, spec: JobSpec, path: str | None) -> None:
+    def __init__(
+        self, spec: JobSpec, path: str | None, from_web: Callable[[str, int], bytes] = fetch
+    ) -> None:
         """`path`: the file's, from whose folder paths count; None: there is none, and paths are refused."""
+        self._fetch = from_web
         self._spec, self._server = spec, server_of(spec)
         self._folder = None if path is None else posixpath.dirname(path)
         self._spool = Spool()
 
+    def of_all(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Given | None, Given | None, str | None]]:
+        """`of` each row; where there are paths, several rows are waited for at once."""
+        if not any(isinstance(_path(row.get(name)), str) for row in rows for name in PICTURES):
+            return [self.of(row) for row in rows]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures") as threads:
+            return list(threads.map(self.of, rows))
+
     def of(self, values: Mapping[str, Any]) -> tuple[Given | None, Given | None, str | None]:
         """(picture, mask, what is wrong with them) of a row, from its values by meaning."""
         found: dict[str, Given | None] = {}
-        for meaning in ("image", "mask"):
+        for meaning in PICTURES:
             try:
                 found[meaning] = self._given(values.get(meaning))
             except _BadPicture as bad:
@@ -62,10 +80,7 @@ class GivenPictures:
         return image, mask, None
 
     def _given(self, value: Any) -> Given | None:
-        data, name = value, None
-        if isinstance(value, Mapping):
-            data, name = value.get("bytes"), value.get("path")
-            data = name if data is None else data
+        data, name = _path(value), value.get("path") if isinstance(value, Mapping) else None
         if data is None:
             return None
         if isinstance(data, str):
@@ -76,7 +91,7 @@ class GivenPictures:
             raise _BadPicture(f"has {len(data):,} bytes; at most {MAX_FILE_BYTES:,}")
         height_px, width_px = header(data)
         digest = self._spool.add(data)
-        name = None if not isinstance(name, str) or is_url(name) else posixpath.basename(name)
+        name = posixpath.basename(urlsplit(name).path if is_url(name) else name) if name else None
         return Given(digest, name, height_px, width_px, len(data), lambda: self._spool.read(digest))
 
     def _fetched(self, path: str) -> bytes:
@@ -85,7 +100,7 @@ class GivenPictures:
         if "\0" in path or not path:
             raise _BadPicture(f"is no path: {shown}")
         if is_url(path):
-            raise _BadPicture("is a URL; give bytes, or a path in the table's folder")
+            return self._from_web(path)
         if self._folder is None:
             raise _BadPicture(
                 f"is the path {shown}, and there is no folder that it could count from; give bytes"
@@ -113,6 +128,23 @@ class GivenPictures:
             raise _BadPicture(f"{shown} is not there") from None
         except OSError as error:
             raise StoreError(f"{whole} cannot be read: {error.strerror or error}") from error
+
+    def _from_web(self, url: str) -> bytes:
+        if not url.lower().startswith(("http://", "https://")):
+            raise _BadPicture("is a URL that is neither http nor https; give bytes, or a path")
+        if not self._spec.prompts.urls:
+            raise _BadPicture("is a URL, and `prompts.urls` is not set; set it, or give bytes or a path")
+        try:
+            return self._fetch(url, MAX_FILE_BYTES)
+        except WebError as error:
+            raise _BadPicture(str(error)) from None
+
+
+def _path(value: Any) -> Any:
+    """What a cell gives: bytes, or a path where it has none."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get("path") if value.get("bytes") is None else value["bytes"]
 
 
 def header(data: bytes) -> tuple[int, int]:

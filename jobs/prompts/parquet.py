@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overtone.jobs.column_types import contains, fitted, leaves, plain, with_inner_values
+from overtone.jobs.columns import FOOTER_KEY
 from overtone.jobs.errors import PromptsError
 from overtone.jobs.intervals import INTERVAL, with_intervals_marked
 from overtone.jobs.prompts.places import Found, Place
@@ -53,7 +54,8 @@ def scan_parquet(place: Place, found: Found) -> Scan:
     else:
         unusable = _null_arrays(place, found, metadata, schema, tail)
     unusable |= _extensions_of_categories(schema, found.path)
-    return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable)
+    own = FOOTER_KEY in (metadata.metadata or {})
+    return Scan(metadata.num_rows, len(rows), (), digest, schema, unusable, own)
 
 
 def read_parquet(
@@ -284,8 +286,8 @@ def _python_values(array: pa.Array, *, raw: bool = False) -> list[Any]:
         except (UnicodeDecodeError, pa.ArrowException):
             pass
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
-    raw = array.cast(pa.large_binary() if wide else pa.binary()).to_pylist()
-    return [None if value is None else _text(value) for value in raw]
+    found = array.cast(pa.large_binary() if wide else pa.binary()).to_pylist()
+    return [None if value is None else _text(value) for value in found]
 
 
 def _is_binary(type: pa.DataType) -> bool:

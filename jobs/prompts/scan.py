@@ -57,6 +57,8 @@ class Scan:
     unusable: dict[str, str] = field(default_factory=dict)
     """The columns that cannot be read, with a sentence about each: those of a jsonl file that have more than
     one type, whose type in `schema` is null, and encrypted ones of a Parquet file."""
+    own: bool = False
+    """It is a part of a job's output."""
 
 
 @dataclass(frozen=True)

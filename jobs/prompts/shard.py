@@ -62,12 +62,14 @@ def read_shard(
     pictures = GivenPictures(spec, file.path) if spec.pictured and with_pictures else None
     meanings = [name for name in spec.meanings if pictures or name not in PICTURES]
     for batch in _batches(spec, file, meanings, file.passthrough, first_row, num_rows):
-        for i in range(batch.num_rows):
-            values = {meaning: column[i] for meaning, column in batch.values.items()}
-            image = mask = None
-            problem = batch.problems.get(i)
-            if pictures is not None and problem is None:
-                image, mask, problem = pictures.of(values)
+        asked = [
+            {meaning: column[i] for meaning, column in batch.values.items()} for i in range(batch.num_rows)
+        ]
+        starts = pictures.of_all(asked) if pictures else [(None, None, None)] * len(asked)
+        for i, (values, (image, mask, wrong)) in enumerate(zip(asked, starts, strict=True)):
+            if spec.prompts.text is not None:
+                values["prompt"] = spec.prompts.text
+            problem = batch.problems.get(i) or wrong
             default_id = _default_id(file, source)
             good, bad = samples(spec.seed, default_id, source, values, problem, image=image, mask=mask)
             rows += good
@@ -96,7 +98,8 @@ def _batches(
     folders = folder_values(file.path, file.relpath)
     if not num_rows:
         return
-    inside = [pa.field(source_name(spec, column.name, folders), column.type) for column in others]
+    used = {name for _, name in file.columns}
+    inside = [pa.field(source_name(spec, column.name, folders, used), column.type) for column in others]
     for batch in read(
         place,
         Found(file.path, file.size_bytes, file.etag),

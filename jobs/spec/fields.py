@@ -1,4 +1,5 @@
-"""Kinds of values in a spec: texts, places, endpoints. Knows no keys, and refuses credentials in a URL."""
+"""Kinds of values in a spec: texts, places, endpoints, and what all its sections are. Knows no keys, and
+refuses credentials in a URL."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 _SECRET = re.compile(r"(?i)signature|^sig$|token|secret|password|credential|access.?key")
@@ -83,3 +84,15 @@ Attention = Literal[
     "sage_blackwell_hub",
 ]
 """The ways to compute attention that diffusers has on CPUs and GPUs, by its own names."""
+
+
+class Section(BaseModel):
+    """Keys that belong together. Frozen; a key that it does not have is an error."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )

@@ -12,18 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from overtone.jobs.errors import SpecError
-from overtone.jobs.spec.fields import is_url
-from overtone.jobs.spec.sections import (
-    COLUMNS,
-    PICTURES,
-    Faults,
-    Model,
-    Output,
-    Prompts,
-    Section,
-    Shards,
-    Workers,
-)
+from overtone.jobs.spec.fields import Section, is_url
+from overtone.jobs.spec.sections import Faults, Model, Output, Shards, Workers
+from overtone.jobs.spec.table import COLUMNS, PICTURES, Prompts
 from overtone.progressive.checkpoints import is_local_model
 from overtone.progressive.settings import Sampling
 
@@ -77,7 +68,8 @@ class JobSpec(Section):
     def pictured(self) -> bool:
         """Whether rows start from pictures of the prompt table: with a strength, or where the spec names
         their columns. A table's columns `image` and `mask` are like any others in all other jobs."""
-        return self.sampling.strength is not None or any(map(self.prompts.columns.get, PICTURES))
+        named = [name for meaning, name in self.prompts.columns.items() if meaning in PICTURES]
+        return self.sampling.strength is not None or any(named)
 
     @property
     def meanings(self) -> tuple[str, ...]:
@@ -92,7 +84,11 @@ class JobSpec(Section):
     @model_validator(mode="after")
     def _pictures_are_whole(self) -> JobSpec:
         if not self.pictured:
-            named = [("sampling.fit", self.sampling.fit), ("output.sources", self.output.sources)]
+            named = [
+                ("sampling.fit", self.sampling.fit),
+                ("output.sources", self.output.sources),
+                ("prompts.urls", self.prompts.urls),
+            ]
             if odd := [key for key, value in named if value is not None]:
                 raise ValueError(
                     f"{odd[0]} is for rows that start from pictures; set sampling.strength, or name their "
@@ -118,8 +114,8 @@ class JobSpec(Section):
         everything = self.model_dump(mode="json")
         model, output, prompts = everything["model"], everything["output"], everything["prompts"]
         # Settings that came later are left out where they are what was always done: jobs begun before go on.
-        before = {"delimiter": ("auto",), "encoding": ("auto", "utf-8")}
-        later = {key: prompts[key] for key, usual in before.items() if prompts[key] not in usual}
+        before = {"delimiter": ("auto",), "encoding": ("auto", "utf-8"), "text": ()}
+        later = {key: prompts[key] for key, usual in before.items() if prompts.get(key) not in (None, *usual)}
         if self.pictured:
             later["sources"] = "bytes" if self.keeps_sources else "digest"
         return later | {

@@ -24,9 +24,9 @@ from overtone.progressive.bench.models import open_pipe, random_text
 from overtone.progressive.bench.suite import Line, Stack
 from overtone.progressive.bench.timing import own_call, timed
 from overtone.progressive.compile import CompiledEngine
+from overtone.progressive.denoisers import quantize_blocks
 from overtone.progressive.engine import Encoded, Engine
 from overtone.progressive.graphs import GraphedEngine, capturer_for
-from overtone.progressive.pipelines import quantize_blocks
 from overtone.progressive.settings import Sampling
 
 OpenPipe = Callable[[Case, torch.device, torch.dtype], Any]

@@ -83,7 +83,7 @@ def generate(
     size = size_from(engine.family, first.height, first.width) if first else (None, None)
     plan = engine.plan(settings, height_px=height or size[0], width_px=width or size[1])
     encoded = engine.encode(prompts, list(negative_prompts), settings, pictures=pictures)
-    images: list[Image.Image | np.ndarray] = []
+    made: list[Image.Image | np.ndarray] = []
     latents: list[Tensor] = []
     stages: list[StageReport] = []
     for start in range(0, len(prompts), batch_size or len(prompts)):
@@ -92,8 +92,8 @@ def generate(
         latents.append(some)
         stages += reports
         if decode:
-            images += engine.decode(plan, some)
-    return Result(images, torch.cat(latents), stages, plan, seeds)
+            made += engine.decode(plan, some)
+    return Result(made, torch.cat(latents), stages, plan, seeds)
 
 
 def _pictures(images: Any, masks: Any, count: int) -> list[Pictures | None]:

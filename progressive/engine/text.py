@@ -152,10 +152,12 @@ class Encoded:
         return tuple(text.truncated if isinstance(text, EncodedText) else None for text in self.positive)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Encoded:
-        columns = self.positive, self.negative, self.pictures
-        if isinstance(rows, slice):
-            return Encoded(*(column[rows] for column in columns))
-        return Encoded(*(tuple(column[i] for i in rows) for column in columns))
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return Encoded(
+            tuple(self.positive[i] for i in chosen),
+            tuple(self.negative[i] for i in chosen),
+            tuple(self.pictures[i] for i in chosen),
+        )
 
     @classmethod
     def cat(cls, parts: Sequence[Encoded]) -> Encoded:
