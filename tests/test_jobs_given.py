@@ -146,11 +146,14 @@ BAD = {
         b"<!DOCTYPE html><html>",
         "image is of no known format of pictures; it begins with b'<!DOCTYPE html><'",
     ),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image is of no known format"),
     "half a header": (file_of(picture())[:20], "image cannot be opened: 'Truncated File Read'"),
 }
 GOOD = {
     "cmyk": (file_of(picture(mode="CMYK"), "JPEG"), (16, 24)),
     "16 bits": (file_of(Image.fromarray(np.full((16, 24), 999, np.uint16))), (16, 24)),
+    "webp": (file_of(picture(), "WEBP"), (16, 24)),
+    "tiff": (file_of(picture(), "TIFF"), (16, 24)),
     "animated": (file_of(picture(), "GIF", save_all=True, append_images=[picture(1)]), (16, 24)),
 }
 
