@@ -46,8 +46,9 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     if rows is not None:
         try_output(spec)
         if stages is not None and needs.size_bytes is not None:
-            own = job_plan.num_rows * stages.height_px * stages.width_px
-            needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
+            own = stages.height_px * stages.width_px
+            pixels = rows.pixels + rows.unplanned * own  # for want of better
+            needs = replace(needs, size_bytes=round(needs.size_bytes * pixels / own / job_plan.num_rows))
     elif not named and names_told_soon(job_plan):
         check_row_ids(spec, job_plan.files)
         named = True
@@ -247,7 +248,7 @@ def _by_spectrum_alone(spec: JobSpec, checkpoint: Checkpoint) -> SamplingPlan | 
 def _cost_lines(plan: SamplingPlan) -> list[str]:
     """What a row costs, and the plain setting that costs as much: who saves could also take fewer steps."""
     unit: str = plan.step_cost.counts
-    if counted == "FLOPs":
+    if plan.step_cost.counts == "FLOPs":
         unit += f", {plan.step_cost.text_tokens:,} tokens of text included"
     else:
         unit += " alone, since this transformer's FLOPs are not known here"
