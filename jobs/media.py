@@ -27,6 +27,8 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 _NAME_CHARACTERS = 80
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])|.*-[0-9a-f]{24}", re.IGNORECASE)
 """Names of devices, which Windows has in every folder, and those that look like one with a hash."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Of pictures that rows start from."""
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
@@ -119,6 +121,13 @@ def still(data: bytes) -> Image.Image:
             return next(container.decode(video=0)).to_image()
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(f"not a whole video: {error}") from None
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture's file that may come from anybody, its pixels not read yet. Only formats that Pillow decodes
+    by itself: for PostScript, say, it would run another program. Raises what Pillow does for others."""
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def decode_video(data: bytes) -> np.ndarray:

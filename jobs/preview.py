@@ -46,8 +46,9 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     if rows is not None:
         try_output(spec)
         if stages is not None and needs.size_bytes is not None:
-            own = job_plan.num_rows * stages.height_px * stages.width_px
-            needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
+            own = stages.height_px * stages.width_px
+            pixels = rows.pixels + rows.unplanned * own  # for want of better
+            needs = replace(needs, size_bytes=round(needs.size_bytes * pixels / own / job_plan.num_rows))
     elif not named and names_told_soon(job_plan):
         check_row_ids(spec, job_plan.files)
         named = True

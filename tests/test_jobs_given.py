@@ -146,11 +146,14 @@ BAD = {
         b"<!DOCTYPE html><html>",
         "image is of no known format of pictures; it begins with b'<!DOCTYPE html><'",
     ),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image is of no known format"),
     "half a header": (file_of(picture())[:20], "image cannot be opened: 'Truncated File Read'"),
 }
 GOOD = {
     "cmyk": (file_of(picture(mode="CMYK"), "JPEG"), (16, 24)),
     "16 bits": (file_of(Image.fromarray(np.full((16, 24), 999, np.uint16))), (16, 24)),
+    "webp": (file_of(picture(), "WEBP"), (16, 24)),
+    "tiff": (file_of(picture(), "TIFF"), (16, 24)),
     "animated": (file_of(picture(), "GIF", save_all=True, append_images=[picture(1)]), (16, 24)),
 }
 
@@ -237,7 +240,10 @@ def test_plan_and_checks_read_no_picture(tmp_path):
     pq.write_table(table, tmp_path / "prompts.parquet")
     spec = spec_of(tmp_path / "prompts.parquet")
     job_plan = make_plan(spec)
-    assert "start       each row from its picture, at step 6 of 30 (noise level 0.8" in preview(spec).text()
+    told = preview(spec, check=True).text()
+    assert "start       each row from its picture, at step 6 of 30 (noise level 0.8" in told
+    assert "(by FLOPs, 20 tokens of text included)" in told
+    assert "disk        about 419 kB as png" in told  # at the job's own size
     found = check_rows(spec, job_plan, checkpoint_of(spec))
     assert (found.samples, found.rejects, found.unplanned) == (4, 0, 4)
     assert "4  whose size and stages are known once their pictures are read" in "\n".join(found.lines())

@@ -9,7 +9,6 @@ Pixels are made here and nowhere else, a batch at a time, in the thread that enc
 
 from __future__ import annotations
 
-import io
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 
 from overtone.cluster.worker.protocol import Engine
 from overtone.jobs.errors import PictureError
+from overtone.jobs.media import opened
 from overtone.jobs.rows import Given, Row
 from overtone.progressive.families import Family
 from overtone.progressive.pictures import Pictures, upright
@@ -79,7 +79,7 @@ def _decoded(given: Given) -> Image.Image:
     """ValueError for a file that is broken, whatever its decoder raises."""
     data = given.read()
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             image.load()
             return upright(image)
     except (ValueError, MemoryError):

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from overtone.jobs.errors import PromptsError, StoreError
+from overtone.jobs.media import opened
 from overtone.jobs.prompts.input_file import server_of
 from overtone.jobs.prompts.places import place_of
 from overtone.jobs.prompts.values import shown_value
@@ -153,7 +154,7 @@ def header(data: bytes) -> tuple[int, int]:
     if not data:
         raise _BadPicture("is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _BadPicture(f"has {width}x{height} pixels; at most {MAX_PIXELS:,}")
