@@ -241,7 +241,8 @@ def test_what_cannot_be_saved_after_the_work_is_shown(tmp_path, capsys):
 
 def test_the_commands_are_listed_in_the_order_of_work_with_a_whole_line_each():
     shown = overtone("--help").output
-    lines = [line.strip() for line in shown[shown.index("Commands:") :].splitlines()[1:]]
+    commands = shown[shown.index("Commands:") : shown.index("Example:")].strip()
+    lines = [line.strip() for line in commands.splitlines()[1:]]
     names = [line.split()[0] for line in lines]
     assert names == list(main.order)
     assert set(names) == set(main.commands)

@@ -280,7 +280,7 @@ def test_how_sure_a_figure_is_is_told():
 
 
 def test_full_resolution_with_fewer_steps_is_named_as_such_where_it_is_chosen():
-    full, fewer = outcome("fullres", 9.0, 0.0), outcome("fullres, 5 steps", 5.0, 0.1)
+    full, fewer = outcome("fullres", 9.0, 0.0), outcome("fullres, 5 steps", 5.0, 0.1, num_steps=5)
     far = outcome("one level", 2.0, 4.0, gain=Gain(1.5, 1.2, 1.8))
     answers = (Answer(1.0, fewer, fewer), Answer(5.0, far, fewer))
     said = found(full, fewer, far, choice=fewer, answers=answers).text()
@@ -403,7 +403,7 @@ def test_the_page_in_a_browser(tmp_path):
     outcomes = [outcome("fullres", 9.0, 0.0)]
     for k, setting in enumerate(named_like(space(Sampling(), 9, deltas=(0.05, 0.2)), ())[1:]):
         few = {"rows": 2, "left_out": "surely worse, after 2 rows"} if k % 3 == 2 else {}
-        outcomes.append(outcome(setting.name, 8 - k / 8, 2 + k / 20, setting.group, **sure, **few))
+        outcomes.append(outcome(setting.name, 8 * 0.97**k, 2 + k / 20, setting.group, **sure, **few))
     pictures = {o.name: [Image.new("RGB", (64, 64), (9 * k, 90, 60)) for k in range(6)] for o in outcomes}
     nearest = outcomes[1]
     page = tmp_path / "tune.html"

@@ -67,7 +67,9 @@ class Page(HTMLParser):
         """Nothing in it names another resource, runs, or could do either."""
         policy = [a["content"] for tag, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
         assert len(policy) == 1
-        assert policy[0].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+        assert policy[0].startswith(
+            "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+        )
         for tag, attributes in self.tags:
             assert tag not in {
                 "script",

@@ -13,6 +13,8 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "library.py")
 OURS = {
     "_name_or_path",  # a key of the files that diffusers writes, like the next one
     "_class_name",
+    "_native_cudnn",  # values of diffusers' public `AttentionBackendName`, which users write into specs
+    "_flash_3",
     "_overtone_family",  # of our own making
 }
 PRIVATE = re.compile(r"_[a-z]\w*")

@@ -298,7 +298,7 @@ def test_the_spectrum_finds_a_wave_in_its_band():
 
 def test_the_spectrum_refuses_what_is_too_small():
     with pytest.raises(
-        ScorerError, match=r"'spectrum', row 0: ValueError: a picture of 63x64 px is too small"
+        ScorerError, match=r"'spectrum', row 0: ValueError: a picture of 64x63 px is too small"
     ):
         features_of_rows(named("spectrum"), [Image.new("RGB", (63, 64))])
 

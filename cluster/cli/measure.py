@@ -139,8 +139,7 @@ def preview(spec_path: Path, overrides: tuple[str, ...], rows: int, price: float
     textual-image is installed (the extra `preview`). No output folder is made."""
     from rich.console import Console
 
-    from overtone.cluster.cli.terminal import show_pictures
-    from overtone.cluster.measure import preview_rows
+    from overtone.cluster.measure import preview_rows, show_pictures
     from overtone.jobs.spec import load_spec
 
     found = preview_rows(load_spec(spec_path, overrides), rows, price=price, on_progress=_tell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from overtone.cluster.measure.charts import html, plot, sheet
 from overtone.cluster.measure.compare import tune, tune_job
 from overtone.cluster.measure.forecast import estimate
-from overtone.cluster.measure.look import preview_rows
+from overtone.cluster.measure.look import preview_rows, show_pictures
 from overtone.cluster.measure.pace import Progress
 from overtone.cluster.measure.prompts import sample_rows
 from overtone.cluster.measure.timing import Profile, load_and_time
@@ -20,6 +20,7 @@ __all__ = [
     "preview_rows",
     "sample_rows",
     "sheet",
+    "show_pictures",
     "tune",
     "tune_job",
 ]

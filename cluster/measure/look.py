@@ -12,10 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.text import Text
 
 from overtone.cluster.measure.drawing import Batch, device_name, in_batches
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
@@ -31,6 +35,8 @@ from overtone.jobs.words import counted, duration
 from overtone.progressive.schedule import SamplingPlan
 
 _PICTURE_PX = 512
+_COLUMNS = 32
+"""Width of a picture in a terminal, in characters."""
 
 
 @dataclass(frozen=True)
@@ -197,3 +203,23 @@ def _source(spec: JobSpec, one: Shown) -> str:
     if isinstance(one.media, Image.Image):
         return data_uri(one.media, _PICTURE_PX)
     return "data:video/mp4;base64," + base64.b64encode(encode_media(one.media, spec.output)).decode()
+
+
+def show_pictures(console: Console, pictures: Sequence[tuple[Image.Image, str]]) -> None:
+    """Pictures in a terminal, each with its caption, by textual-image: as pixels where it can show them
+    (kitty's protocol, Sixel), else as coloured half blocks. Nothing where no terminal is looked at, and where
+    textual-image is not installed."""
+    if not console.is_terminal or find_spec("textual_image") is None:
+        return
+    width = min(_COLUMNS, console.width)
+    try:
+        # Asks the terminal what it can show when it is imported.
+        from textual_image.renderable import Image as Shown
+
+        cells = [
+            Group(Shown(picture, width=width), Text(caption, overflow="ellipsis", no_wrap=True))
+            for picture, caption in pictures
+        ]
+        console.print(Columns(cells, width=width, padding=(1, 2)))
+    except Exception as error:  # noqa: BLE001 - whatever a terminal answers, what was made is not lost with it
+        console.print(f"this terminal shows no pictures ({type(error).__name__}: {error})", style="dim")
