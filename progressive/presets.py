@@ -104,13 +104,14 @@ def _published(
 
 _TINY_GUIDANCE = 3.0
 _ON_TINY = f"measured at guidance {_TINY_GUIDANCE:g} by the judge, on 64 held-out prompts with 125 things: "
+_ON_200 = f"measured at guidance {_TINY_GUIDANCE:g} by the judge, on 200 held-out prompts with 392 things: "
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "tiny": {
         "faithful": Preset(
             {"num_steps": 5, "levels": 0},
-            f"{_ON_TINY}plain full resolution, 98.4 % of things right like nine steps of it, and 37.5 dB to "
-            "those; no ladder was found that comes as close for as little",
+            f"{_ON_200}plain full resolution, 98.2 % of things right like 20 steps of it, 96.3 of their 96.7 "
+            "points, and 32.6 dB to them; no ladder was found that comes as close for as little",
             _TINY_GUIDANCE,
         ),
         "balanced": Preset(
@@ -120,7 +121,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "fast": Preset(
             {"num_steps": 6, "levels": 1, "delta": 0.45},
-            f"{_ON_TINY}97.6 % of things right for 3.1 full-size steps, where three plain steps have 70.4 %",
+            f"{_ON_200}97.7 % of things right for 3.1 full-size steps, where three plain steps have 71.4 %",
             _TINY_GUIDANCE,
         ),
     },

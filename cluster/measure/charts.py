@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -55,7 +58,8 @@ def sheet(tuning: Tuning, names: Sequence[str] = ()) -> bytes:
         # An interrupted search may have fewer pictures than prompts.
         for axes, picture in zip(row, tuning.pictures[outcomes[name].name], strict=False):
             axes.imshow(picture)
-        row[0].set_title(f"{name}: {outcomes[name].cost:.2f} full-size steps", loc="left", fontsize=9)
+        title = row[0].set_title(f"{name}: {outcomes[name].cost:.2f} full-size steps", loc="left", fontsize=9)
+        title.set_in_layout(False)  # however long, it makes no room beside the first picture
     for axes, prompt in zip(grid[-1], tuning.prompts, strict=True):
         axes.text(
             0.5,
@@ -74,7 +78,8 @@ def sheet(tuning: Tuning, names: Sequence[str] = ()) -> bytes:
 def plot(tuning: Tuning) -> bytes:
     """PNG of loss against cost, as on the page."""
     out = io.BytesIO()
-    _plot_of_loss(tuning).savefig(out, format="png", dpi=110, metadata={"Software": None})
+    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        _plot_of_loss(tuning, nullcontext()).savefig(out, format="png", dpi=110, metadata={"Software": None})
     return out.getvalue()
 
 
@@ -89,13 +94,21 @@ def _loss(outcome: Outcome) -> float:
     return outcome.loss
 
 
-def _plot_of_loss(tuning: Tuning) -> Figure:
-    return _plot(tuning, _loss, f"loss ({tuning.loss_metric})", limit=True)
+def _plot_of_loss(tuning: Tuning, look: AbstractContextManager[Any] | None = None) -> Figure:
+    return _plot(tuning, _loss, f"loss ({tuning.loss_metric})", limit=True, look=look)
 
 
-def _plot(tuning: Tuning, height: Callable[[Outcome], float], label: str, *, limit: bool) -> Figure:
-    """Settings by cost, those on all rows filled and with their intervals; full resolution joined up."""
-    with style():
+def _plot(
+    tuning: Tuning,
+    height: Callable[[Outcome], float],
+    label: str,
+    *,
+    limit: bool,
+    look: AbstractContextManager[Any] | None = None,
+) -> Figure:
+    """Settings by cost, those on all rows filled and with their intervals; full resolution joined up. `look`
+    None: the page's, whose colours only `svg` makes real."""
+    with look or style():
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.subplots()
         # The reference itself has no distance to itself that could be drawn.
