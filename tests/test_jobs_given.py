@@ -146,6 +146,7 @@ BAD = {
         b"<!DOCTYPE html><html>",
         "image is of no known format of pictures; it begins with b'<!DOCTYPE html><'",
     ),
+    "another program's": (file_of(picture(), "EPS"), "image is EPS, which is drawn by another program"),
     "half a header": (file_of(picture())[:20], "image cannot be opened: 'Truncated File Read'"),
 }
 GOOD = {
@@ -190,6 +191,7 @@ def test_a_picture_that_its_exif_turns_has_the_turned_size(tmp_path):
         ("sub", "image 'sub' is not there"),
         ("http://169.254.169.254/key?token=s3cret", "image is a URL, and `prompts.urls` is not set"),
         ("", "image is no path: ''"),
+        ("a" * 300, "can be no file's: File name too long"),
     ],
 )
 def test_a_path_never_leaves_the_tables_folder(tmp_path, path, reason):
