@@ -45,7 +45,7 @@ def preview(spec: JobSpec, *, check: bool = False) -> Preview:
     named = needs.state != NEW or not job_plan.files.gives("row_id")  # a job that was begun has passed
     if rows is not None:
         try_output(spec)
-        if stages is not None and needs.size_bytes is not None:
+        if stages is not None and needs.size_bytes is not None and not rows.unplanned:
             own = job_plan.num_rows * stages.height_px * stages.width_px
             needs = replace(needs, size_bytes=round(needs.size_bytes * rows.pixels / own))
     elif not named and names_told_soon(job_plan):

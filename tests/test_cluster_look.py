@@ -23,7 +23,7 @@ from small_jobs import prompt_table, small_job
 
 from overtone.cluster.cli.terminal import show_pictures
 from overtone.cluster.measure import preview_rows
-from overtone.jobs.errors import JobError
+from overtone.jobs.errors import JobError, SpecError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.engine import Engine
 
@@ -68,6 +68,12 @@ def test_a_video_is_shown_whole(tmp_path):
     assert look.shown[0].media.shape == (5, 64, 64, 3)
     assert look.html().count('<video src="data:video/mp4;base64,') == 2
     assert look.shown[0].still.size == (64, 64)
+
+
+def test_settings_that_the_loaded_model_refuses_are_a_mistake_of_the_spec(tmp_path):
+    spec = job(tmp_path, 2, call_kwargs={"nope": 1})
+    with pytest.raises(SpecError, match=r"`sampling` in the spec: FluxPipeline takes no argument nope"):
+        preview_rows(spec, 2, engine=Engine(tiny_pipes.flux1()))
 
 
 def test_ctrl_c_shows_what_there_is(tmp_path):

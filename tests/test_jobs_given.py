@@ -240,6 +240,7 @@ def test_plan_and_checks_read_no_picture(tmp_path):
     spec = spec_of(tmp_path / "prompts.parquet")
     job_plan = make_plan(spec)
     assert "start       each row from its picture, at step 6 of 30 (noise level 0.8" in preview(spec).text()
+    assert preview(spec, check=True).needs.size_bytes == preview(spec).needs.size_bytes > 0
     found = check_rows(spec, job_plan, checkpoint_of(spec))
     assert (found.samples, found.rejects, found.unplanned) == (4, 0, 4)
     assert "4  whose size and stages are known once their pictures are read" in "\n".join(found.lines())

@@ -20,7 +20,7 @@ from PIL import Image
 from overtone.cluster.measure.drawing import Batch, device_name, in_batches
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import job_sizes, sample_rows, spread_out
-from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine
+from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine, usual_plan
 from overtone.jobs.errors import JobError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
@@ -126,7 +126,7 @@ def preview_rows(
 
     `engine` None: the spec's model is loaded. Each size first runs one step on each grid, which does not
     count. Ctrl-C ends it with the rows that are there; JobError where there are none. UserError for prompts
-    that cannot be used, ModelError for a model that cannot.
+    that cannot be used and settings that the model refuses, ModelError for a model that cannot be loaded.
     """
     sizes = job_sizes(spec, make_plan(spec))
     chosen = spread_out(sample_rows(spec, rows))
@@ -134,6 +134,7 @@ def preview_rows(
     if engine is None:
         on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
         engine = load_engine(spec)
+    usual_plan(engine, spec)
     load_s = clock() - begin
     given = spec.workers.batch_size
     batch_size = min(len(chosen), given if isinstance(given, int) else CPU_BATCH)
