@@ -19,8 +19,8 @@ from PIL import Image
 
 from overtone.cluster.measure.drawing import Batch, device_name, in_batches
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
-from overtone.cluster.measure.prompts import job_sizes, sample_rows, spread_out
-from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine, usual_plan
+from overtone.cluster.measure.prompts import job_sizes, naming_rows, sample_rows, spread_out
+from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine, usual_plan
 from overtone.jobs.errors import JobError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
@@ -154,8 +154,10 @@ def preview_rows(
             if batch.size not in warm:
                 warm.add(batch.size)
                 compile_for(engine, plan, len(batch.rows), spec.sampling)
-                _make(spec, engine, plan.one_step_each(), batch, clock)
-            media, seconds = _make(spec, engine, plan, batch, clock)
+                with naming_rows(batch.rows):
+                    _make(spec, engine, plan.one_step_each(), batch, clock)
+            with naming_rows(batch.rows):
+                media, seconds = _make(spec, engine, plan, batch, clock)
             share = sum(seconds.values()) / len(batch.rows)
             shown += [Shown(row, made, plan, share) for row, made in zip(batch.rows, media, strict=True)]
             phases.update(seconds)
@@ -181,7 +183,7 @@ def _make(
     """(what was made, seconds of each phase)."""
     rows, sampling, seconds = batch.rows, spec.sampling, dict[str, float]()
     begin = clock()
-    encoded = engine.encode([row.prompt for row in rows], [row.negative_prompt for row in rows], sampling)
+    encoded = encode_rows(engine, rows, sampling)
     seconds["text_encode"] = clock() - begin
     latents, reports = engine.denoise(plan, encoded, [row.seed for row in rows], sampling)
     for report in reports:
