@@ -24,7 +24,7 @@ from rich.console import Console
 from small_jobs import prompt_table, small_job
 from test_jobs_given import file_of, picture, spec_of
 
-from overtone.cluster.cli.terminal import show_pictures
+from overtone.cluster.cli.measure import show_pictures
 from overtone.cluster.measure import preview_rows
 from overtone.jobs.errors import JobError, PromptsError, SpecError
 from overtone.jobs.spec import JobSpec
@@ -118,7 +118,7 @@ def test_a_terminal_shows_pictures_and_a_pipe_does_not():
     assert quiet.getvalue() == ""
     code = (
         "from rich.console import Console; from PIL import Image;"
-        "from overtone.cluster.cli.terminal import show_pictures;"
+        "from overtone.cluster.cli.measure import show_pictures;"
         "show_pictures(Console(), [(Image.new('RGB', (64, 64), (255, 0, 0)), 'a red square')])"
     )
     ours, theirs = pty.openpty()

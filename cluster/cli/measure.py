@@ -4,6 +4,8 @@ Ray is started."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,13 @@ from overtone.cluster.cli.saving import OutFile, save
 from overtone.jobs.errors import JobError
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
     from overtone.cluster.measure import Progress
+
+_PICTURE_COLUMNS = 32
+"""Width of a picture in a terminal, in characters."""
 
 
 @command(
@@ -139,7 +147,6 @@ def preview(spec_path: Path, overrides: tuple[str, ...], rows: int, price: float
     textual-image is installed (the extra `preview`). No output folder is made."""
     from rich.console import Console
 
-    from overtone.cluster.cli.terminal import show_pictures
     from overtone.cluster.measure import preview_rows
     from overtone.jobs.spec import load_spec
 
@@ -198,3 +205,27 @@ def estimate(
     if timed.interrupted and not profile:
         click.echo("interrupted; the same command goes on from there", err=True)
         click.get_current_context().exit(JobError.exit_code)
+
+
+def show_pictures(console: Console, pictures: Sequence[tuple[Image.Image, str]]) -> None:
+    """Each with its caption, side by side: as pixels where the terminal can show them (kitty's protocol,
+    Sixel), else as coloured half blocks; nothing where no terminal is looked at, and where textual-image is
+    not installed."""
+    if not console.is_terminal or find_spec("textual_image") is None:
+        return
+    from rich.columns import Columns
+    from rich.console import Group
+    from rich.text import Text
+
+    width = min(_PICTURE_COLUMNS, console.width)
+    try:
+        # Asks the terminal what it can show when it is imported.
+        from textual_image.renderable import Image as Shown
+
+        cells = [
+            Group(Shown(picture, width=width), Text(caption, overflow="ellipsis", no_wrap=True))
+            for picture, caption in pictures
+        ]
+        console.print(Columns(cells, width=width, padding=(1, 2)))
+    except Exception as error:  # noqa: BLE001 - whatever a terminal answers, what was made is not lost with it
+        console.print(f"this terminal shows no pictures ({type(error).__name__}: {error})", style="dim")
