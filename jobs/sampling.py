@@ -30,6 +30,7 @@ from overtone.progressive.schedule import (
     size_of,
     steps_of,
 )
+from overtone.progressive.settings import MAGCACHE_MEASURED, SEACACHE_PIPELINES
 
 
 class StagesUnknown(SpecError):
@@ -103,6 +104,7 @@ def sampling_plan(
             family.check_pictures()
         except ValueError as error:
             raise SpecError(f"sampling: {error}") from error
+    _check_cache(spec, checkpoint)
     if family.name == "generic":
         raise StagesUnknown(f"{checkpoint.pipeline_class} runs on the generic entry")
     height_px, width_px, num_frames = size_of(sampling, family, height_px, width_px)
@@ -124,6 +126,24 @@ def sampling_plan(
         raise StagesUnknown(str(error)) from error
     except ValueError as error:
         raise SizeError(f"sampling: {error}") from error
+
+
+def _check_cache(spec: JobSpec, checkpoint: Checkpoint) -> None:
+    """SpecError where the model cannot have the spec's step cache, as far as its configuration tells."""
+    sampling, made = spec.sampling, checkpoint.transformer_class
+    blocks = checkpoint.transformer.get("num_layers", MAGCACHE_MEASURED[1])
+    unmeasured = sampling.cache_ratios is None and (made, blocks) != MAGCACHE_MEASURED
+    if sampling.cache == "magcache" and unmeasured:
+        raise SpecError(
+            f"sampling.cache: magcache has no measured ratios for {spec.model.id}; give `cache_ratios`, or "
+            "use another cache"
+        )
+    known = checkpoint.family != "generic" and checkpoint.pipeline_class not in SEACACHE_PIPELINES
+    if sampling.cache == "seacache" and known:
+        raise SpecError(
+            f"sampling.cache: seacache runs with {' and '.join(SEACACHE_PIPELINES)} alone, and "
+            f"{spec.model.id} is a {checkpoint.pipeline_class}; use another cache"
+        )
 
 
 def _check_size(

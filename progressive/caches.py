@@ -25,15 +25,13 @@ from diffusers.models.cache_utils import CacheMixin
 
 from overtone.progressive import library
 from overtone.progressive.schedule import Stage
-from overtone.progressive.settings import NO_CACHE, Sampling
+from overtone.progressive.settings import MAGCACHE_MEASURED, NO_CACHE, Sampling
 from overtone.progressive.staged import StageScheduler
 
 THRESHOLDS = {"first_block": 0.05, "magcache": 0.06, "seacache": 0.25}
 INTERVAL = 3
 ORDER = 1
 MAX_SKIP = {"magcache": 3, "seacache": 2}
-_FLUX_BLOCKS = 19
-"""Blocks of the first kind in FLUX.1, of which the library has measured the ratios."""
 _ONE_CALL = ("ZImagePipeline",)
 """Pipelines that do not name their calls of the transformer for a cache, but make only one a step."""
 _TEXT_APART = {"NucleusMoEImageTransformerBlock"}
@@ -136,8 +134,7 @@ def _told(pipe: Any) -> str:
 def _ratios(transformer: Any, sampling: Sampling) -> tuple[float, ...] | None:
     if sampling.cache_ratios is not None:
         return sampling.cache_ratios
-    flux = type(transformer).__name__ == "FluxTransformer2DModel"
-    if flux and transformer.config.num_layers == _FLUX_BLOCKS:
+    if (type(transformer).__name__, transformer.config.get("num_layers")) == MAGCACHE_MEASURED:
         return tuple(FLUX_MAG_RATIOS.tolist())
     return None
 

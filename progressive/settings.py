@@ -274,6 +274,11 @@ _CACHES_WITH: dict[str, tuple[StepCache, ...]] = {
 }
 """The caches that a setting is of."""
 
+MAGCACHE_MEASURED = ("FluxTransformer2DModel", 19)
+"""Class and `num_layers` of the transformer of which the library has the ratios for `magcache`."""
+SEACACHE_PIPELINES = ("WanPipeline",)
+"""Those of the library's pipelines that tell a cache what `seacache` has to know."""
+
 FRAMES = ("num_frames", "frames")
 """What pipelines call the number of a video's frames; SANA-Video's calls it otherwise than all others."""
 

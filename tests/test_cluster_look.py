@@ -14,15 +14,18 @@ import sys
 import termios
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_pipes
 from fake_engine import FakeEngine
 from PIL import Image
 from rich.console import Console
 from small_jobs import prompt_table, small_job
+from test_jobs_given import file_of, picture, spec_of
 
 from overtone.cluster.measure import preview_rows, show_pictures
-from overtone.jobs.errors import JobError
+from overtone.jobs.errors import JobError, PromptsError, SpecError
 from overtone.jobs.spec import JobSpec
 from overtone.progressive.engine import Engine
 
@@ -67,6 +70,28 @@ def test_a_video_is_shown_whole(tmp_path):
     assert look.shown[0].media.shape == (5, 64, 64, 3)
     assert look.html().count('<video src="data:video/mp4;base64,') == 2
     assert look.shown[0].still.size == (64, 64)
+
+
+def test_settings_that_the_loaded_model_refuses_are_a_mistake_of_the_spec(tmp_path):
+    spec = job(tmp_path, 2, call_kwargs={"nope": 1})
+    with pytest.raises(SpecError, match=r"`sampling` in the spec: FluxPipeline takes no argument nope"):
+        preview_rows(spec, 2, engine=Engine(tiny_pipes.flux1()))
+
+
+def test_rows_start_from_their_pictures_and_one_that_cannot_is_named(tmp_path):
+    def pictured(*cells: bytes) -> JobSpec:
+        table = prompt_table(len(cells), image=pa.array(cells, pa.binary()))
+        pq.write_table(table, tmp_path / "prompts.parquet")
+        return spec_of(tmp_path / "prompts.parquet", sampling={"num_steps": 4, "strength": 0.5})
+
+    engine, file = FakeEngine(), file_of(picture(1, (96, 64)))
+    look = preview_rows(pictured(file, file), 2, engine=engine)
+    assert {one.image.size for one in engine.pictures} == {
+        (one.plan.width_px, one.plan.height_px) for one in look.shown
+    }
+    assert len(look.shown) == 2
+    with pytest.raises(PromptsError, match=r"^row .*row/1: its picture: it cannot be decoded"):
+        preview_rows(pictured(file, file[:-200]), 2, engine=engine)
 
 
 def test_ctrl_c_shows_what_there_is(tmp_path):

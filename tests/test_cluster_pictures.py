@@ -17,7 +17,7 @@ from test_cluster_runner import Bench
 from test_jobs_given import file_of, picture
 
 from overtone.cluster.dispatch import Assignment
-from overtone.cluster.worker import Runner, encode_rows, load_engine
+from overtone.cluster.worker import Runner, encode_rows, load_engine, remake
 from overtone.jobs.errors import PictureError, PromptsError
 from overtone.jobs.plan import make_plan
 from overtone.jobs.prompts import read_shard
@@ -46,6 +46,15 @@ def test_each_row_starts_from_its_picture_at_the_size_that_follows_from_it(tmp_p
     assert {row["row_id"]: row["source_image"] for row in bench.rows} == {
         f"r{k}": image for k, image in enumerate(images)
     }
+
+
+def test_a_tar_of_pairs_is_passed_over_by_the_check_that_makes_rows_again(tmp_path):
+    output = {"path": str(tmp_path / "out"), "format": "webdataset", "sources": "digest"}
+    bench = Bench(tmp_path, ["a"], columns={"image": [whole(1)]}, sampling=SAMPLING, output=output)
+    bench.attempt(commit_first=True)
+    bench.runner.close()
+    found = remake(bench.store, 1, lambda spec: bench.engine)
+    assert found.skipped == ["rows that start from pictures, which this check has no place for"]
 
 
 def test_a_size_that_is_given_comes_first(tmp_path):

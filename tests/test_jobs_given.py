@@ -193,6 +193,7 @@ def test_a_picture_that_its_exif_turns_has_the_turned_size(tmp_path):
         ("sub", "image 'sub' is not there"),
         ("http://169.254.169.254/key?token=s3cret", "image is a URL, and `prompts.urls` is not set"),
         ("", "image is no path: ''"),
+        ("a" * 300, "can be no file's: File name too long"),
     ],
 )
 def test_a_path_never_leaves_the_tables_folder(tmp_path, path, reason):

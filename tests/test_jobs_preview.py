@@ -110,6 +110,16 @@ def test_guidance_within_an_interval(prompts):
             r"^sampling\.guidance_interval: flux1 has no second pass to leave out",
         ),
         (lambda p: job(p, height=500, width=512), SizeError, "sampling: "),
+        (
+            lambda p: job(p, "tiny", cache="magcache"),
+            SpecError,
+            r"^sampling\.cache: magcache has no measured ratios for tiny; give `cache_ratios`",
+        ),
+        (
+            lambda p: job(p, cache="seacache"),
+            SpecError,
+            r"^sampling\.cache: seacache runs with WanPipeline alone, and .* is a FluxPipeline",
+        ),
         (lambda p: job(p, model="nobody/nothing"), SpecError, r"model\.id: "),
         (lambda p: job(p.with_name("none.parquet")), PromptsError, "there is no file or folder"),
     ],

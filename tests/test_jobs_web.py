@@ -19,6 +19,7 @@ class Site:
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.closing = threading.Event()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,8 +37,13 @@ class Site:
                 if path in moved:
                     self.send_header("Location", moved[path])
                 body = FILE if status == 200 else b""
-                self.send_header("Content-Length", str(len(body)))
+                if path != "/slow":
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                if path == "/breaks" and site.asked[path] < 3:
+                    body = body[:100]
+                while path == "/slow" and not site.closing.wait(0.05):
+                    self.wfile.write(b"a")
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
@@ -51,6 +57,7 @@ class Site:
         return f"http://{host}:{self.server.server_port}{path}"
 
     def close(self) -> None:
+        self.closing.set()
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
@@ -98,6 +105,16 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(site):
         get(site.at("/a.png"), 100)
 
 
+def test_a_file_that_breaks_off_is_asked_for_again_and_never_taken_for_a_whole_one(site):
+    assert get(site.at("/breaks")) == FILE
+    assert site.asked["/breaks"] == 3
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_cut_off(site):
+    with pytest.raises(WebError, match=r"/slow takes more than 0\.3 s"):
+        fetch(site.at("/slow"), 10**6, allowed=lambda _: True, pauses_s=(), total_s=0.3)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -122,7 +139,7 @@ def test_what_is_no_url_is_said_so(url):
 
 
 def test_addresses():
-    public = ["8.8.8.8", "2606:4700::1111"]
+    public = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"]
     private = [
         "192.168.1.1",
         "100.64.0.1",
@@ -132,6 +149,11 @@ def test_addresses():
         "224.0.0.1",
         "::",
         "2002:a00:1::",
+        "64:ff9b::a00:1",
+        "64:ff9b:1::1",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "fec0::1",
     ]
     assert [address for address in public + private if is_public(address)] == public
     assert shown("https://me:pw@example.org:8443/a/b.png?sig=1#x") == "https://example.org/a/b.png"

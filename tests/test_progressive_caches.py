@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import tiny_pipes
 import torch
@@ -13,7 +16,7 @@ from diffusers import NucleusMoEImageTransformer2DModel
 
 from overtone.progressive.caches import keeps_text, repeated_blocks, step_cache, transformers
 from overtone.progressive.engine import Engine
-from overtone.progressive.settings import Sampling
+from overtone.progressive.settings import SEACACHE_PIPELINES, Sampling
 
 CACHED = ["flux1", "flux2", "qwen-image", "z-image", "wan2.1", "wan2.2"]
 FIRST_BLOCK = ["flux1", "qwen-image", "wan2.1", "wan2.2"]
@@ -282,6 +285,14 @@ def test_what_cannot_have_a_cache_says_why(family, cache, reason):
     engine = Engine(tiny_pipes.BUILDERS[family]())
     with pytest.raises(ValueError, match=f"cannot run with cache {cache}: .*{reason}.*`cache: none`"):
         engine.plan(sampling_of(family, cache=cache))
+
+
+def test_the_pipelines_that_a_plan_allows_seacache_are_those_that_tell_it_the_noise_level():
+    folder = Path(diffusers.pipelines.__file__).parent
+    telling = re.compile(r"cache_context_kwargs = \{[^}]*num_inference_steps")
+    found = [path for path in folder.rglob("*.py") if telling.search(path.read_text("utf-8"))]
+    classes = [re.search(r"^class (\w+Pipeline)\(", path.read_text("utf-8"), re.M)[1] for path in found]
+    assert classes == list(SEACACHE_PIPELINES)
 
 
 def test_settings_of_another_cache_are_refused():

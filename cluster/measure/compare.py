@@ -26,7 +26,7 @@ from overtone.cluster.measure.scorers import FIDELITY, Judge, checked, scorer_fo
 from overtone.cluster.measure.search import Search, rungs
 from overtone.cluster.measure.settings import Setting, named_like, reference, space
 from overtone.cluster.measure.tuning import Tuning
-from overtone.cluster.worker import Engine, load_engine
+from overtone.cluster.worker import Engine, load_engine, usual_plan
 from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.rows import Row
 from overtone.jobs.sampling import checkpoint_of
@@ -81,7 +81,7 @@ def tune_job(
     measure = scorer_for(scorer or usual)
     on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
     engine = load_engine(spec)
-    number = engine.plan(reference(spec.sampling)).num_steps
+    number = usual_plan(engine, spec.model_copy(update={"sampling": reference(spec.sampling)})).num_steps
     return tune(
         spec,
         engine,
@@ -159,7 +159,7 @@ def tune(
     batches = in_batches(chosen, batch_size)
     sizes = dict(Counter(batch.size for batch in batches for _ in batch.rows).most_common())
     if settings is None:
-        number = engine.plan(reference(spec.sampling)).num_steps
+        number = usual_plan(engine, spec.model_copy(update={"sampling": reference(spec.sampling)})).num_steps
         settings = named_like(space(spec.sampling, number), ())
     found = candidates(engine, settings, sizes)
     if scorer is not None:

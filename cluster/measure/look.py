@@ -23,8 +23,8 @@ from rich.text import Text
 
 from overtone.cluster.measure.drawing import Batch, device_name, in_batches
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
-from overtone.cluster.measure.prompts import job_sizes, sample_rows, spread_out
-from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, load_engine
+from overtone.cluster.measure.prompts import job_sizes, naming_rows, sample_rows, spread_out
+from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine, usual_plan
 from overtone.jobs.errors import JobError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
@@ -132,7 +132,7 @@ def preview_rows(
 
     `engine` None: the spec's model is loaded. Each size first runs one step on each grid, which does not
     count. Ctrl-C ends it with the rows that are there; JobError where there are none. UserError for prompts
-    that cannot be used, ModelError for a model that cannot.
+    that cannot be used and settings that the model refuses, ModelError for a model that cannot be loaded.
     """
     sizes = job_sizes(spec, make_plan(spec))
     chosen = spread_out(sample_rows(spec, rows))
@@ -140,6 +140,7 @@ def preview_rows(
     if engine is None:
         on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
         engine = load_engine(spec)
+    usual_plan(engine, spec)
     load_s = clock() - begin
     given = spec.workers.batch_size
     batch_size = min(len(chosen), given if isinstance(given, int) else CPU_BATCH)
@@ -159,8 +160,10 @@ def preview_rows(
             if batch.size not in warm:
                 warm.add(batch.size)
                 compile_for(engine, plan, len(batch.rows), spec.sampling)
-                _make(spec, engine, plan.one_step_each(), batch, clock)
-            media, seconds = _make(spec, engine, plan, batch, clock)
+                with naming_rows(batch.rows):
+                    _make(spec, engine, plan.one_step_each(), batch, clock)
+            with naming_rows(batch.rows):
+                media, seconds = _make(spec, engine, plan, batch, clock)
             share = sum(seconds.values()) / len(batch.rows)
             shown += [Shown(row, made, plan, share) for row, made in zip(batch.rows, media, strict=True)]
             phases.update(seconds)
@@ -186,7 +189,7 @@ def _make(
     """(what was made, seconds of each phase)."""
     rows, sampling, seconds = batch.rows, spec.sampling, dict[str, float]()
     begin = clock()
-    encoded = engine.encode([row.prompt for row in rows], [row.negative_prompt for row in rows], sampling)
+    encoded = encode_rows(engine, rows, sampling)
     seconds["text_encode"] = clock() - begin
     latents, reports = engine.denoise(plan, encoded, [row.seed for row in rows], sampling)
     for report in reports:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from overtone.cluster.faults import first_line
 from overtone.cluster.worker import sized
-from overtone.jobs.errors import PromptsError, UserError
+from overtone.jobs.errors import PictureError, PromptsError, UserError
 from overtone.jobs.plan import JobPlan, make_plan
 from overtone.jobs.prompts import read_shard
 from overtone.jobs.rows import Row
@@ -41,6 +43,23 @@ def spread_out(rows: Sequence[Row]) -> list[Row]:
     """The rows in an order whose first ones, however many, are spread over all of them: by the multiples of
     the golden ratio, modulo 1. What is measured on few rows is measured on rows of all kinds."""
     return [rows[k] for k in sorted(range(len(rows)), key=lambda k: k * (math.sqrt(5) - 1) / 2 % 1)]
+
+
+@contextmanager
+def naming_rows(rows: Sequence[Row]) -> Iterator[None]:
+    """Within it rows are made. PromptsError, which names them, where what they start from cannot be used: a
+    job rejects such rows, and what is measured here is rows that are made."""
+    try:
+        yield
+    except PictureError as error:
+        raise PromptsError(f"row {error.row_id}: {error}; the job would reject it") from error
+    except ValueError as error:
+        if isinstance(error, UserError) or not any(row.image for row in rows):
+            raise
+        names = ", ".join(row.row_id for row in rows)
+        raise PromptsError(
+            f"one of the rows {names}: {first_line(error)}; the job would reject it"
+        ) from error
 
 
 def job_sizes(spec: JobSpec, job_plan: JobPlan) -> Sizes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import Sizes, job_sizes
-from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine
+from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine, usual_plan
 from overtone.jobs.errors import JobError, UserError
 from overtone.jobs.media import encode_media
 from overtone.jobs.plan import make_plan
@@ -36,6 +36,7 @@ def load_and_time(
     begin = time.perf_counter()
     on_progress(Progress(0, 0, f"loading {spec.model.id}", None))
     engine = load_engine(spec)
+    usual_plan(engine, spec)
     start_s = time.perf_counter() - begin
     return time_rows(spec, engine, rows, sizes=sizes, start_s=start_s, keep=keep, on_progress=on_progress)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overtone.cluster.worker.actor import EngineFactory, Load, Ready, Worker, in_lists
 from overtone.cluster.worker.batch_sizes import CPU_BATCH
-from overtone.cluster.worker.model import engine_of, load_engine, loaded_commit
+from overtone.cluster.worker.model import engine_of, load_engine, loaded_commit, usual_plan
 from overtone.cluster.worker.pictures import ENCODERS
 from overtone.cluster.worker.protocol import Engine, compile_for
 from overtone.cluster.worker.remaking import remake
@@ -28,4 +28,5 @@ __all__ = [
     "loaded_commit",
     "remake",
     "sized",
+    "usual_plan",
 ]

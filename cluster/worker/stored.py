@@ -78,7 +78,8 @@ class StoredPart:
                     "model": model,
                     "prompts": {"path": _NOWHERE, "columns": kept["columns"], "keep": kept["keep"]},
                     "sampling": kept["sampling"],
-                    "output": kept["output"] | {"path": _NOWHERE},
+                    # Of the output only the codec is needed; a tar has no place for what rows start from.
+                    "output": kept["output"] | {"path": _NOWHERE, "format": "parquet"},
                     "seed": kept["seed"],
                     "workers": workers,
                 }

@@ -12,6 +12,7 @@ StoreError like any other.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
@@ -40,6 +41,8 @@ MAX_PIXELS = 64 * 1000**2
 """A header may claim any size, and decoding takes memory for all of it."""
 _THREADS = 16
 """That wait for files."""
+_NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+"""What a disk answers to a path that can be no file's, however often it is asked."""
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap the sides."""
 
@@ -128,6 +131,8 @@ class GivenPictures:
         except PromptsError:
             raise _BadPicture(f"{shown} is not there") from None
         except OSError as error:
+            if error.errno in _NO_PATH:
+                raise _BadPicture(f"{shown} can be no file's: {error.strerror}") from None
             raise StoreError(f"{whole} cannot be read: {error.strerror or error}") from error
 
     def _from_web(self, url: str) -> bytes:
