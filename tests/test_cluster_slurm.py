@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_a_node_holds_as_many_workers_as_its_gpus(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [1, {"min": 2, "max": 9}])
 def test_shellcheck_has_nothing_to_say(tmp_path, workers):
     text = script(job(tmp_path, workers=workers), gpus_per_node=2)
-    done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True)
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([shellcheck, "-"], input=text, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     assert "--set 'name=a b'" in text
     assert f"overtone run {Path.cwd() / 'job.yaml'} --set" in text
