@@ -24,6 +24,7 @@ from rich.text import Text
 from overtone.cluster.measure.drawing import Batch, device_name, in_batches
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import job_sizes, naming_rows, sample_rows, spread_out
+from overtone.cluster.measure.trial import still
 from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine, usual_plan
 from overtone.jobs.errors import JobError
 from overtone.jobs.media import encode_media
@@ -53,9 +54,7 @@ class Shown:
     @property
     def still(self) -> Image.Image:
         """The picture, or the middle frame."""
-        if isinstance(self.media, Image.Image):
-            return self.media
-        return Image.fromarray(self.media[len(self.media) // 2])
+        return still(self.media)
 
     @property
     def steps(self) -> str:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from overtone.cluster.measure.drawing import device_name
 from overtone.cluster.measure.pace import Countdown, OnProgress, Progress, silent
 from overtone.cluster.measure.prompts import Sizes, job_sizes
 from overtone.cluster.worker import CPU_BATCH, Engine, compile_for, encode_rows, load_engine, usual_plan
@@ -84,7 +85,7 @@ def time_rows(
         for index in range(len(groups[number]))
     ]
     kept = _Kept(
-        keep, [spec.samples(), spec.workers.model_dump(mode="json"), _device(engine), rows, batch_size]
+        keep, [spec.samples(), spec.workers.model_dump(mode="json"), device_name(engine), rows, batch_size]
     )
     seconds: dict[_Step, float] = {}
     countdown = Countdown({step: _work(plans[step[1:3]]) * len(groups[step[2]][step[3]]) for step in steps})
@@ -132,7 +133,7 @@ def time_rows(
         model=spec.model.id,
         dtype=spec.model.dtype,
         sampling=spec.sampling.model_dump(mode="json"),
-        device=_device(engine),
+        device=device_name(engine),
         batch_size=batch_size,
         start_s=start_s,
         timed=tuple(timed),
@@ -207,14 +208,6 @@ def _make(
     if str(engine.device) == "cpu":
         for medium in media:
             encode_media(medium, spec.output)
-
-
-def _device(engine: Engine) -> str:
-    if not str(engine.device).startswith("cuda"):
-        return "CPU"
-    import torch
-
-    return torch.cuda.get_device_name(engine.device)
 
 
 @dataclass(frozen=True)

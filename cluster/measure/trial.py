@@ -78,11 +78,11 @@ def measure(
         scores=scores,
         right=[right for right, _ in found],
         asked=[asked for _, asked in found],
-        stills=[_still(medium) for medium in media[: max(0, shown)]],
+        stills=[still(medium) for medium in media[: max(0, shown)]],
     )
 
 
-def _still(media: Any) -> Image.Image:
+def still(media: Any) -> Image.Image:
     """A picture, or the middle frame of a video."""
     return media if isinstance(media, Image.Image) else Image.fromarray(media[len(media) // 2])
 
